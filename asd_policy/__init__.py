@@ -1,0 +1,30 @@
+"""asd-policy: exact diffusion policies at the price of DDIM-10.
+
+The names below are loaded on first use, so that `import asd_policy` itself costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AsdSampler": "asd_policy.core",
+    "Schedule": "asd_policy.core",
+    "sample_ddim": "asd_policy.core",
+    "sample_ddpm": "asd_policy.core",
+    "AsdPolicyError": "asd_policy.errors",
+    "DiffusionPolicy": "asd_policy.policies.diffusion",
+    "load_policy": "asd_policy.policies.diffusion",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'asd_policy' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

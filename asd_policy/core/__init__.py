@@ -1,0 +1,22 @@
+"""The sampler: exact draws of any DDPM in a fraction of its sequential network calls. Needs torch alone."""
+
+from asd_policy.core.denoiser import Denoiser, EpsilonDenoiser, SampleDenoiser, VDenoiser
+from asd_policy.core.drafts import DRAFTS
+from asd_policy.core.noise import NoiseTape
+from asd_policy.core.sampler import AsdSampler, SampleStats
+from asd_policy.core.schedule import Schedule
+from asd_policy.core.sequential import sample_ddim, sample_ddpm
+
+__all__ = [
+    "DRAFTS",
+    "AsdSampler",
+    "Denoiser",
+    "EpsilonDenoiser",
+    "NoiseTape",
+    "SampleDenoiser",
+    "SampleStats",
+    "Schedule",
+    "VDenoiser",
+    "sample_ddim",
+    "sample_ddpm",
+]

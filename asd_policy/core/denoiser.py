@@ -1,0 +1,108 @@
+"""One convention for every network: (x, t, cond) -> prediction of the clean sample.
+
+Whatever a network was trained to predict is converted here, once, at the edge (DDPM eq. 15; v as in Salimans & Ho 2022,
+https://arxiv.org/abs/2202.00512). All three conversions are affine in the noisy sample and the network's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.core.schedule import Schedule
+from asd_policy.errors import ConfigError, NumericalError
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Denoiser(Protocol):
+    """Any callable that predicts the clean sample, clipping included."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """x (N, *E) noisy samples, t (N,) int64 training timesteps, cond (N, ...) or None -> x0 (N, *E)."""
+        ...
+
+
+class _AffineDenoiser(nn.Module):
+    """x0 = clip(x_weight[t] x + net_weight[t] net(x, t, cond))."""
+
+    x_weight: Tensor
+    net_weight: Tensor
+
+    def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
+        super().__init__()
+        self.net = net
+        self.clip = clip
+        self.register_buffer("x_weight", x_weight.float(), persistent=False)
+        self.register_buffer("net_weight", net_weight.float(), persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (N, *E), t (N,) int64, cond (N, ...) or None -> x0 (N, *E)."""
+        per_sample = (-1,) + (1,) * (x.ndim - 1)
+        x_weight, net_weight = self.x_weight[t].view(per_sample), self.net_weight[t].view(per_sample)
+        x0 = x_weight * x + net_weight * self.net(x, t, cond)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+
+class EpsilonDenoiser(_AffineDenoiser):
+    """A network that predicts the noise: x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)."""
+
+    def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
+        abar = schedule.alphas_cumprod
+        super().__init__(net, abar.rsqrt(), -((1 - abar) / abar).sqrt(), clip)
+
+
+class VDenoiser(_AffineDenoiser):
+    """A network that predicts the velocity: x0 = sqrt(abar) x - sqrt(1 - abar) v."""
+
+    def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
+        abar = schedule.alphas_cumprod
+        super().__init__(net, abar.sqrt(), -(1 - abar).sqrt(), clip)
+
+
+class SampleDenoiser(_AffineDenoiser):
+    """A network that predicts the clean sample itself."""
+
+    def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
+        abar = schedule.alphas_cumprod
+        super().__init__(net, torch.zeros_like(abar), torch.ones_like(abar), clip)
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser's parameters or buffers lie; the CPU for a plain function."""
+    if not isinstance(denoiser, nn.Module):
+        return torch.device("cpu")
+    first = next(chain(denoiser.parameters(), denoiser.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def check_condition(cond: Tensor | None, batch_size: int) -> None:
+    """Raise ConfigError unless `cond` has one row per sample."""
+    if cond is not None and len(cond) != batch_size:
+        raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
+
+
+def check_prediction(x0: Tensor, x: Tensor) -> Tensor:
+    """Return `x0`, or raise ConfigError unless it has the shape of `x`. Reads shapes only, never values."""
+    if x0.shape != x.shape:
+        raise ConfigError(f"The denoiser returned shape {tuple(x0.shape)} for samples of shape {tuple(x.shape)}.")
+    return x0
+
+
+def check_finite(x: Tensor) -> Tensor:
+    """Return the finished samples `x` (B, *E), or raise NumericalError when one is not finite.
+
+    NaN is absorbing in the chain, so one look at its end sees a network that failed at any step of it.
+    """
+    bad = ~x.isfinite().flatten(1).all(dim=1)
+    if bool(bad.any()):
+        rows = bad.nonzero().flatten().tolist()
+        raise NumericalError(
+            f"The network returned NaN or infinity: samples {rows[:8]} of a batch of {len(x)} are not finite. "
+            "Check its weights and the condition it was given."
+        )
+    return x

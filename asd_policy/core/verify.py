@@ -1,0 +1,36 @@
+"""The Gaussian rejection sampler: keep a draft's draw where possible, and be exact always.
+
+Reflection-maximal coupling of N(mhat, s^2 I) and N(m, s^2 I), as in De Bortoli et al. 2025
+(https://arxiv.org/abs/2501.05370) and Algorithm 3 of Hu et al. 2025 (https://arxiv.org/abs/2505.03983).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gaussian_rejection(m: Tensor, mhat: Tensor, s: Tensor, xi: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the draft's draw mhat + s xi into a draw of N(m, s^2 I), changing it as rarely as possible.
+
+    It is kept when log u <= -<xi, d> - |d|^2 / 2 with d = (mhat - m) / s, and otherwise replaced by its mirror image
+    m + s (xi - 2 <xi, e> e), e = d / |d|. Kept with probability 2 Phi(-|d| / 2). Where s = 0 the result is m.
+
+    Args:
+        m, mhat, xi: (B, W, *E) exact means, draft means and standard normal noise.
+        s: (B, W) standard deviations.
+        u: (B, W) uniform on [0, 1).
+
+    Returns:
+        (y, accepted): (B, W, *E) exact draws, and (B, W) bool, true where y is the draft's own draw.
+    """
+    event = tuple(range(2, m.ndim))
+    s_event = s.view(s.shape + (1,) * len(event))
+    noisy = s > 0
+    d = (mhat - m) / torch.where(s_event > 0, s_event, 1.0)
+    overlap, gap = (xi * d).sum(dim=event), (d * d).sum(dim=event)  # <xi, d>, |d|^2
+    accepted = torch.where(noisy, u.log() <= -overlap - gap / 2, gap == 0)
+    mirror = 2 * overlap / gap.clamp(min=torch.finfo(gap.dtype).tiny)
+    reflected = xi - mirror.view_as(s_event) * d
+    keep = accepted.view_as(s_event)
+    return torch.where(keep, mhat + s_event * xi, m + s_event * reflected), accepted

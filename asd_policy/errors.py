@@ -1,0 +1,38 @@
+"""One error family. Every message says what was got, what was expected, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AsdPolicyError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class ConfigError(AsdPolicyError, ValueError):
+    """An argument or a configuration value that cannot be used."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that is in no registry. The message lists what exists."""
+
+    def __init__(self, kind: str, got: str, available: Iterable[str]):
+        available = sorted(available)
+        close = difflib.get_close_matches(str(got), available, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"Unknown {kind} {got!r}.{hint} Available: {', '.join(available) or 'none'}.")
+
+
+class CheckpointError(AsdPolicyError):
+    """A checkpoint that is missing, damaged, or does not fit its own configuration."""
+
+
+class DataError(AsdPolicyError):
+    """A demonstration store that is missing, damaged, or does not fit what is asked of it."""
+
+
+class ObservationError(AsdPolicyError, ValueError):
+    """An observation with a missing key, a wrong shape, or values that are not finite."""
+
+
+class NumericalError(AsdPolicyError, ArithmeticError):
+    """A network returned NaN or infinity."""

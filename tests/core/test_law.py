@@ -1,0 +1,143 @@
+"""Exactness: every draft and window draws from the plain sampler's law, and wrong samplers are caught."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from asd_policy.core import DRAFTS, AsdSampler, speculative
+from asd_policy.core.drafts import Denoise, Reuse
+from asd_policy.core.noise import NoiseTape
+from asd_policy.core.verify import gaussian_rejection
+from tests.core import laws
+
+N_MIXTURE, N_CHUNKS = 20_000, 8_000
+
+
+@pytest.fixture(scope="module")
+def mixture() -> tuple[laws.GaussianMixture, Tensor]:
+    denoiser = laws.GaussianMixture()
+    return denoiser, laws.reference(denoiser, denoiser.schedule, (2,), N_MIXTURE)
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    denoiser, schedule = laws.learned_chunks()
+    cond = torch.tensor([[0.9, 0.4]]).expand(N_CHUNKS, 2)
+    return denoiser, schedule, cond, laws.reference(denoiser, schedule, (4, 2), N_CHUNKS, cond)
+
+
+@pytest.mark.parametrize("window", [1, 4, 16, None])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_mixture_law(mixture, draft, window):
+    denoiser, expected = mixture
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=window)
+    x, stats = sampler(N_MIXTURE, generator=torch.Generator().manual_seed(2))
+    assert laws.smallest_p(x, expected) > laws.ACCEPT
+    assert laws.largest_z(x, expected) < 5
+    if window != 1:
+        assert stats.rounds.unique().numel() > 1  # the batch's chains end at different rounds
+
+
+@pytest.mark.parametrize("window", [1, 4, 16, None])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_learned_chunk_law(chunks, draft, window):
+    denoiser, schedule, cond, expected = chunks
+    x = laws.speculated(AsdSampler(denoiser, schedule, (4, 2), draft=draft, window=window), N_CHUNKS, cond)
+    assert laws.smallest_p(x, expected) > laws.ACCEPT
+    assert laws.largest_z(x, expected) < 5
+
+
+def test_reference_passes_against_itself(mixture):
+    """The test's own size: the plain sampler at another key is not rejected."""
+    denoiser, expected = mixture
+    again = AsdSampler(denoiser, denoiser.schedule, (2,), draft="frozen", window=1)
+    assert laws.smallest_p(laws.speculated(again, N_MIXTURE, seed=4), expected) > laws.ACCEPT
+
+
+class Peeking(Reuse):
+    """Breaks the rule: leans its guess on the step's own row of the tape."""
+
+    def __init__(self, tape: NoiseTape):
+        self.tape = tape
+
+    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
+        return memory + 0.3 * self.tape.xi[torch.arange(len(step)), step]
+
+
+def test_control_draft_that_reads_its_own_row(mixture):
+    denoiser, expected = mixture
+    tape = NoiseTape.draw(N_MIXTURE, 30, (2,), torch.Generator().manual_seed(2))
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), window=16)
+    sampler.draft = Peeking(tape)
+    assert laws.smallest_p(laws.speculated(sampler, N_MIXTURE), expected) < laws.REJECT
+
+
+def without_reflection(m, mhat, s, xi, u):
+    """Breaks the verifier: a rejected draw is m + s xi, not its mirror image."""
+    y, accepted = gaussian_rejection(m, mhat, s, xi, u)
+    return torch.where(accepted.unsqueeze(-1), y, m + s.unsqueeze(-1) * xi), accepted
+
+
+def with_redrawn_u(m, mhat, s, xi, u):
+    """Breaks the verifier: a rejected draft gets a second, fresh u."""
+    again = torch.rand(u.shape, generator=torch.Generator().manual_seed(5))
+    return gaussian_rejection(m, mhat, s, xi, torch.minimum(u, again))
+
+
+def always_accepting(m, mhat, s, xi, u):
+    """Breaks the verifier: every draft is kept while the step is noisy."""
+    return gaussian_rejection(m, mhat, s, xi, torch.zeros_like(u))
+
+
+@pytest.mark.parametrize("verifier", [without_reflection, with_redrawn_u, always_accepting])
+def test_control_broken_verifier(mixture, monkeypatch, verifier):
+    denoiser, expected = mixture
+    monkeypatch.setattr(speculative, "gaussian_rejection", verifier)
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), window=16)
+    assert laws.smallest_p(laws.speculated(sampler, N_MIXTURE), expected) < laws.REJECT
+
+
+class Recorder:
+    """A draft that notes every guess it makes: (round, step, guess) of each chain."""
+
+    def __init__(self, draft):
+        self.inner, self.calls, self.round, self.log = draft, draft.calls, -1, []
+        self.begin, self.learn = draft.begin, draft.learn
+
+    def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
+        self.round += 1
+        return self.inner.propose(memory, x, frontier, denoise)
+
+    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
+        guess = self.inner.guess(memory, step, y)
+        self.log += [((self.round, int(k)), chain, guess[chain]) for chain, k in enumerate(step)]
+        return guess
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_guess_never_depends_on_its_own_row_or_later(draft):
+    """Chain j has rows j and later of the tape replaced: its guesses of step j must be those of the untouched chain."""
+    denoiser = laws.GaussianMixture(num_steps=12)
+    K = 12
+    base = NoiseTape.draw(1, K, (2,), torch.Generator().manual_seed(6))
+    other = NoiseTape.draw(1, K, (2,), torch.Generator().manual_seed(7))
+    later = torch.arange(K) >= torch.arange(K + 1).unsqueeze(1)  # (K + 1, K); the last chain is untouched
+    tape = NoiseTape(
+        start=base.start.expand(K + 1, 2),
+        xi=torch.where(later.unsqueeze(-1), other.xi, base.xi),
+        u=torch.where(later, other.u, base.u),
+    )
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=None)
+    recorder = Recorder(sampler.draft)
+    coefficients = (c.float() for c in (denoiser.schedule.a, denoiser.schedule.b, denoiser.schedule.s))
+    chain = speculative.Chain(denoiser, None, tape, *coefficients, denoiser.schedule.timesteps)
+    state = speculative.begin(chain, recorder)
+    while int(state.frontier.min()) < K:
+        state = speculative.speculative_round(chain, recorder, state, K)
+    guesses = {(key, chain): guess for key, chain, guess in recorder.log}
+    compared = 0
+    for ((round_, k), chain_), guess in guesses.items():
+        if chain_ == k:
+            torch.testing.assert_close(guess, guesses[(round_, k), K], rtol=0, atol=1e-6)
+            compared += 1
+    assert compared >= K
