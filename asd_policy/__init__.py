@@ -15,7 +15,7 @@ _HOME = {
     "sample_ddpm": "asd_policy.core",
     "AsdPolicyError": "asd_policy.errors",
     "DiffusionPolicy": "asd_policy.policies.diffusion",
-    "load_policy": "asd_policy.policies.diffusion",
+    "load_policy": "asd_policy.importers",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -1,0 +1,1 @@
+"""Rollouts of policies in environments, both known by protocol only."""

@@ -1,0 +1,110 @@
+"""Many episodes of several samplers, told in a table and a plot."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+from scipy.stats import binomtest
+
+from asd_policy.evaluation.rollout import Episode
+
+Results = Mapping[str, Sequence[Episode]]
+"""Sampler's label -> its episodes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's line of the table."""
+
+    sampler: str
+    episodes: int
+    successes: int
+    success_interval: tuple[float, float]  # Wilson, 95 %
+    length: float  # median control steps
+    latency_ms: float  # median per chunk
+    latency_p95_ms: float
+    rounds: float  # mean per chunk
+    evaluations: float  # mean per chunk
+
+
+def summarize(results: Results) -> list[Row]:
+    """One row per sampler that has finished an episode."""
+    return [_row(sampler, episodes) for sampler, episodes in results.items() if episodes]
+
+
+def _row(sampler: str, episodes: Sequence[Episode]) -> Row:
+    latency = 1000 * np.concatenate([episode.latency for episode in episodes])
+    successes = sum(episode.success for episode in episodes)
+    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
+    return Row(
+        sampler=sampler,
+        episodes=len(episodes),
+        successes=successes,
+        success_interval=(float(interval.low), float(interval.high)),
+        length=float(np.median([episode.length for episode in episodes])),
+        latency_ms=float(np.median(latency)),
+        latency_p95_ms=float(np.percentile(latency, 95)),
+        rounds=float(np.concatenate([episode.rounds for episode in episodes]).mean()),
+        evaluations=float(np.concatenate([episode.evaluations for episode in episodes]).mean()),
+    )
+
+
+def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
+    """A table that fits 100 columns; speed-ups are against the sampler called `baseline`, if it is there."""
+    base = next((row for row in rows if row.sampler == baseline), None)
+    result = Table(title="latency per chunk of actions; speed-up in wall-clock and in sequential network calls")
+    result.add_column("sampler", no_wrap=True)
+    for name in ("success", "95 % interval", "steps", "ms", "p95", "faster", "rounds", "fewer"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        low, high = row.success_interval
+        result.add_row(
+            row.sampler,
+            f"{row.successes}/{row.episodes}",
+            f"{low:.2f}-{high:.2f}",
+            f"{row.length:.0f}",
+            f"{row.latency_ms:.0f}",
+            f"{row.latency_p95_ms:.0f}",
+            f"{base.latency_ms / row.latency_ms:.1f}x" if base else "-",
+            f"{row.rounds:.1f}",
+            f"{base.rounds / row.rounds:.1f}x" if base else "-",
+        )
+    return result
+
+
+def plot_acceptance(results: Results, path: Path) -> None:
+    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
+    for sampler, episodes in results.items():
+        acceptance = np.mean([episode.acceptance for episode in episodes], axis=0) if episodes else np.zeros(1)
+        if acceptance.any():
+            axes.plot(acceptance, label=sampler)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def software() -> dict[str, str]:
+    """Versions of what a result depends on, and the git commit if this is a checkout."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("asd-policy", "torch", "numpy", "gymnasium", "mujoco", "robosuite"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=False
+    )
+    versions["git"] = git.stdout.strip() or "not a checkout"
+    return versions

@@ -1,0 +1,197 @@
+"""The configuration that travels with a policy's weights (`config.json`), read strictly."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asd_policy.errors import CheckpointError, ConfigError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the noise predictor; see `asd_policy.nets.ConditionalUnet1D`."""
+
+    name: str = "unet1d"
+    down_dims: tuple[int, ...] = (64, 128, 256)
+    kernel_size: int = 5
+    n_groups: int = 8
+    diffusion_step_embed_dim: int = 128
+    cond_predict_scale: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "down_dims", tuple(self.down_dims))
+        _expect(self.name == "unet1d", "network.name", self.name, "'unet1d'")
+        _expect(
+            len(self.down_dims) > 0 and all(_is_size(dim) and dim % self.n_groups == 0 for dim in self.down_dims),
+            "network.down_dims",
+            self.down_dims,
+            f"multiples of n_groups ({self.n_groups})",
+        )
+        _expect(_is_size(self.kernel_size) and self.kernel_size % 2 == 1, "network.kernel_size", self.kernel_size, "odd")
+        embed_dim = self.diffusion_step_embed_dim
+        even = _is_size(embed_dim) and embed_dim % 2 == 0 and embed_dim >= 4
+        _expect(even, "network.diffusion_step_embed_dim", embed_dim, "an even integer, 4 or more")
+
+    @property
+    def downsampling(self) -> int:
+        """The horizon must be a multiple of this."""
+        return 2 ** (len(self.down_dims) - 1)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The diffusion, in the vocabulary of diffusers' DDPMScheduler."""
+
+    num_train_timesteps: int = 100
+    beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    variance_type: str = "fixed_small"
+    prediction_type: str = "epsilon"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+
+    def __post_init__(self) -> None:
+        timesteps = self.num_train_timesteps
+        _expect(_is_size(timesteps), "scheduler.num_train_timesteps", timesteps, "a positive integer")
+        _expect(
+            0 < self.beta_start <= self.beta_end < 1,
+            "scheduler.beta_start, beta_end",
+            (self.beta_start, self.beta_end),
+            "0 < beta_start <= beta_end < 1",
+        )
+        _expect(
+            self.prediction_type in ("epsilon", "v_prediction", "sample"),
+            "scheduler.prediction_type",
+            self.prediction_type,
+            "'epsilon', 'v_prediction' or 'sample'",
+        )
+        _expect(self.clip_sample_range > 0, "scheduler.clip_sample_range", self.clip_sample_range, "positive")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that a policy needs besides its weights.
+
+    Attributes:
+        env_id: the environment it was trained for.
+        obs_keys: observation keys in the order of the global condition, with their sizes.
+        action_dim: A, the size of an action.
+        n_obs_steps: To, how many observations the condition holds; the last one is now.
+        horizon: H, how many actions a chunk holds. Its first action belongs to the oldest observation.
+        n_action_steps: Ta, how many actions are executed: chunk[To - 1 : To - 1 + Ta].
+        action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
+    """
+
+    env_id: str
+    obs_keys: Mapping[str, int]
+    action_dim: int
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    action_bound: float | None = 1.0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
+        for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
+            _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
+        bound = self.action_bound
+        _expect(bound is None or bound > 0, "action_bound", bound, "a positive number or null")
+        _expect(len(self.obs_keys) > 0, "obs_keys", dict(self.obs_keys), "at least one key")
+        for key, dim in self.obs_keys.items():
+            _expect(_is_size(dim) and "." not in key and key != "action", f"obs_keys[{key!r}]", dim, "a positive size")
+        factor = self.network.downsampling
+        _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
+        _expect(
+            self.n_obs_steps - 1 + self.n_action_steps <= self.horizon,
+            "n_action_steps",
+            self.n_action_steps,
+            f"n_obs_steps - 1 + n_action_steps <= horizon ({self.horizon})",
+        )
+
+    @property
+    def obs_dim(self) -> int:
+        """G, the size of one step's observation."""
+        return sum(self.obs_keys.values())
+
+    @property
+    def global_cond_dim(self) -> int:
+        """To * G, the size of the network's condition."""
+        return self.n_obs_steps * self.obs_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the order of `obs_keys` is kept."""
+        return dataclasses.asdict(self) | {"obs_keys": dict(self.obs_keys)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
+        """The inverse of `to_dict`. Every field must be there, and nothing else.
+
+        Raises:
+            ConfigError: naming the field that is missing, unknown or unusable.
+        """
+        values = _strict_fields(cls, data, "policy config")
+        values["network"] = NetworkConfig(**_strict_fields(NetworkConfig, data["network"], "network"))
+        values["scheduler"] = SchedulerConfig(**_strict_fields(SchedulerConfig, data["scheduler"], "scheduler"))
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write `config.json`."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PolicyConfig":
+        """Read `config.json`."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"Cannot read the policy config {path}: {error}") from error
+        return cls.from_dict(data)
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "bool": (bool,),
+    "tuple[int, ...]": (list, tuple),
+}
+
+
+def _strict_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
+    """The fields of a dataclass from a JSON object with exactly those names and types."""
+    _expect(isinstance(data, Mapping), where, data, "a JSON object")
+    types = {f.name: f.type if isinstance(f.type, str) else _type_name(f.type) for f in dataclasses.fields(cls)}
+    missing, unknown = types.keys() - data.keys(), data.keys() - types.keys()
+    if missing or unknown:
+        raise ConfigError(
+            f"The {where} lacks {sorted(missing) or 'nothing'} and has unknown fields {sorted(unknown) or 'none'}; "
+            f"expected exactly {', '.join(types)}."
+        )
+    for name, value in data.items():
+        allowed = _JSON_TYPES.get(types[name], (Mapping,))
+        right = isinstance(value, allowed) and (isinstance(value, bool) <= (bool in allowed))
+        _expect(right, f"{where}.{name}", value, types[name])
+    return dict(data)
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if type(annotation) is type else str(annotation)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _expect(condition: bool, name: str, got: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {got!r}; expected {expected}.")

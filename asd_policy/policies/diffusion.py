@@ -1,0 +1,175 @@
+"""DiffusionPolicy: observations in, actions out, a chunk at a time (Chi et al. 2023, https://arxiv.org/abs/2303.04137)."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asd_policy.core import EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
+from asd_policy.errors import ConfigError, ObservationError
+from asd_policy.nets import ConditionalUnet1D
+from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.samplers import make_sampler
+
+Observation = Mapping[str, NDArray[np.floating]]
+
+DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": SampleDenoiser}
+
+
+@dataclass(frozen=True)
+class ChunkStats:
+    """What the last chunk cost; B environments, K denoising steps."""
+
+    latency: float  # seconds from observation to actions
+    rounds: Tensor  # (B,) int64, sequential network calls
+    evaluations: Tensor  # (B,) int64, states that the network was asked about
+    acceptance: Tensor  # (K,) float32, share of drafts kept at each step; 0 for a sampler without drafts
+
+
+class DiffusionPolicy:
+    """Acts in one environment, or in a batch of them in lock-step.
+
+    It samples a chunk of `horizon` actions given the last `n_obs_steps` observations, executes `n_action_steps` of it,
+    and samples again. Each environment has a generator of its own, so the noise it is given does not depend on how many
+    run together.
+
+    Args:
+        network: (sample (N, H, A), timestep (N,), global_cond (N, To * G)) -> prediction (N, H, A).
+        normalizer: with a field per observation key and "action".
+        config: what the two were trained with.
+        sampler: "asd", "ddpm" or "ddim".
+        device: where to sample.
+        sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
+
+    Raises:
+        ConfigError: on an unknown sampler or option.
+    """
+
+    def __init__(
+        self,
+        network: ConditionalUnet1D,
+        normalizer: LinearNormalizer,
+        config: PolicyConfig,
+        sampler: str = "asd",
+        device: torch.device | str = "cpu",
+        **sampler_options: Any,
+    ):
+        self.config = config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.normalizer = normalizer.to(self.device)
+        scheduler = config.scheduler
+        self.schedule = Schedule.from_diffusers(asdict(scheduler))
+        clip = scheduler.clip_sample_range if scheduler.clip_sample else None
+        denoiser = DENOISERS[scheduler.prediction_type](self.network, self.schedule, clip).to(self.device)
+        event_shape = (config.horizon, config.action_dim)
+        self._sample = make_sampler(sampler, denoiser, self.schedule, event_shape, **sampler_options)
+        self._generators: list[torch.Generator] = []
+        self._batched = False
+        self._history: deque[dict[str, Tensor]] = deque(maxlen=config.n_obs_steps)
+        self._queue: deque[NDArray[np.float32]] = deque()
+        self._stats: ChunkStats | None = None
+
+    @property
+    def stats(self) -> ChunkStats | None:
+        """What the last chunk cost; a new object for each chunk, None before the first."""
+        return self._stats
+
+    def with_sampler(self, sampler: str, **sampler_options: Any) -> DiffusionPolicy:
+        """A policy of its own that shares this one's weights and is run by another sampler."""
+        return DiffusionPolicy(self.network, self.normalizer, self.config, sampler, self.device, **sampler_options)
+
+    def reset(self, seed: int | None = None, seeds: Sequence[int] | None = None) -> None:
+        """Begin an episode: forget observations and actions, seed the noise.
+
+        Args:
+            seed: for one environment; None takes a fresh seed from the operating system.
+            seeds: for a batch of environments, one each.
+
+        Raises:
+            ConfigError: if both are given, or `seeds` is empty.
+        """
+        if seeds is not None and (seed is not None or len(seeds) == 0):
+            raise ConfigError(f"Got seed={seed} and seeds={seeds}; expected one of them, and at least one seed.")
+        self._batched = seeds is not None
+        self._generators = [_generator(value) for value in (seeds if seeds is not None else [seed])]
+        self._history.clear()
+        self._queue.clear()
+        self._stats = None
+
+    def act(self, obs: Observation) -> NDArray[np.float32]:
+        """The next action.
+
+        Args:
+            obs: for each of the policy's keys an array (D,), or (B, D) after `reset(seeds=...)`; others are ignored.
+
+        Returns:
+            (A,), or (B, A) for a batch: float32, within the config's `action_bound`.
+
+        Raises:
+            ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
+            ConfigError: if `reset` was not called.
+            NumericalError: if the network returned NaN or infinity.
+        """
+        if not self._generators:
+            raise ConfigError("act() was called before reset(). Call reset(seed=...) at the start of each episode.")
+        started = time.perf_counter()
+        self._remember(obs)
+        if not self._queue:
+            self._plan(started)
+        action = self._queue.popleft()
+        return action if self._batched else action[0]
+
+    def _remember(self, obs: Observation) -> None:
+        """Add the observation to the history; the first one fills it."""
+        batch = (len(self._generators),) if self._batched else ()
+        checked = {key: _checked(obs, key, (*batch, dim)) for key, dim in self.config.obs_keys.items()}
+        tensors = {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+        missing = self.config.n_obs_steps - len(self._history) if not self._history else 1
+        self._history.extend([tensors] * missing)
+
+    def _plan(self, started: float) -> None:
+        """Sample a chunk and queue the part of it that is executed."""
+        config = self.config
+        steps = {key: torch.stack([obs[key] for obs in self._history], dim=1) for key in config.obs_keys}
+        cond = self.normalizer.global_condition(steps, config.obs_keys)
+        chunk, cost = self._sample(len(cond), cond, self._generators)
+        first = config.n_obs_steps - 1
+        actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]
+        if config.action_bound is not None:
+            actions = actions.clamp(-config.action_bound, config.action_bound)
+        self._queue.extend(actions.cpu().numpy().transpose(1, 0, 2))
+        self._stats = ChunkStats(time.perf_counter() - started, cost.rounds, cost.evaluations, cost.acceptance)
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _checked(obs: Observation, key: str, shape: tuple[int, ...]) -> Tensor:
+    """The observation `key` as a float32 tensor of the given shape, or ObservationError."""
+    if key not in obs:
+        raise ObservationError(f"The observation lacks {key!r}; it has {', '.join(map(repr, obs)) or 'nothing'}.")
+    try:
+        value = torch.from_numpy(np.array(obs[key], dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
+    if tuple(value.shape) != shape:
+        raise ObservationError(f"Observation {key!r} has shape {tuple(value.shape)}; expected {shape}.")
+    if not bool(value.isfinite().all()):
+        raise ObservationError(f"Observation {key!r} has values that are not finite: {obs[key]}.")
+    return value

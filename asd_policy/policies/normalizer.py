@@ -1,0 +1,79 @@
+"""Affine normalisation of observations and actions, kept beside the network's weights."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from asd_policy.errors import ConfigError
+
+# A dimension that moves less than this in the demonstrations is constant: stretching it to [-1, 1] would
+# blow up the simulator's rounding errors.
+CONSTANT_RANGE = 1e-4
+
+
+class Affine(nn.Module):
+    """y = x * scale + offset, and back, over the last dimension (D,)."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("offset", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.offset
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return (y - self.offset) / self.scale
+
+
+class LinearNormalizer(nn.Module):
+    """One affine map per field: the observation keys and "action". The identity until fitted or loaded.
+
+    Buffers are named `fields.<field>.scale` and `fields.<field>.offset`, each of shape (D,).
+    """
+
+    def __init__(self, dims: Mapping[str, int]):
+        super().__init__()
+        self.fields = nn.ModuleDict({field: Affine(dim) for field, dim in dims.items()})
+
+    def _field(self, field: str) -> Affine:
+        if field not in self.fields:
+            raise ConfigError(f"No field {field!r} in this normalizer; it has {', '.join(self.fields)}.")
+        affine = self.fields[field]
+        assert isinstance(affine, Affine)
+        return affine
+
+    def fit(self, field: str, data: Tensor) -> None:
+        """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred."""
+        affine = self._field(field)
+        low, high = data.amin(dim=0), data.amax(dim=0)
+        constant = high - low < CONSTANT_RANGE
+        scale = torch.where(constant, 1.0, 2 / (high - low).clamp(min=CONSTANT_RANGE))
+        affine.scale.copy_(scale)
+        affine.offset.copy_(-(low + high) / 2 * scale)
+
+    def normalize(self, field: str, x: Tensor) -> Tensor:
+        """x (..., D) in its own units -> (..., D), demonstrations in [-1, 1]."""
+        return self._field(field)(x)
+
+    def unnormalize(self, field: str, y: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return self._field(field).inverse(y)
+
+    def global_condition(self, obs: Mapping[str, Tensor], keys: Iterable[str]) -> Tensor:
+        """The network's condition: normalised keys side by side, steps one after another.
+
+        Args:
+            obs: for each key (N, To, D_key), the last To observations, oldest first.
+            keys: the keys in the policy's order.
+
+        Returns:
+            (N, To * G) with G the sum of the keys' sizes.
+        """
+        steps = torch.cat([self.normalize(key, obs[key]) for key in keys], dim=-1)
+        return rearrange(steps, "n t g -> n (t g)")

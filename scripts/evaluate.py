@@ -1,0 +1,134 @@
+"""Evaluate one policy with several samplers on the same seeds: success, latency, network calls, a video of each.
+
+python scripts/evaluate.py --checkpoint checkpoints/square --samplers ddpm asd:reuse:24 --seeds 100000-100049
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium
+import imageio
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
+from asd_policy.evaluation.evaluate import evaluate, parse_seeds
+from asd_policy.evaluation.rollout import Episode, replay_frames
+from asd_policy.evaluation.summary import plot_acceptance, software, summarize, table
+from asd_policy.policies.samplers import SamplerSpec
+
+VIDEO_STRIDE = 2  # rendering without a GPU takes about 0.2 s a frame
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to evaluate."""
+
+    checkpoint: Path
+    """Folder with config.json and model.safetensors."""
+    samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:24")
+    """ddpm, ddim[:STEPS], asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
+    seeds: str = "100000-100002"
+    """Environment seeds, such as 100000-100049 or 1,5,7."""
+    repeat: int = 0
+    """Which noise the policy gets: another number, other noise on the same environment seeds."""
+    out: Path = Path("results/evaluation")
+    """Folder for episodes.jsonl, results.json, acceptance.png and the videos."""
+    video: bool = True
+    """Record the first seed's episode of each sampler, as an mp4."""
+    device: str = "cpu"
+    threads: int = 2
+    """torch's threads on the CPU."""
+
+
+def main(arguments: Arguments) -> int:
+    console = Console()
+    torch.set_num_threads(arguments.threads)
+    seeds = parse_seeds(arguments.seeds)
+    specs = [SamplerSpec.parse(text) for text in arguments.samplers]
+    policy = load_policy(arguments.checkpoint, device=arguments.device)
+    policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    env = gymnasium.make(f"envs:{policy.config.env_id}")
+    results: dict[str, list[Episode]] = {label: [] for label in policies}
+    try:
+        run_episodes(env, policies, seeds, arguments, results, console)
+    except KeyboardInterrupt:
+        report(arguments, results, console)
+        console.print("Interrupted: the results hold the episodes that were finished.", style="yellow")
+        return 130
+    env.close()
+    report(arguments, results, console)
+    if arguments.video:
+        record_videos(policy, results, arguments.out, console)
+    return 0
+
+
+def run_episodes(
+    env: gymnasium.Env,
+    policies: dict[str, DiffusionPolicy],
+    seeds: list[int],
+    arguments: Arguments,
+    results: dict[str, list[Episode]],
+    console: Console,
+) -> None:
+    """Fill `results` and episodes.jsonl, where whatever happens no finished episode is lost."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    record = arguments.out / "episodes.jsonl"
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress, record.open("w") as file:
+        bar = progress.add_task("", total=len(seeds) * len(policies))
+
+        def started(label: str, seed: int) -> None:
+            progress.update(bar, description=f"seed {seed} {label}")
+
+        for label, episode in evaluate(env, policies, seeds, arguments.repeat, started):
+            results[label].append(episode)
+            print(json.dumps({"sampler": label, **episode.to_json()}), file=file, flush=True)
+            progress.advance(bar)
+
+
+def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
+    """Write results.json and acceptance.png, and print the table."""
+    weights = (arguments.checkpoint / "model.safetensors").read_bytes()
+    provenance = {
+        "checkpoint": str(arguments.checkpoint),
+        "checkpoint_sha256": hashlib.sha256(weights).hexdigest(),
+        "seeds": arguments.seeds,
+        "repeat": arguments.repeat,
+        "device": arguments.device,
+        "threads": torch.get_num_threads(),
+        "software": software(),
+    }
+    rows = summarize(results)
+    summary = {"provenance": provenance, "summary": [asdict(row) for row in rows]}
+    (arguments.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot_acceptance(results, arguments.out / "acceptance.png")
+    console.print(table(rows))
+    console.print(f"Wrote {arguments.out}/results.json, episodes.jsonl and acceptance.png")
+
+
+def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], out: Path, console: Console) -> None:
+    """An mp4 of each sampler's first episode, replayed from its seed and actions."""
+    env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array")
+    fps = env.metadata["render_fps"] / VIDEO_STRIDE
+    with console.status("Rendering videos") as status:
+        for label, episodes in results.items():
+            status.update(f"Rendering {label}")
+            path = out / f"{label.replace(':', '-')}-seed{episodes[0].env_seed}.mp4"
+            frames = replay_frames(env, episodes[0].env_seed, episodes[0].actions, VIDEO_STRIDE)
+            imageio.mimwrite(path, frames, fps=fps)
+            console.print(f"Wrote {path}")
+    env.close()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    except AsdPolicyError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,143 @@
+"""Episodes, their summary, and their order, on a toy environment and policy."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.errors import ConfigError, NumericalError
+from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
+from asd_policy.evaluation.rollout import replay_frames, rollout
+from asd_policy.evaluation.summary import plot_acceptance, summarize, table
+from asd_policy.policies.diffusion import ChunkStats
+
+
+class Walk(gymnasium.Env):
+    """A point must be brought beyond 1; the episode is cut after 12 steps."""
+
+    observation_space = gymnasium.spaces.Dict({"x": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)})
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(0, 0.1, 1).astype(np.float32), 0
+        return {"x": self.x}, {"success": False}
+
+    def step(self, action):
+        self.x, self.t = self.x + 0.2 * action, self.t + 1
+        success = bool(self.x[0] > 1)
+        return {"x": self.x}, float(success), success, self.t == 12, {"success": success}
+
+    def render(self):
+        return np.full((2, 2, 3), self.t, dtype=np.uint8)
+
+
+class Push:
+    """Acts by noise around a constant; samples a chunk every four steps."""
+
+    def __init__(self, strength: float, rounds: int):
+        self.strength, self.rounds, self.stats = strength, rounds, None
+
+    def reset(self, seed):
+        self.rng, self.t = np.random.default_rng(seed), 0
+
+    def act(self, obs):
+        if self.t % 4 == 0:
+            calls = torch.tensor([self.rounds])
+            self.stats = ChunkStats(0.001 * self.rounds, calls, 2 * calls, torch.tensor([1.0, 0.5]))
+        self.t += 1
+        return (self.strength + 0.1 * self.rng.standard_normal(1)).astype(np.float32)
+
+
+def test_episode_records_every_chunk_and_stops_at_success():
+    episode = rollout(Walk(), Push(0.9, rounds=7), env_seed=1, noise_seed=2)
+    assert episode.success
+    assert 5 <= episode.length <= 7
+    assert episode.rounds == [7, 7]
+    assert episode.latency == [0.007, 0.007]
+    assert episode.acceptance == [1.0, 0.5]
+    assert episode.actions.shape == (episode.length, 1)
+
+
+def test_episode_ends_at_the_time_limit():
+    episode = rollout(Walk(), Push(0.0, rounds=7), env_seed=1, noise_seed=2)
+    assert (episode.success, episode.length, len(episode.rounds)) == (False, 12, 3)
+
+
+def test_same_seeds_same_episode():
+    first, again, other = (rollout(Walk(), Push(0.9, 1), 1, seed) for seed in (2, 2, 3))
+    assert first == again
+    assert first.action_sha256 != other.action_sha256
+
+
+def test_action_that_is_not_finite():
+    with pytest.raises(NumericalError, match="step 0 of env seed 5"):
+        rollout(Walk(), Push(np.nan, 1), env_seed=5, noise_seed=0)
+
+
+def test_replay_renders_every_other_step_and_the_last():
+    episode = rollout(Walk(), Push(0.9, rounds=7), env_seed=1, noise_seed=2)
+    frames = replay_frames(Walk(), 1, episode.actions[:6], every=2)
+    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 3, 5, 6]
+
+
+def test_policies_take_turns_on_shared_seeds_and_noise():
+    policies = {"strong": Push(0.9, 100), "weak": Push(0.0, 10)}
+    order = list(evaluate(Walk(), policies, [3, 4, 5]))
+    assert [label for label, _ in order] == ["strong", "weak", "weak", "strong", "strong", "weak"]
+    assert all(episode.noise_seed == noise_seed(episode.env_seed, 0) for _, episode in order)
+    assert noise_seed(3, 0) != noise_seed(3, 1)
+
+
+@pytest.fixture
+def results():
+    results = {"ddpm": [], "asd:reuse": []}
+    for label, episode in evaluate(Walk(), {"ddpm": Push(0.9, 100), "asd:reuse": Push(0.0, 10)}, range(8)):
+        results[label].append(episode)
+    return results
+
+
+def test_summary(results):
+    plain, fast = summarize(results)
+    assert (plain.successes, fast.successes) == (8, 0)
+    assert plain.success_interval == pytest.approx((0.676, 1.0), abs=1e-3)  # Wilson, 8 of 8
+    assert plain.rounds / fast.rounds == 10
+    assert fast.evaluations == 20
+    assert fast.latency_ms == pytest.approx(10)
+
+
+def test_summary_of_a_sampler_without_episodes(results):
+    assert [row.sampler for row in summarize({"ddpm": results["ddpm"], "none": []})] == ["ddpm"]
+
+
+def test_table_compares_with_the_baseline(results):
+    columns = {column.header: list(column.cells) for column in table(summarize(results)).columns}
+    assert columns["fewer"] == ["1.0x", "10.0x"]
+    assert columns["success"] == ["8/8", "0/8"]
+    alone = table(summarize({"asd:reuse": results["asd:reuse"]}))
+    assert next(list(column.cells) for column in alone.columns if column.header == "faster") == ["-"]
+
+
+def test_json_holds_everything_but_the_actions(results):
+    record = json.loads(json.dumps(results["ddpm"][0].to_json()))
+    assert record["rounds"] == [100, 100]
+    assert len(record["action_sha256"]) == 64
+    assert "actions" not in record
+
+
+def test_plot(results, tmp_path):
+    plot_acceptance(results, tmp_path / "acceptance.png")
+    assert (tmp_path / "acceptance.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [3]), ("1,5", [1, 5]), ("7-9,2", [7, 8, 9, 2])])
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "5-3", "1,,2"])
+def test_bad_seeds(text):
+    with pytest.raises(ConfigError, match="Cannot read the seeds"):
+        parse_seeds(text)

@@ -1,0 +1,231 @@
+"""DiffusionPolicy and load_policy on a small network with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import asd_policy
+from asd_policy import load_policy
+from asd_policy.errors import CheckpointError, ConfigError, NumericalError, ObservationError
+from asd_policy.policies.samplers import SamplerSpec
+from tests.tiny import tiny_checkpoint
+
+OBS_KEYS = {"object": 5, "robot0_eef_pos": 3}
+SAMPLERS = [("ddpm", {}), ("ddim", {"num_steps": 4}), ("asd", {"draft": "frozen"}), ("asd", {"window": None})]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", OBS_KEYS, action_dim=2)
+
+
+def observation(step: int, batch: int | None = None) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    one = {key: rng.standard_normal(dim) for key, dim in OBS_KEYS.items()}
+    return one if batch is None else {key: np.stack([value] * batch) for key, value in one.items()}
+
+
+def acts(policy, steps: int, batch: int | None = None) -> np.ndarray:
+    return np.stack([policy.act(observation(step, batch)) for step in range(steps)])
+
+
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS)
+def test_same_seed_same_actions(checkpoint, sampler, options):
+    policy = load_policy(checkpoint, sampler=sampler, **options)
+    streams = []
+    for seed in (0, 0, 1):
+        policy.reset(seed=seed)
+        streams.append(acts(policy, 20))
+    assert np.array_equal(streams[0], streams[1])
+    assert not np.array_equal(streams[0], streams[2])
+    assert streams[0].shape == (20, 2)
+    assert streams[0].dtype == np.float32
+    assert np.abs(streams[0]).max() <= 1
+
+
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS)
+def test_an_environment_acts_alike_alone_and_in_a_batch(checkpoint, sampler, options):
+    policy = load_policy(checkpoint, sampler=sampler, **options)
+    policy.reset(seeds=[3, 4, 5])
+    together = acts(policy, 20, batch=3)
+    assert together.shape == (20, 3, 2)
+    for row, seed in enumerate((3, 4, 5)):
+        policy.reset(seed=seed)
+        np.testing.assert_allclose(together[:, row], acts(policy, 20), atol=1e-4)
+
+
+def test_global_generator_is_left_alone(checkpoint):
+    policy = load_policy(checkpoint)
+    before = torch.get_rng_state()
+    policy.reset(seed=0)
+    policy.act(observation(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_chunk_is_sampled_every_eight_actions_and_described(checkpoint):
+    policy = load_policy(checkpoint, sampler="asd", draft="reuse", window=4)
+    policy.reset(seed=0)
+    assert policy.stats is None
+    seen = []
+    for step in range(17):
+        policy.act(observation(step))
+        if not seen or policy.stats is not seen[-1]:
+            seen.append(policy.stats)
+    assert len(seen) == 3
+    assert 3 <= int(seen[0].rounds[0]) <= 12
+    assert seen[0].latency > 0
+    assert seen[0].acceptance.shape == (12,)
+
+
+def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeypatch):
+    policy = load_policy(checkpoint, sampler="ddpm")
+    conditions = []
+    sample = policy._sample
+    monkeypatch.setattr(policy, "_sample", lambda n, cond, g: (conditions.append(cond.clone()), sample(n, cond, g))[1])
+    policy.reset(seed=0)
+    acts(policy, 9)
+
+    def flat(step):
+        return torch.from_numpy(np.concatenate([observation(step)[key] for key in OBS_KEYS])).float()
+
+    torch.testing.assert_close(conditions[0][0], torch.cat([flat(0), flat(0)]))  # the first fills the history
+    torch.testing.assert_close(conditions[1][0], torch.cat([flat(7), flat(8)]))
+
+
+def test_with_sampler_shares_the_weights(checkpoint):
+    policy = load_policy(checkpoint)
+    other = policy.with_sampler("ddpm")
+    assert other.network is policy.network
+    other.reset(seed=0)
+    assert other.act(observation(0)).shape == (2,)
+    with pytest.raises(ConfigError, match="before reset"):
+        policy.act(observation(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"object": None}, "lacks 'object'"),
+        ({"robot0_eef_pos": None}, "lacks 'robot0_eef_pos'; it has 'object'"),
+        ({"object": np.zeros(4)}, r"'object' has shape \(4,\); expected \(5,\)"),
+        ({"robot0_eef_pos": np.zeros((1, 3))}, r"'robot0_eef_pos' has shape \(1, 3\)"),
+        ({"robot0_eef_pos": np.array([0.0, np.nan, 0.0])}, "'robot0_eef_pos' has values that are not finite"),
+        ({"object": np.full(5, np.inf)}, "'object' has values that are not finite"),
+        ({"object": np.array(["a"] * 5)}, "'object' is no array of numbers"),
+    ],
+)
+def test_bad_observations(checkpoint, change, message):
+    policy = load_policy(checkpoint)
+    policy.reset(seed=0)
+    obs = {key: value for key, value in (observation(0) | change).items() if value is not None}
+    with pytest.raises(ObservationError, match=message):
+        policy.act(obs)
+    assert policy.act(observation(0)).shape == (2,)  # a bad observation leaves no trace
+
+
+def test_batch_size_must_be_that_of_reset(checkpoint):
+    policy = load_policy(checkpoint)
+    policy.reset(seeds=[0, 1])
+    with pytest.raises(ObservationError, match=r"shape \(3, 5\); expected \(2, 5\)"):
+        policy.act(observation(0, batch=3))
+    with pytest.raises(ObservationError, match=r"shape \(5,\); expected \(2, 5\)"):
+        policy.act(observation(0))
+    with pytest.raises(ConfigError, match="one of them"):
+        policy.reset(seed=0, seeds=[1])
+
+
+def test_nan_weights_raise(checkpoint):
+    policy = load_policy(checkpoint)
+    policy.network.final_conv[1].bias.data.fill_(float("nan"))
+    policy.reset(seed=0)
+    with pytest.raises(NumericalError, match="NaN"):
+        policy.act(observation(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "dpm"}, "Did you mean 'ddpm'.*Available: asd, ddim, ddpm"),
+        ({"sampler": "ddpm", "window": 3}, "option of sampler 'ddpm' 'window'"),
+        ({"sampler": "asd", "windw": 3}, "Did you mean 'window'"),
+        ({"sampler": "asd", "draft": "paht"}, "Unknown draft 'paht'"),
+        ({"sampler": "asd", "window": 0}, "window is 0"),
+        ({"sampler": "ddim", "num_steps": 13}, "expected 1 to 12"),
+    ],
+)
+def test_bad_sampler(checkpoint, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_policy(checkpoint, **arguments)
+
+
+def test_unknown_checkpoint_lists_what_exists(checkpoint):
+    with pytest.raises(ConfigError, match=f"Unknown checkpoint.*Did you mean.*{checkpoint.name}"):
+        load_policy(checkpoint.parent / "tinny")
+
+
+def copy_of(checkpoint: Path, to: Path) -> Path:
+    for file in checkpoint.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def test_truncated_weights(checkpoint, tmp_path):
+    weights = copy_of(checkpoint, tmp_path) / "model.safetensors"
+    whole = weights.read_bytes()
+    for keep in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:keep])
+        with pytest.raises(CheckpointError, match="Is the file complete"):
+            load_policy(tmp_path)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_policy(tmp_path)
+
+
+def test_weights_that_do_not_fit(checkpoint, tmp_path):
+    config = copy_of(checkpoint, tmp_path) / "config.json"
+    values = json.loads(config.read_text())
+    values["network"]["down_dims"] = [8, 24]
+    config.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"is \(16,.*the config says \(24"):
+        load_policy(tmp_path)
+
+
+def test_missing_and_foreign_tensors(checkpoint, tmp_path):
+    weights = copy_of(checkpoint, tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["stranger"] = tensors.pop("normalizer.fields.action.scale")
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=r"action\.scale is missing; stranger is not of this network"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ddpm", ("ddpm", {})),
+        ("ddim:10", ("ddim", {"num_steps": 10})),
+        ("asd:frozen", ("asd", {"draft": "frozen"})),
+        ("asd:reuse:all", ("asd", {"draft": "reuse", "window": None})),
+        ("asd:reuse:16", ("asd", {"draft": "reuse", "window": 16})),
+    ],
+)
+def test_sampler_spec(text, expected):
+    spec = SamplerSpec.parse(text)
+    assert (spec.name, spec.options, spec.label) == (*expected, text)
+
+
+@pytest.mark.parametrize("text", ["", "ddpm:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:4", "euler"])
+def test_bad_sampler_spec(text):
+    with pytest.raises(ConfigError, match="expected ddpm, ddim"):
+        SamplerSpec.parse(text)
+
+
+def test_top_level_names():
+    for name in asd_policy.__all__:
+        assert getattr(asd_policy, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = asd_policy.nothing
