@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 
 from asd_policy.core.capture import make_loop
 from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, device_of
-from asd_policy.core.drafts import Draft, make_draft
+from asd_policy.core.drafts import make_draft
+from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.speculative import Chain, State, begin, speculative_round

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.core.denoiser import Denoiser, check_prediction
-from asd_policy.core.drafts import Draft, Verified
+from asd_policy.core.drafts.protocol import Draft, Memory, Verified
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
 
@@ -41,7 +41,7 @@ class State(NamedTuple):
 
     frontier: Tensor  # (B,) int64
     x: Tensor  # (B, *E) the state at the frontier
-    memory: Tensor  # the draft's
+    memory: Memory  # the draft's
     round: Tensor  # () int64, rounds done
     verified_in: Tensor  # (B, K) int64, the round in which each step became certain
     accepted: Tensor  # (B, K) bool, whether it kept its draft
@@ -98,7 +98,7 @@ def speculative_round(chain: Chain, draft: Draft, state: State, window: int) -> 
     )
 
 
-def _roll_out(chain: Chain, draft: Draft, memory: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _roll_out(chain: Chain, draft: Draft, memory: Memory, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Speculate along the window without the network (Algorithm 2).
 
     x (B, *E), step (B, W) -> states y, draft means mhat, and the tape's noise xi, each (B, W, *E).

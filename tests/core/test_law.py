@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from asd_policy.core import DRAFTS, AsdSampler, speculative
-from asd_policy.core.drafts import Denoise, Reuse
+from asd_policy.core.drafts.protocol import Denoise
+from asd_policy.core.drafts.reuse import Reuse
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
 from tests.core import laws

@@ -1,0 +1,63 @@
+"""The path draft: each step is guessed by its own prediction from the round before.
+
+Step k consumes row k of the tape in every round, so the speculated path of one round lies close to the next one's: a
+Picard iteration with common noise as in ParaDiGMS (Shih et al. 2023, https://arxiv.org/abs/2305.16317), but verified
+exactly. A prediction at step k was made at a state that depends on rows before k alone, so it may guess step k, even
+where the paper's method throws it away because a test before k had failed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asd_policy.core.drafts.protocol import Denoise, Verified
+from asd_policy.core.drafts.secant import secant_gain
+
+
+class PathMemory(NamedTuple):
+    """The last evaluation of each step."""
+
+    x0: Tensor  # (B, K, *E) the prediction; steps that no window has reached hold the farthest one
+    y: Tensor  # (B, K, *E) the state it was made at
+    gain: Tensor  # (B, K) how the prediction follows a change of that state
+    reach: Tensor  # (B,) int64, steps before this one have been evaluated
+
+
+class Path:
+    """The kept prediction of each step, corrected along the secant for how its state has moved since."""
+
+    calls = 1
+
+    def begin(self, start: Tensor, num_steps: int) -> PathMemory:
+        x0 = torch.zeros_like(start).unsqueeze(1).repeat_interleave(num_steps, dim=1)
+        reach = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        return PathMemory(x0, x0, torch.zeros(x0.shape[:2], dtype=x0.dtype, device=x0.device), reach)
+
+    def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
+        return memory
+
+    def guess(self, memory: PathMemory, step: Tensor, y: Tensor) -> Tensor:
+        rows = torch.arange(len(step), device=step.device)
+        gain = memory.gain[rows, step].view((-1,) + (1,) * (y.ndim - 1))
+        return memory.x0[rows, step] + gain * (y - memory.y[rows, step])
+
+    def learn(self, memory: PathMemory, verified: Verified) -> PathMemory:
+        num_steps, window = memory.gain.shape[1], verified.step.shape[1]
+        first = verified.step[:, :1]
+        position = torch.arange(num_steps, device=first.device) - first  # (B, K), of each step in the window
+        rows = torch.arange(len(first), device=first.device).unsqueeze(1)
+        source = position.clamp(0, window - 1)
+        x0, y = verified.x0[rows, source], verified.y[rows, source]  # (B, K, *E)
+        evaluated = (position >= 0) & (position < window)
+        again = evaluated & (position + first < memory.reach.unsqueeze(1))
+        gain = torch.where(again, secant_gain(x0 - memory.x0, y - memory.y), 0)
+        per_event = (...,) + (None,) * (x0.ndim - 2)
+        return PathMemory(
+            x0=torch.where((position >= 0)[per_event], x0, memory.x0),
+            y=torch.where(evaluated[per_event], y, memory.y),
+            gain=gain,
+            reach=(first.squeeze(1) + window).clamp(max=num_steps),
+        )

@@ -1,0 +1,51 @@
+"""What a draft is: a way of guessing the clean sample, from which the steps ahead are speculated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, W, *E), step (B, W)) -> x0 (B, W, *E): one network call on B * W states."""
+
+Memory = Any
+"""What a draft remembers between rounds: a tensor, or a NamedTuple of tensors, of static shapes."""
+
+
+class Verified(NamedTuple):
+    """What a round found out, for the draft to learn from."""
+
+    step: Tensor  # (B, W) int64, the steps of the window; the last step repeats where the window runs past it
+    y: Tensor  # (B, W, *E) the speculated states at those steps
+    x0: Tensor  # (B, W, *E) the network's predictions there
+    advance: Tensor  # (B,) int64, how many steps of the window are now certain; 0 for a finished chain
+
+
+class Draft(Protocol):
+    """One way of guessing.
+
+    The rule that keeps it exact: its guess at step k may depend on the tape's start, on the tape's rows before k, and on
+    network outputs at states that depend only on those. Never on row k or a later one, nor on the outcome of a test at
+    step k or later.
+    """
+
+    calls: int
+    """Sequential network calls per round, the verifying one included."""
+
+    def begin(self, start: Tensor, num_steps: int) -> Memory:
+        """start (B, *E) -> what is remembered before the first round."""
+        ...
+
+    def propose(self, memory: Memory, x: Tensor, frontier: Tensor, denoise: Denoise) -> Memory:
+        """Look again at the frontier's state x (B, *E), at step `frontier` (B,), before a window is speculated."""
+        ...
+
+    def guess(self, memory: Memory, step: Tensor, y: Tensor) -> Tensor:
+        """step (B,), speculated state there y (B, *E) -> guess of the clean sample (B, *E)."""
+        ...
+
+    def learn(self, memory: Memory, verified: Verified) -> Memory:
+        """What is remembered for the next round."""
+        ...

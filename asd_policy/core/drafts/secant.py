@@ -1,0 +1,19 @@
+"""The secant correction of a kept prediction (one Barzilai-Borwein step per denoising step)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_GAIN = 1.5
+
+
+def secant_gain(dx0: Tensor, dy: Tensor) -> Tensor:
+    """Slope <dx0, dy> / <dy, dy>, clamped to [0, 1.5], of predictions that changed by dx0 when their states changed by dy.
+
+    dx0, dy (B, K, *E) -> (B, K). Zero where the state did not change.
+    """
+    event = tuple(range(2, dy.ndim))
+    moved = (dy * dy).sum(dim=event)
+    slope = (dx0 * dy).sum(dim=event) / moved.clamp(min=torch.finfo(dy.dtype).tiny)
+    return slope.clamp(0, MAX_GAIN)
