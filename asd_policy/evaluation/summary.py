@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 from scipy.stats import binomtest
 
@@ -58,11 +59,17 @@ def _row(sampler: str, episodes: Sequence[Episode]) -> Row:
 
 
 def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
-    """A table that fits 100 columns; speed-ups are against the sampler called `baseline`, if it is there."""
+    """A table that fits 80 columns; speed-ups are against the sampler called `baseline`, if it is there."""
     base = next((row for row in rows if row.sampler == baseline), None)
-    result = Table(title="latency per chunk of actions; speed-up in wall-clock and in sequential network calls")
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="95 %: Wilson interval. steps: median episode. ms, p95: latency of a chunk.\n"
+        f"rounds: its sequential network calls. faster, fewer: against {baseline}.",
+        caption_justify="left",
+    )
     result.add_column("sampler", no_wrap=True)
-    for name in ("success", "95 % interval", "steps", "ms", "p95", "faster", "rounds", "fewer"):
+    for name in ("success", "95 %", "steps", "ms", "p95", "faster", "rounds", "fewer"):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         low, high = row.success_interval
@@ -81,13 +88,16 @@ def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
 
 
 def plot_acceptance(results: Results, path: Path) -> None:
-    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG."""
+    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG.
+
+    The last step is left out: it adds no noise, so it is computed, not drawn.
+    """
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
     for sampler, episodes in results.items():
         acceptance = np.mean([episode.acceptance for episode in episodes], axis=0) if episodes else np.zeros(1)
         if acceptance.any():
-            axes.plot(acceptance, label=sampler)
+            axes.plot(acceptance[:-1], label=sampler)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

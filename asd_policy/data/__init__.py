@@ -1,0 +1,1 @@
+"""Demonstrations: the episode store, and what turns it into training batches."""

@@ -1,0 +1,91 @@
+"""Training windows over demonstrations, held in memory as tensors.
+
+The windows are those of Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
+`common/sampler.py`): a window may begin before its episode and run past its end, where the edge step repeats.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from asd_policy.errors import DataError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows of H steps over N steps of demonstrations, gathered by index arithmetic.
+
+    Attributes:
+        obs: (N, G) normalised observations.
+        actions: (N, A) normalised actions.
+        starts: (W,) int64, first step of each window; may lie before its episode.
+        first: (W,) int64, first step of the window's episode.
+        last: (W,) int64, last step of the window's episode.
+        n_obs_steps: To, how many steps of a window the policy sees.
+        horizon: H.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    starts: Tensor
+    first: Tensor
+    last: Tensor
+    n_obs_steps: int
+    horizon: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def to(self, device: torch.device | str) -> "Windows":
+        """The same windows on another device."""
+        moved = (t.to(device) for t in (self.obs, self.actions, self.starts, self.first, self.last))
+        return Windows(*moved, self.n_obs_steps, self.horizon)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """indices (B,) int64 -> condition (B, To * G) and action chunks (B, H, A)."""
+        offsets = torch.arange(self.horizon, device=self.starts.device)
+        steps = self.starts[indices, None] + offsets
+        steps = steps.clamp(self.first[indices, None], self.last[indices, None])
+        condition = rearrange(self.obs[steps[:, : self.n_obs_steps]], "b t g -> b (t g)")
+        return condition, self.actions[steps]
+
+
+def make_windows(
+    obs: Tensor, actions: Tensor, episode_ends: Tensor, n_obs_steps: int, horizon: int, n_action_steps: int
+) -> Windows:
+    """All windows of To - 1 steps of padding before an episode and Ta - 1 after it.
+
+    Args:
+        obs: (N, G) observations, episodes laid end to end.
+        actions: (N, A) actions.
+        episode_ends: (E,) int64, one past the last step of each episode.
+        n_obs_steps: To.
+        horizon: H.
+        n_action_steps: Ta.
+
+    Raises:
+        DataError: if the episodes do not cover the arrays, or none is long enough for a window.
+    """
+    ends = episode_ends.tolist()
+    begins = [0, *ends[:-1]]
+    covered = len(ends) > 0 and ends[-1] == len(obs) == len(actions)
+    if not covered or any(end <= begin for begin, end in zip(begins, ends, strict=True)):
+        raise DataError(
+            f"episode_ends must increase up to the number of steps; got {ends[:3]}...{ends[-1:]} "
+            f"for {len(obs)} observations and {len(actions)} actions."
+        )
+    # From To - 1 steps before the episode to where Ta - 1 steps of the window lie past its end.
+    starts = [
+        torch.arange(begin - (n_obs_steps - 1), end - horizon + n_action_steps)
+        for begin, end in zip(begins, ends, strict=True)
+        if end - horizon + n_action_steps > begin - (n_obs_steps - 1)
+    ]
+    if not starts:
+        raise DataError(f"No episode is long enough for a window of {horizon} steps.")
+    all_starts = torch.cat(starts)
+    # A window's first executed step, start + To - 1, always lies inside its episode.
+    episode = torch.searchsorted(episode_ends, all_starts + n_obs_steps - 1, right=True)
+    first = torch.tensor(begins)[episode]
+    return Windows(obs, actions, all_starts, first, episode_ends[episode] - 1, n_obs_steps, horizon)

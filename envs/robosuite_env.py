@@ -1,0 +1,175 @@
+"""A robosuite task as a gymnasium environment with low-dimensional observations."""
+
+import atexit
+import ctypes.util
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.tasks import TASKS, TaskSpec
+
+if sys.platform == "linux" and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
+    # MuJoCo picks its GL library when it is first imported, and its own default needs a display.
+    os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+
+# robosuite advises on optional extras at each import; its errors still come through.
+logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+import mujoco  # noqa: E402  (after MUJOCO_GL)
+import robosuite  # noqa: E402  (after its logger is filtered)
+
+Obs = dict[str, Any]  # float32 arrays
+
+CONTROL_HZ = 20
+CAMERA = "agentview"
+FRAME_SIZE = 256  # pixels
+
+
+_renderers: "weakref.WeakSet[mujoco.Renderer]" = weakref.WeakSet()
+
+
+@cache
+def _close_renderers_at_exit() -> None:
+    # MuJoCo shuts EGL down at exit, after which a renderer that was never closed fails noisily. Exit handlers run
+    # last in, first out, and MuJoCo registers its own with the first renderer: call this after that.
+    atexit.register(lambda: [renderer.close() for renderer in list(_renderers)])
+
+
+class SimulationError(gymnasium.error.Error):
+    """The physics diverged: the episode cannot go on."""
+
+
+class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
+    """One robosuite task at 20 Hz with OSC_POSE delta actions in [-1, 1] (values beyond are clipped).
+
+    Observations are a dict of float32 vectors with robomimic's keys in robomimic's order. The reward is 1 on
+    every step that ends in success, else 0; `info["success"]` says the same. All randomness comes from
+    `env.np_random`: the same `reset(seed=...)` gives the same episode, bit for bit.
+
+    Args:
+        task: a key of `envs.tasks.TASKS`.
+        render_mode: None or "rgb_array", a (256, 256, 3) uint8 camera image.
+        terminate_on_success: end the episode at the first success.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's declaration)
+
+    def __init__(self, task: str = "square", render_mode: str | None = None, terminate_on_success: bool = True):
+        if task not in TASKS:
+            raise gymnasium.error.Error(f"Unknown task {task!r}. Available: {', '.join(sorted(TASKS))}.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise gymnasium.error.UnsupportedMode(
+                f"Unknown render_mode {render_mode!r}. Available: None, {self.metadata['render_modes']}."
+            )
+        self.task = TASKS[task]
+        self.render_mode = render_mode
+        self.terminate_on_success = terminate_on_success
+        self.robosuite = _make_robosuite(self.task)
+        self.observation_space = spaces.Dict(
+            {key: spaces.Box(-np.inf, np.inf, (dim,), np.float32) for key, dim in self.task.obs_dims.items()},
+            sort_keys=False,
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (self.task.action_dim,), np.float32)
+        self._renderer: mujoco.Renderer | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._close_renderer()  # robosuite rebuilds the model
+        # robosuite's samplers hold on to its generator, so it is lent the state of ours, not replaced by ours.
+        rng = self.robosuite.rng.bit_generator
+        rng.state = self.np_random.bit_generator.state
+        self.robosuite.reset()
+        self.np_random.bit_generator.state = rng.state
+        self._refresh_observables()
+        return self._observe(self.robosuite._get_observations()), {"success": False}
+
+    def step(self, action: NDArray[np.floating]) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        raw, *_ = self.robosuite.step(self._checked(action))
+        self._check_physics()
+        success = bool(self.robosuite._check_success())
+        terminated = success and self.terminate_on_success
+        return self._observe(raw), float(success), terminated, False, {"success": success}
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The camera image, (256, 256, 3) uint8. Rendering never changes the physics."""
+        if self.render_mode is None:
+            gymnasium.logger.warn('render() needs gym.make(..., render_mode="rgb_array").')
+            return None
+        sim = self.robosuite.sim
+        if self._renderer is None:
+            self._renderer = mujoco.Renderer(sim.model._model, FRAME_SIZE, FRAME_SIZE)
+            _renderers.add(self._renderer)
+            _close_renderers_at_exit()
+        visual_geoms = mujoco.MjvOption()
+        visual_geoms.geomgroup[0] = 0  # robosuite keeps collision geometry in group 0
+        self._renderer.update_scene(sim.data._data, CAMERA, visual_geoms)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        self._close_renderer()
+        self.robosuite.close()
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            # MuJoCo deletes GL objects by number in whatever context is current: let it not be another renderer's.
+            self._renderer._gl_context.make_current()
+            self._renderer.close()
+            self._renderer = None
+
+    def _refresh_observables(self) -> None:
+        # Relative poses are computed from the poses sampled before, which at reset do not exist: robosuite
+        # returns zeros for them. A second sample, taken without advancing the sampling clocks, fills them in.
+        for observable in self.robosuite._observables.values():
+            observable.update(timestep=0.0, obs_cache=self.robosuite._obs_cache, force=True)
+
+    def _observe(self, raw: Mapping[str, NDArray[np.float64]]) -> Obs:
+        # robomimic calls robosuite's concatenated object observations `object`.
+        named = {**raw, "object": raw["object-state"]}
+        return {key: np.asarray(named[key], np.float32) for key in self.task.obs_dims}
+
+    def _checked(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        checked = np.asarray(action, np.float64)
+        expected = self.action_space.shape
+        if checked.shape != expected:
+            raise gymnasium.error.InvalidAction(
+                f"Got an action of shape {checked.shape}, expected {expected} for {self.task.env_id}."
+            )
+        if not np.isfinite(checked).all():
+            raise gymnasium.error.InvalidAction(f"Got an action with values that are not finite: {checked}.")
+        return checked
+
+    def _check_physics(self) -> None:
+        # MuJoCo resets a diverged simulation by itself and goes on: only its warning counters tell.
+        warnings = self.robosuite.sim.data._data.warning
+        for kind in ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC"):
+            if warnings[getattr(mujoco.mjtWarning, kind)].number:
+                raise SimulationError(
+                    f"The simulation of {self.task.env_id} diverged ({kind}) at step {self.robosuite.timestep}: "
+                    "reset the environment."
+                )
+
+
+def _make_robosuite(task: TaskSpec) -> Any:
+    return robosuite.make(
+        task.robosuite_name,
+        robots=list(task.robots),
+        controller_configs=robosuite.load_composite_controller_config(controller="BASIC", robot=task.robots[0]),
+        control_freq=CONTROL_HZ,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        use_object_obs=True,
+        reward_shaping=False,
+        ignore_done=True,  # the time limit is gymnasium's
+        renderer="mujoco",  # the default one keeps old simulations alive
+        **task.make_options,
+    )

@@ -1,0 +1,243 @@
+"""Collect demonstrations of a task's scripted expert into an episode store.
+
+    python scripts/collect_demos.py --task square --num-episodes 200 --out data/square.zarr --workers 2
+
+Seeds are tried upward from --seed-start until enough of them succeed; failures are recorded, not stored. Running
+the command again continues where it stopped. Ctrl-C finishes the episodes in flight first; a
+second one quits at once. The store's content does not depend on the number of workers.
+"""
+
+import os
+import platform
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import rich
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
+from envs.tasks import ARM_ACTION_DIM, TASKS
+
+FIRST_EVALUATION_SEED = 100_000
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Collect demonstrations of a task's scripted expert.
+
+    Attributes:
+        task: a task of `envs.tasks`.
+        num_episodes: successful episodes the store shall hold.
+        out: folder of the store; an existing one is continued.
+        workers: processes that roll out episodes.
+        seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
+        noise: standard deviation of the exploration noise on executed actions, grippers excluded.
+    """
+
+    task: str = "square"
+    num_episodes: int = 200
+    out: Path = Path("data/square.zarr")
+    workers: int = 2
+    seed_start: int = 0
+    noise: float = 0.05
+
+
+def main(args: Args) -> None:
+    check(args)
+    store = open_store(args)
+    interrupted = collect(store, args)
+    report(store, args)
+    if store.num_episodes >= args.num_episodes:
+        return
+    if interrupted:
+        raise SystemExit(130)
+    raise DataError(f"All seeds below {FIRST_EVALUATION_SEED} are used up: start from a lower --seed-start.")
+
+
+def collect(store: EpisodeStore, args: Args) -> bool:
+    """Fill the store with successful episodes, in the order of their seeds; whether Ctrl-C stopped it."""
+    with Interruption() as stop, progress_bar() as progress:
+        bar = progress.add_task(args.task, total=args.num_episodes, failed=0)
+
+        def show_progress() -> None:
+            doing = "finishing what is in flight" if stop.requested else args.task
+            progress.update(bar, description=doing, completed=store.num_episodes, failed=len(failed_seeds(store)))
+
+        def missing() -> int:
+            return 0 if stop.requested else args.num_episodes - store.num_episodes
+
+        show_progress()
+        for seed, episode in rollouts(args, next_seed(store, args), missing):
+            record(store, seed, episode)
+            show_progress()
+    return stop.requested
+
+
+def check(args: Args) -> None:
+    if args.task not in TASKS:
+        raise UnknownNameError("task", args.task, TASKS)
+    if not 0 <= args.seed_start < FIRST_EVALUATION_SEED:
+        raise ConfigError(
+            f"--seed-start {args.seed_start} is outside 0..{FIRST_EVALUATION_SEED - 1}: "
+            f"the seeds from {FIRST_EVALUATION_SEED} on are kept for evaluation."
+        )
+    if args.num_episodes < 1 or args.workers < 1 or not 0.0 <= args.noise < np.inf:
+        raise ConfigError(
+            f"Got --num-episodes {args.num_episodes}, --workers {args.workers}, --noise {args.noise}: "
+            "expected at least 1, at least 1, and at least 0."
+        )
+
+
+def open_store(args: Args) -> EpisodeStore:
+    """The store to fill: a new one, or an existing one made with the same settings."""
+    task = TASKS[args.task]
+    settings = {"env_id": task.env_id, "noise": args.noise, "seed_start": args.seed_start}
+    if not args.out.exists():
+        attrs = {**settings, "failed_seeds": [], "versions": versions()}
+        return EpisodeStore.create(args.out, task.obs_dims, task.action_dim, attrs)
+    store = EpisodeStore.open(args.out, writable=True)
+    differing = {key: store.attrs.get(key) for key, value in settings.items() if store.attrs.get(key) != value}
+    if differing:
+        raise DataError(f"{args.out} was collected with {differing}, which differs from what is asked: {settings}.")
+    return store
+
+
+def versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("robosuite", "mujoco", "numpy", "gymnasium")}
+    return {"python": platform.python_version(), **packages}
+
+
+def next_seed(store: EpisodeStore, args: Args) -> int:
+    return max([args.seed_start - 1, *store.seeds.tolist(), *failed_seeds(store)]) + 1
+
+
+def failed_seeds(store: EpisodeStore) -> list[int]:
+    return list(store.attrs["failed_seeds"])
+
+
+def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterator[tuple[int, Episode | None]]:
+    """Outcomes in the order of the seeds, while any are missing; what was begun is always finished."""
+    os.environ.update(SINGLE_THREADED)
+    seeds = iter(range(first_seed, FIRST_EVALUATION_SEED))
+    pending: deque[tuple[int, Future[Episode | None]]] = deque()
+    with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=ignore_interrupts) as pool:
+        while True:
+            wanted = min(args.workers + 1, missing()) - len(pending)
+            for seed in islice(seeds, max(wanted, 0)):
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.noise)))
+            if not pending:
+                return
+            seed, future = pending.popleft()
+            yield seed, future.result()
+
+
+def roll_out(task: str, seed: int, noise: float) -> Episode | None:
+    """One episode of the expert under exploration noise; None if it ends without success."""
+    from envs.experts import make_expert  # here, so that the collecting process never loads the simulator
+    from envs.robosuite_env import SimulationError
+
+    env = make_env(task)
+    obs, info = env.reset(seed=seed)
+    style, exploration = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    sigma = np.tile([noise] * (ARM_ACTION_DIM - 1) + [0.0], TASKS[task].action_dim // ARM_ACTION_DIM)
+    steps: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
+    successes = []
+    for action in make_expert(env, style):
+        executed = np.clip(action + sigma * exploration.standard_normal(len(action)), -1.0, 1.0).astype(np.float32)
+        steps.append((obs, action, executed))
+        try:
+            obs, _, _, truncated, info = env.step(executed)
+        except SimulationError:
+            return None
+        successes.append(info["success"])
+        if truncated:
+            break
+    if not successes[-1]:
+        return None
+    observations, actions, executions = zip(*steps, strict=True)
+    return Episode(
+        seed=seed,
+        obs={key: np.stack([o[key] for o in observations]) for key in observations[0]},
+        action=np.stack(actions).astype(np.float32),
+        executed_action=np.stack(executions),
+        steps_to_success=successes.index(True) + 1,
+    )
+
+
+@cache
+def make_env(task: str) -> gymnasium.Env:
+    return gymnasium.make(f"envs:{TASKS[task].env_id}", terminate_on_success=False)
+
+
+def record(store: EpisodeStore, seed: int, episode: Episode | None) -> None:
+    if episode is None:
+        store.update_attrs(failed_seeds=[*failed_seeds(store), seed])
+    else:
+        store.append(episode)
+
+
+class Interruption:
+    """While active, the first Ctrl-C only asks to stop; a second one interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interruption":
+        self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, self._previous)
+
+
+def ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
+def report(store: EpisodeStore, args: Args) -> None:
+    episodes, failed = store.num_episodes, len(failed_seeds(store))
+    tried = max(episodes + failed, 1)
+    rich.print(
+        f"{store.path}: {episodes} of {args.num_episodes} episodes, {store.num_steps} steps; "
+        f"expert success {episodes}/{tried} ({100 * episodes / tried:.1f} %)."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except AsdPolicyError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

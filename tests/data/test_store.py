@@ -1,0 +1,145 @@
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+
+from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.errors import DataError
+
+OBS_DIMS = {"object": 5, "robot0_eef_pos": 3}
+ACTION_DIM = 7
+
+
+def make_episode(seed: int, steps: int = 20) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        seed=seed,
+        obs={key: rng.standard_normal((steps, dim)).astype(np.float32) for key, dim in OBS_DIMS.items()},
+        action=rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32),
+        executed_action=rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32),
+        steps_to_success=steps - 3,
+    )
+
+
+def assert_same(a: Episode, b: Episode) -> None:
+    assert (a.seed, a.steps_to_success) == (b.seed, b.steps_to_success)
+    assert list(a.obs) == list(b.obs)
+    for key in a.obs:
+        np.testing.assert_array_equal(a.obs[key], b.obs[key])
+    np.testing.assert_array_equal(a.action, b.action)
+    np.testing.assert_array_equal(a.executed_action, b.executed_action)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return EpisodeStore.create(tmp_path / "demos.zarr", OBS_DIMS, ACTION_DIM, {"env_id": "asd/Test-v0"})
+
+
+def test_episodes_come_back_as_they_went_in(store):
+    episodes = [make_episode(seed, steps) for seed, steps in ((0, 20), (1, 1), (5, 33))]
+    for episode in episodes:
+        store.append(episode)
+    reader = EpisodeStore.open(store.path)
+    assert (reader.num_episodes, reader.num_steps) == (3, 54)
+    assert (reader.attrs["env_id"], reader.obs_keys) == ("asd/Test-v0", tuple(OBS_DIMS))
+    np.testing.assert_array_equal(reader.seeds, [0, 1, 5])
+    np.testing.assert_array_equal(reader.episode_ends, [20, 21, 54])
+    np.testing.assert_array_equal(reader.steps_to_success, [17, -2, 30])
+    for index, episode in enumerate(episodes):
+        assert_same(reader.episode(index), episode)
+    np.testing.assert_array_equal(reader.actions(), np.concatenate([e.action for e in episodes]))
+    np.testing.assert_array_equal(reader.obs("object"), np.concatenate([e.obs["object"] for e in episodes]))
+
+
+def test_an_open_reader_sees_episodes_as_they_are_committed(store):
+    reader = EpisodeStore.open(store.path)
+    assert (reader.num_episodes, len(reader.actions())) == (0, 0)
+    store.append(make_episode(0))
+    assert (reader.num_episodes, len(reader.actions())) == (1, 20)
+
+
+NUM_APPENDS = len(OBS_DIMS) + 2 + 3
+
+
+@pytest.mark.parametrize("appends_done", range(NUM_APPENDS))
+@pytest.mark.parametrize("resized", [False, True], ids=["between arrays", "between growing and writing"])
+def test_a_cut_off_append_leaves_no_trace(store, monkeypatch, appends_done, resized):
+    store.append(make_episode(0))
+    whole_append, done = zarr.Array.append, 0
+
+    def cut_off(array, data, axis=0):
+        nonlocal done
+        if done == appends_done:
+            if resized:
+                array.resize((array.shape[0] + len(data), *array.shape[1:]))
+            raise KeyboardInterrupt
+        done += 1
+        return whole_append(array, data, axis)
+
+    monkeypatch.setattr(zarr.Array, "append", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(make_episode(1, steps=30))
+    monkeypatch.undo()
+
+    reader = EpisodeStore.open(store.path)
+    assert (reader.num_episodes, reader.seeds.tolist(), len(reader.actions())) == (1, [0], 20)
+    writer = EpisodeStore.open(store.path, writable=True)
+    writer.append(make_episode(2, steps=10))
+    assert_same(writer.episode(0), make_episode(0))
+    assert_same(writer.episode(1), make_episode(2, steps=10))
+    assert (writer.num_episodes, writer.num_steps) == (2, 30)
+
+
+def test_missing_steps_are_reported_as_damage(store):
+    store.append(make_episode(0))
+    zarr.open_group(store.path)["data/action"].resize((5, ACTION_DIM))
+    with pytest.raises(DataError, match="data/action has 5 of 20 rows"):
+        EpisodeStore.open(store.path, writable=True)
+
+
+def test_lost_files_are_reported_as_damage(store):
+    store.append(make_episode(0))
+    (store.path / "data" / "action" / "c" / "0" / "0").unlink()
+    with pytest.raises(DataError, match="steps are missing from data/action"):
+        store.actions()
+    shutil.rmtree(store.path / "data" / "action")
+    with pytest.raises(DataError, match="no array data/action"):
+        store.actions()
+
+
+def test_create_refuses_an_existing_path(store):
+    with pytest.raises(DataError, match="exists already"):
+        EpisodeStore.create(store.path, OBS_DIMS, ACTION_DIM, {})
+
+
+def test_open_reports_what_is_wrong(tmp_path, store):
+    with pytest.raises(DataError, match="No episode store"):
+        EpisodeStore.open(tmp_path / "nowhere.zarr")
+    (tmp_path / "file.zarr").write_text("not a store")
+    with pytest.raises(DataError, match="No episode store"):
+        EpisodeStore.open(tmp_path / "file.zarr")
+    (tmp_path / "torn.zarr").mkdir()
+    (tmp_path / "torn.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(DataError, match="No episode store"):
+        EpisodeStore.open(tmp_path / "torn.zarr")
+    store.update_attrs(format_version=99)
+    with pytest.raises(DataError, match="format version 99, expected 1"):
+        EpisodeStore.open(store.path)
+
+
+def test_append_refuses_episodes_that_do_not_fit(store):
+    good = make_episode(0)
+    with pytest.raises(DataError, match="observation keys"):
+        store.append(Episode(0, {"object": good.obs["object"]}, good.action, good.executed_action, 1))
+    with pytest.raises(DataError, match="executed_action"):
+        store.append(Episode(0, good.obs, good.action, good.executed_action[:-1], 1))
+    with pytest.raises(DataError, match="finite"):
+        store.append(Episode(0, good.obs, good.action * np.nan, good.executed_action, 1))
+    assert (store.num_episodes, store.num_steps) == (0, 0)
+
+
+def test_there_is_no_episode_beyond_the_last(store):
+    store.append(make_episode(0))
+    with pytest.raises(DataError, match=r"No episode 1 in .*: it holds 1"):
+        store.episode(1)

@@ -1,0 +1,79 @@
+"""Every task's scripted expert solves it, from explicit randomness only."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from envs.experts import EXPERTS, make_expert
+from envs.tasks import TASKS
+
+NOISE = 0.05
+
+
+def test_every_task_has_an_expert():
+    assert set(EXPERTS) == set(TASKS)
+
+
+@pytest.fixture(scope="module", params=sorted(TASKS))
+def env(request):
+    env = gymnasium.make(f"envs:{TASKS[request.param].env_id}", terminate_on_success=False)
+    yield env
+    env.close()
+
+
+def demonstrate(env, seed, noise=NOISE):
+    """Run the expert once; the clean actions, and the success flag of each step."""
+    env.reset(seed=seed)
+    exploration = np.random.default_rng([seed, 1])
+    actions, successes = [], []
+    for action in make_expert(env, np.random.default_rng([seed, 0])):
+        assert action.shape == env.action_space.shape
+        assert np.abs(action).max() <= 1.0
+        executed = np.clip(action + noise * exploration.standard_normal(len(action)), -1, 1).astype(np.float32)
+        _, reward, terminated, truncated, info = env.step(executed)
+        assert reward == float(info["success"])
+        assert not terminated
+        actions.append(action)
+        successes.append(info["success"])
+        if truncated:
+            break
+    return np.array(actions), successes
+
+
+@pytest.mark.parametrize("seed", [200_000, 200_001, 200_002])
+def test_the_expert_succeeds(env, seed):
+    _, successes = demonstrate(env, seed)
+    assert successes[-1]
+    assert successes.index(True) < env.spec.max_episode_steps / 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_expert_succeeds_on_95_of_100_seeds(env):
+    assert sum(demonstrate(env, seed)[1][-1] for seed in range(300_000, 300_100)) >= 95
+
+
+def test_an_episode_ends_at_success_unless_asked_to_go_on(env):
+    ending = gymnasium.make(env.spec, terminate_on_success=True)
+    _, info = ending.reset(seed=200_000)
+    assert info["success"] is False
+    for action in make_expert(ending, np.random.default_rng([200_000, 0])):
+        _, reward, terminated, truncated, info = ending.step(action.astype(np.float32))
+        if info["success"]:
+            break
+    ending.close()
+    assert (info["success"], terminated, reward, truncated) == (True, True, 1.0, False)
+
+
+def test_the_expert_varies_with_its_generator_and_with_nothing_else(env):
+    def first_actions(style_seed):
+        env.reset(seed=200_000)
+        expert = make_expert(env, np.random.default_rng(style_seed))
+        actions = []
+        for _ in range(5):
+            actions.append(next(expert))
+            env.step(actions[-1].astype(np.float32))
+        return np.array(actions)
+
+    np.testing.assert_array_equal(first_actions(0), first_actions(0))
+    assert (first_actions(0) != first_actions(1)).any()
