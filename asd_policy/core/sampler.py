@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -41,6 +42,14 @@ class SampleStats:
         )
 
 
+class Draws(NamedTuple):
+    """Samples, what they cost, and what a later draw may start from."""
+
+    x: Tensor  # (B, *E)
+    stats: SampleStats
+    predictions: Tensor | None  # (B, K, *E) the last prediction of the clean sample at each step, if the draft keeps it
+
+
 class AsdSampler:
     """Draws exactly from the law of `sample_ddpm`, for any draft and window.
 
@@ -48,7 +57,7 @@ class AsdSampler:
         denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
         schedule: the chain's coefficients.
         event_shape: E, the shape of one sample.
-        draft: "frozen" (the paper's) or "reuse".
+        draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity).
         capture: how the loop of rounds is run: "eager".
 
@@ -61,7 +70,7 @@ class AsdSampler:
         denoiser: Denoiser,
         schedule: Schedule,
         event_shape: Sequence[int],
-        draft: str = "reuse",
+        draft: str = "path",
         window: int | None = 24,
         capture: str = "eager",
     ):
@@ -74,7 +83,6 @@ class AsdSampler:
         self.window = schedule.num_steps if window is None else min(window, schedule.num_steps)
         self._loop = make_loop(capture)
 
-    @torch.inference_mode()
     def __call__(
         self,
         batch_size: int = 1,
@@ -94,8 +102,30 @@ class AsdSampler:
             ConfigError: on a batch, condition or denoiser output whose shape does not fit.
             NumericalError: if the network returned NaN or infinity.
         """
+        draws = self.draw(batch_size, cond, generator)
+        return draws.x, draws.stats
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        batch_size: int = 1,
+        cond: Tensor | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        warm: Tensor | None = None,
+    ) -> Draws:
+        """Draw as a call does, beginning with guesses from an earlier, related draw.
+
+        Args:
+            warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: an earlier `Draws.predictions`,
+                moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
+
+        Returns and raises as a call does.
+        """
         check_condition(cond, batch_size)
         device, num_steps = device_of(self.denoiser), self.schedule.num_steps
+        expected = (batch_size, num_steps, *self.event_shape)
+        if warm is not None and warm.shape != expected:
+            raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
         tape = NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device)
         a, b, s = (c.to(device, torch.float32) for c in (self.schedule.a, self.schedule.b, self.schedule.s))
         chain = Chain(self.denoiser, cond, tape, a, b, s, self.schedule.timesteps.to(device))
@@ -103,5 +133,6 @@ class AsdSampler:
         def run_round(state: State, window: int) -> State:
             return speculative_round(chain, self.draft, state, window)
 
-        state = self._loop(run_round, begin(chain, self.draft), num_steps, self.window)
-        return check_finite(state.x), SampleStats.of(state, self.draft)
+        state = self._loop(run_round, begin(chain, self.draft, warm), num_steps, self.window)
+        stats = SampleStats.of(state, self.draft)
+        return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))

@@ -48,14 +48,14 @@ class State(NamedTuple):
     evaluations: Tensor  # (B,) int64, states that the network has been asked about
 
 
-def begin(chain: Chain, draft: Draft) -> State:
-    """The state before the first round."""
+def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
+    """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`."""
     start, u = chain.tape.start, chain.tape.u
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,
         x=start,
-        memory=draft.begin(start, u.shape[1]),
+        memory=draft.begin(start, u.shape[1], warm),
         round=zeros.new_zeros(()),
         verified_in=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),

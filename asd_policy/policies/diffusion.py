@@ -77,6 +77,7 @@ class DiffusionPolicy:
         self._batched = False
         self._history: deque[dict[str, Tensor]] = deque(maxlen=config.n_obs_steps)
         self._queue: deque[NDArray[np.float32]] = deque()
+        self._warm: Tensor | None = None  # (B, K, H, A), from where the next chunk's drafts start
         self._stats: ChunkStats | None = None
 
     @property
@@ -104,6 +105,7 @@ class DiffusionPolicy:
         self._generators = [_generator(value) for value in (seeds if seeds is not None else [seed])]
         self._history.clear()
         self._queue.clear()
+        self._warm = None
         self._stats = None
 
     def act(self, obs: Observation) -> NDArray[np.float32]:
@@ -142,7 +144,8 @@ class DiffusionPolicy:
         config = self.config
         steps = {key: torch.stack([obs[key] for obs in self._history], dim=1) for key in config.obs_keys}
         cond = self.normalizer.global_condition(steps, config.obs_keys)
-        chunk, cost = self._sample(len(cond), cond, self._generators)
+        chunk, cost, predictions = self._sample(len(cond), cond, self._generators, self._warm)
+        self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
         actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]
         if config.action_bound is not None:
@@ -158,6 +161,11 @@ def _generator(seed: int | None) -> torch.Generator:
     else:
         generator.manual_seed(seed)
     return generator
+
+
+def _shifted(predictions: Tensor, steps: int) -> Tensor:
+    """A chunk's predictions (B, K, H, A) as guesses of the chunk `steps` later; its last action repeats."""
+    return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)
 
 
 def _checked(obs: Observation, key: str, shape: tuple[int, ...]) -> Tensor:

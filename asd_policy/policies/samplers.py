@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core import AsdSampler, Denoiser, SampleStats, Schedule, sample_ddim, sample_ddpm
+from asd_policy.core import AsdSampler, Denoiser, Draws, SampleStats, Schedule, sample_ddim, sample_ddpm
 from asd_policy.errors import ConfigError, UnknownNameError
 
-ChunkSampler = Callable[[int, Tensor, Sequence[Generator]], tuple[Tensor, SampleStats]]
-"""(batch_size, cond (B, ...), one generator per chunk) -> chunks (B, *E), what they cost."""
+ChunkSampler = Callable[[int, Tensor, Sequence[Generator], Tensor | None], Draws]
+"""(batch_size, cond (B, ...), one generator per chunk, warm (B, K, *E) or None) -> chunks (B, *E) and what they cost."""
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "asd": ("draft", "window", "capture"),
@@ -38,7 +38,7 @@ def make_sampler(
         if option not in OPTIONS[name]:
             raise UnknownNameError(f"option of sampler {name!r}", option, OPTIONS[name])
     if name == "asd":
-        return AsdSampler(denoiser, schedule, event_shape, **options)
+        return AsdSampler(denoiser, schedule, event_shape, **options).draw
     if name == "ddpm":
         return _sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
     options.setdefault("num_steps", 10)
@@ -49,13 +49,14 @@ def make_sampler(
 def _sequential(sample: Callable[[int, Tensor, Sequence[Generator]], Tensor], num_steps: int) -> ChunkSampler:
     """A plain sampler, telling what it cost as AsdSampler does: one step per round, and no draft to keep."""
 
-    def call(batch_size: int, cond: Tensor, generator: Sequence[Generator]) -> tuple[Tensor, SampleStats]:
+    def draw(batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None) -> Draws:
         x = sample(batch_size, cond, generator)
         every_step = torch.full((batch_size,), num_steps)
         ones = torch.ones(num_steps, batch_size, dtype=torch.int64)
-        return x, SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(num_steps))
+        stats = SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(num_steps))
+        return Draws(x, stats, predictions=None)
 
-    return call
+    return draw
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,19 @@ def test_learned_chunk_law(chunks, draft, window):
     assert laws.largest_z(x, expected) < 5
 
 
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_law_of_a_warm_start(mixture, draft):
+    """Whatever it starts from: the predictions of an earlier draw, and numbers that mean nothing."""
+    denoiser, expected = mixture
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=None)
+    earlier = sampler.draw(N_MIXTURE, generator=torch.Generator().manual_seed(8)).predictions
+    nonsense = torch.randn(N_MIXTURE, 30, 2, generator=torch.Generator().manual_seed(9))
+    for warm in (earlier, nonsense):
+        x = sampler.draw(N_MIXTURE, generator=torch.Generator().manual_seed(2), warm=warm).x
+        assert laws.smallest_p(x, expected) > laws.ACCEPT
+        assert laws.largest_z(x, expected) < 5
+
+
 def test_reference_passes_against_itself(mixture):
     """The test's own size: the plain sampler at another key is not rejected."""
     denoiser, expected = mixture
@@ -103,7 +116,7 @@ class Recorder:
 
     def __init__(self, draft):
         self.inner, self.calls, self.round, self.log = draft, draft.calls, -1, []
-        self.begin, self.learn = draft.begin, draft.learn
+        self.begin, self.learn, self.predictions = draft.begin, draft.learn, draft.predictions
 
     def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
         self.round += 1

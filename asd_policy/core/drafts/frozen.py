@@ -13,7 +13,7 @@ class Frozen:
 
     calls = 2
 
-    def begin(self, start: Tensor, num_steps: int) -> Tensor:
+    def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> Tensor:
         return torch.zeros_like(start)
 
     def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
@@ -24,3 +24,6 @@ class Frozen:
 
     def learn(self, memory: Tensor, verified: Verified) -> Tensor:
         return memory
+
+    def predictions(self, memory: Tensor) -> None:
+        return None

@@ -31,10 +31,14 @@ class Path:
 
     calls = 1
 
-    def begin(self, start: Tensor, num_steps: int) -> PathMemory:
-        x0 = torch.zeros_like(start).unsqueeze(1).repeat_interleave(num_steps, dim=1)
-        reach = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-        return PathMemory(x0, x0, torch.zeros(x0.shape[:2], dtype=x0.dtype, device=x0.device), reach)
+    def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> PathMemory:
+        zeros = torch.zeros_like(start).unsqueeze(1).repeat_interleave(num_steps, dim=1)
+        return PathMemory(
+            x0=zeros.clone() if warm is None else warm.clone(),
+            y=zeros,
+            gain=torch.zeros(zeros.shape[:2], dtype=zeros.dtype, device=zeros.device),
+            reach=torch.zeros(len(start), dtype=torch.int64, device=start.device),
+        )
 
     def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
         return memory
@@ -61,3 +65,6 @@ class Path:
             gain=gain,
             reach=(first.squeeze(1) + window).clamp(max=num_steps),
         )
+
+    def predictions(self, memory: PathMemory) -> Tensor:
+        return memory.x0

@@ -34,8 +34,13 @@ class Draft(Protocol):
     calls: int
     """Sequential network calls per round, the verifying one included."""
 
-    def begin(self, start: Tensor, num_steps: int) -> Memory:
-        """start (B, *E) -> what is remembered before the first round."""
+    def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> Memory:
+        """What is remembered before the first round.
+
+        Args:
+            start: (B, *E) the tape's.
+            warm: (B, K, *E) or None, a guess for each step that was made without this tape.
+        """
         ...
 
     def propose(self, memory: Memory, x: Tensor, frontier: Tensor, denoise: Denoise) -> Memory:
@@ -48,4 +53,8 @@ class Draft(Protocol):
 
     def learn(self, memory: Memory, verified: Verified) -> Memory:
         """What is remembered for the next round."""
+        ...
+
+    def predictions(self, memory: Memory) -> Tensor | None:
+        """(B, K, *E) the network's last prediction at each step, from which a later sample may start; None if not kept."""
         ...

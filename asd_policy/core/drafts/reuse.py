@@ -17,8 +17,8 @@ class Reuse:
 
     calls = 1
 
-    def begin(self, start: Tensor, num_steps: int) -> Tensor:
-        return torch.zeros_like(start)
+    def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> Tensor:
+        return torch.zeros_like(start) if warm is None else warm[:, 0].clone()
 
     def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
         return memory
@@ -29,3 +29,6 @@ class Reuse:
     def learn(self, memory: Tensor, verified: Verified) -> Tensor:
         rows = torch.arange(len(memory), device=memory.device)
         return verified.x0[rows, (verified.advance - 1).clamp(min=0)]
+
+    def predictions(self, memory: Tensor) -> None:
+        return None
