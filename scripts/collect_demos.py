@@ -19,7 +19,6 @@ from importlib.metadata import version
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gymnasium
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
+from asd_policy.interrupt import stop_requests
 from envs.tasks import ARM_ACTION_DIM, TASKS
 
 FIRST_EVALUATION_SEED = 100_000
@@ -71,21 +71,21 @@ def main(args: Args) -> None:
 
 def collect(store: EpisodeStore, args: Args) -> bool:
     """Fill the store with successful episodes, in the order of their seeds; whether Ctrl-C stopped it."""
-    with Interruption() as stop, progress_bar() as progress:
+    with stop_requests() as stop_requested, progress_bar() as progress:
         bar = progress.add_task(args.task, total=args.num_episodes, failed=0)
 
         def show_progress() -> None:
-            doing = "finishing what is in flight" if stop.requested else args.task
+            doing = "finishing what is in flight" if stop_requested() else args.task
             progress.update(bar, description=doing, completed=store.num_episodes, failed=len(failed_seeds(store)))
 
         def missing() -> int:
-            return 0 if stop.requested else args.num_episodes - store.num_episodes
+            return 0 if stop_requested() else args.num_episodes - store.num_episodes
 
         show_progress()
         for seed, episode in rollouts(args, next_seed(store, args), missing):
             record(store, seed, episode)
             show_progress()
-    return stop.requested
+    return stop_requested()
 
 
 def check(args: Args) -> None:
@@ -189,24 +189,6 @@ def record(store: EpisodeStore, seed: int, episode: Episode | None) -> None:
         store.update_attrs(failed_seeds=[*failed_seeds(store), seed])
     else:
         store.append(episode)
-
-
-class Interruption:
-    """While active, the first Ctrl-C only asks to stop; a second one interrupts as usual."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "Interruption":
-        self._previous = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self._previous)
 
 
 def ignore_interrupts() -> None:

@@ -15,7 +15,7 @@ ALLOWED = {
     "asd_policy/data": {"asd_policy.policies", "asd_policy.data", "asd_policy.errors"},
     "asd_policy/training": {
         "asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", "asd_policy.training",
-        "asd_policy.errors",
+        "asd_policy.errors", "asd_policy.interrupt",
     },
     "asd_policy/importers": {"asd_policy.nets", "asd_policy.policies", "asd_policy.importers", "asd_policy.errors"},
     "asd_policy/evaluation": {"asd_policy.evaluation", "asd_policy.errors"},

@@ -116,8 +116,8 @@ class AsdSampler:
         """Draw as a call does, beginning with guesses from an earlier, related draw.
 
         Args:
-            warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: an earlier `Draws.predictions`,
-                moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
+            warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: the predictions of an earlier
+                draw, moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
 
         Returns and raises as a call does.
         """
@@ -128,7 +128,8 @@ class AsdSampler:
             raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
         tape = NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device)
         a, b, s = (c.to(device, torch.float32) for c in (self.schedule.a, self.schedule.b, self.schedule.s))
-        chain = Chain(self.denoiser, cond, tape, a, b, s, self.schedule.timesteps.to(device))
+        clip = getattr(self.denoiser, "clip", None)
+        chain = Chain(self.denoiser, cond, tape, a, b, s, self.schedule.timesteps.to(device), clip)
 
         def run_round(state: State, window: int) -> State:
             return speculative_round(chain, self.draft, state, window)

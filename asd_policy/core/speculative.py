@@ -27,6 +27,7 @@ class Chain(NamedTuple):
     b: Tensor  # (K,)
     s: Tensor  # (K,)
     timesteps: Tensor  # (K,) int64
+    clip: float | None = None  # the denoiser's, for guesses to lie where predictions do
 
     def denoise(self, x: Tensor, step: Tensor) -> Tensor:
         """x (B, W, *E), step (B, W) -> x0 (B, W, *E) in one network call."""
@@ -108,7 +109,10 @@ def _roll_out(chain: Chain, draft: Draft, memory: Memory, x: Tensor, step: Tenso
     a, b, s = (_per_event(coefficient[step], xi) for coefficient in (chain.a, chain.b, chain.s))
     y, states, means = x, [], []
     for j in range(step.shape[1]):
-        mean = a[:, j] * y + b[:, j] * draft.guess(memory, step[:, j], y)
+        guess = draft.guess(memory, step[:, j], y)
+        if chain.clip is not None:
+            guess = guess.clamp(-chain.clip, chain.clip)
+        mean = a[:, j] * y + b[:, j] * guess
         states.append(y)
         means.append(mean)
         y = mean + s[:, j] * xi[:, j]

@@ -4,7 +4,8 @@ The windows are those of Diffusion Policy's SequenceSampler (https://github.com/
 `common/sampler.py`): a window may begin before its episode and run past its end, where the edge step repeats.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -40,8 +41,10 @@ class Windows:
 
     def to(self, device: torch.device | str) -> "Windows":
         """The same windows on another device."""
-        moved = (t.to(device) for t in (self.obs, self.actions, self.starts, self.first, self.last))
-        return Windows(*moved, self.n_obs_steps, self.horizon)
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """indices (B,) int64 -> condition (B, To * G) and action chunks (B, H, A)."""

@@ -43,7 +43,7 @@ def evaluate(
 ) -> Iterator[tuple[str, Episode]]:
     """Run every policy on every seed and yield each episode as it ends.
 
-    The policies take turns on a seed, and another one begins at each seed, so a machine that slows down slows all alike.
+    The policies take turns on a seed, and another one begins at each, so a machine that slows down slows all alike.
 
     Args:
         policies: label -> policy.

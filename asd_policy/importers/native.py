@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from asd_policy.errors import CheckpointError, UnknownNameError
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.network import build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,19 +39,12 @@ def load_policy(
     if not (folder / CONFIG).is_file():
         raise UnknownNameError("checkpoint", str(path), _checkpoints_beside(folder))
     config = PolicyConfig.load(folder / CONFIG)
-    modules = nn.ModuleDict({"model": _build_network(config), "normalizer": _build_normalizer(config)})
+    modules = nn.ModuleDict({"model": build_network(config), "normalizer": _build_normalizer(config)})
     _load_weights(modules, folder / WEIGHTS)
     network, normalizer = modules["model"], modules["normalizer"]
     assert isinstance(network, ConditionalUnet1D)
     assert isinstance(normalizer, LinearNormalizer)
     return DiffusionPolicy(network, normalizer, config, sampler, device, **sampler_options)
-
-
-def _build_network(config: PolicyConfig) -> ConditionalUnet1D:
-    sizes = asdict(config.network)
-    del sizes["name"]
-    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn from the global generator
-        return ConditionalUnet1D(config.action_dim, config.global_cond_dim, **sizes)
 
 
 def _build_normalizer(config: PolicyConfig) -> LinearNormalizer:

@@ -1,1 +1,1 @@
-"""Policies: what turns an environment's observations into actions, and the configuration that travels with the weights."""
+"""Policies: from observations to actions, and the configuration that travels with the weights."""

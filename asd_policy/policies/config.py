@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1
@@ -26,13 +27,16 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "down_dims", tuple(self.down_dims))
         _expect(self.name == "unet1d", "network.name", self.name, "'unet1d'")
+        _expect(_is_size(self.n_groups), "network.n_groups", self.n_groups, "a positive integer")
         _expect(
             len(self.down_dims) > 0 and all(_is_size(dim) and dim % self.n_groups == 0 for dim in self.down_dims),
             "network.down_dims",
             self.down_dims,
             f"multiples of n_groups ({self.n_groups})",
         )
-        _expect(_is_size(self.kernel_size) and self.kernel_size % 2 == 1, "network.kernel_size", self.kernel_size, "odd")
+        _expect(
+            _is_size(self.kernel_size) and self.kernel_size % 2 == 1, "network.kernel_size", self.kernel_size, "odd"
+        )
         embed_dim = self.diffusion_step_embed_dim
         even = _is_size(embed_dim) and embed_dim % 2 == 0 and embed_dim >= 4
         _expect(even, "network.diffusion_step_embed_dim", embed_dim, "an even integer, 4 or more")
@@ -72,6 +76,10 @@ class SchedulerConfig:
             "'epsilon', 'v_prediction' or 'sample'",
         )
         _expect(self.clip_sample_range > 0, "scheduler.clip_sample_range", self.clip_sample_range, "positive")
+        try:
+            Schedule.from_diffusers(dataclasses.asdict(self))
+        except ConfigError as error:
+            raise ConfigError(f"scheduler.beta_schedule or variance_type cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)

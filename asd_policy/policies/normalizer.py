@@ -1,6 +1,6 @@
 """Affine normalisation of observations and actions, kept beside the network's weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -48,12 +48,16 @@ class LinearNormalizer(nn.Module):
         assert isinstance(affine, Affine)
         return affine
 
-    def fit(self, field: str, data: Tensor) -> None:
-        """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred."""
+    def fit(self, field: str, data: Tensor, ignored: Sequence[int] = ()) -> None:
+        """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred.
+
+        The `ignored` dimensions are mapped to zero, whatever their value, and so cannot be mapped back.
+        """
         affine = self._field(field)
         low, high = data.amin(dim=0), data.amax(dim=0)
         constant = high - low < CONSTANT_RANGE
         scale = torch.where(constant, 1.0, 2 / (high - low).clamp(min=CONSTANT_RANGE))
+        scale[list(ignored)] = 0
         affine.scale.copy_(scale)
         affine.offset.copy_(-(low + high) / 2 * scale)
 

@@ -14,7 +14,7 @@ from asd_policy.core import AsdSampler, Denoiser, Draws, SampleStats, Schedule, 
 from asd_policy.errors import ConfigError, UnknownNameError
 
 ChunkSampler = Callable[[int, Tensor, Sequence[Generator], Tensor | None], Draws]
-"""(batch_size, cond (B, ...), one generator per chunk, warm (B, K, *E) or None) -> chunks (B, *E) and what they cost."""
+"""(batch_size, cond (B, ...), a generator per chunk, warm (B, K, *E) or None) -> chunks (B, *E) and what they cost."""
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "asd": ("draft", "window", "capture"),

@@ -85,7 +85,9 @@ def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeyp
     policy = load_policy(checkpoint, sampler="ddpm")
     conditions = []
     sample = policy._sample
-    monkeypatch.setattr(policy, "_sample", lambda n, cond, *rest: (conditions.append(cond.clone()), sample(n, cond, *rest))[1])
+    monkeypatch.setattr(
+        policy, "_sample", lambda n, cond, *rest: (conditions.append(cond.clone()), sample(n, cond, *rest))[1]
+    )
     policy.reset(seed=0)
     acts(policy, 9)
 

@@ -26,9 +26,9 @@ class Verified(NamedTuple):
 class Draft(Protocol):
     """One way of guessing.
 
-    The rule that keeps it exact: its guess at step k may depend on the tape's start, on the tape's rows before k, and on
-    network outputs at states that depend only on those. Never on row k or a later one, nor on the outcome of a test at
-    step k or later.
+    The rule that keeps it exact: its guess at step k may depend on the tape's start, on the tape's rows before k, and
+    on network outputs at states that depend only on those. Never on row k or a later one, nor on the outcome of a test
+    at step k or later.
     """
 
     calls: int
@@ -48,7 +48,10 @@ class Draft(Protocol):
         ...
 
     def guess(self, memory: Memory, step: Tensor, y: Tensor) -> Tensor:
-        """step (B,), speculated state there y (B, *E) -> guess of the clean sample (B, *E)."""
+        """step (B,), speculated state there y (B, *E) -> guess of the clean sample (B, *E).
+
+        The caller clips it as the denoiser clips its predictions.
+        """
         ...
 
     def learn(self, memory: Memory, verified: Verified) -> Memory:
@@ -56,5 +59,5 @@ class Draft(Protocol):
         ...
 
     def predictions(self, memory: Memory) -> Tensor | None:
-        """(B, K, *E) the network's last prediction at each step, from which a later sample may start; None if not kept."""
+        """(B, K, *E) the network's last prediction at each step, for a later sample to start from; None if not kept."""
         ...

@@ -9,7 +9,7 @@ MAX_GAIN = 1.5
 
 
 def secant_gain(dx0: Tensor, dy: Tensor) -> Tensor:
-    """Slope <dx0, dy> / <dy, dy>, clamped to [0, 1.5], of predictions that changed by dx0 when their states changed by dy.
+    """How predictions changed by dx0 when their states changed by dy: <dx0, dy> / <dy, dy>, clamped to [0, 1.5].
 
     dx0, dy (B, K, *E) -> (B, K). Zero where the state did not change.
     """

@@ -1,0 +1,227 @@
+"""The training loop: noise prediction on action chunks, resumable bit for bit.
+
+Loss: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239). Every random number of a step comes from a generator
+seeded by (seed, step), so a checkpoint holds no random state and a resumed run repeats the uninterrupted one exactly.
+"""
+
+import math
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from asd_policy.core import Schedule
+from asd_policy.data.windows import Windows
+from asd_policy.errors import CheckpointError, NumericalError
+from asd_policy.interrupt import stop_requests
+from asd_policy.nets.unet1d_channels_last import channels_last_forward, store_channels_last
+from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.network import build_network
+from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.training.ema import make_ema
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What decides the weights of a run, apart from the data and the policy's configuration.
+
+    Attributes:
+        steps: updates in the whole run; the learning rate follows a cosine down to zero over them.
+        batch_size: windows per update.
+        learning_rate: the peak, reached after `warmup_steps`.
+        bfloat16: compute the network in bfloat16 (weights, optimizer and EMA stay float32).
+        snapshot_every: updates between snapshots of the EMA.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    max_grad_norm: float = 1.0
+    bfloat16: bool = False
+    snapshot_every: int = 5000
+    log_every: int = 100
+    seed: int = 0
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of one update. SeedSequence mixes the pair: the CPU generator reads 32 bits of its seed alone."""
+    mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
+
+
+def noise_prediction_loss(
+    net: Callable[[Tensor, Tensor, Tensor], Tensor],
+    condition: Tensor,
+    actions: Tensor,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of the predicted noise.
+
+    Args:
+        net: (sample (B, H, A), timestep (B,), condition) -> noise (B, H, A).
+        condition: (B, To * G).
+        actions: (B, H, A) clean chunks.
+        alphas_cumprod: (T,) float32.
+        generator: of the timesteps and the noise.
+    """
+    batch, total = len(actions), len(alphas_cumprod)
+    # One timestep from each of B equal slices of the schedule: less variance than independent draws.
+    slices = torch.arange(batch, device=actions.device)
+    jitter = torch.rand(batch, generator=generator, device=actions.device)
+    timestep = ((slices + jitter) * (total / batch)).long().clamp(max=total - 1)
+    noise = torch.randn(actions.shape, generator=generator, device=actions.device)
+    abar = alphas_cumprod[timestep][:, None, None]
+    noisy = abar.sqrt() * actions + (1 - abar).sqrt() * noise
+    return nn.functional.mse_loss(net(noisy, timestep, condition).float(), noise)
+
+
+class Trainer:
+    """The state of a run (network, EMA, optimizer, step) and the update that advances it.
+
+    Args:
+        config: the policy to train.
+        settings: how.
+        windows: normalised training windows, on the device to train on.
+        normalizer: what normalised them; saved with every snapshot.
+        compile_net: run the network through torch.compile, on a CPU in its channels-last form.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        settings: TrainSettings,
+        windows: Windows,
+        normalizer: LinearNormalizer,
+        compile_net: bool = False,
+    ):
+        self.config, self.settings, self.windows, self.normalizer = config, settings, windows, normalizer
+        self.device = windows.obs.device
+        self.net = build_network(config, settings.seed).to(self.device)
+        self._forward = self._compiled() if compile_net else self.net
+        self.ema = make_ema(self.net)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
+        )
+        schedule = Schedule.from_diffusers(asdict(config.scheduler))
+        self.alphas_cumprod = schedule.alphas_cumprod.float().to(self.device)
+        self.step = 0
+
+    def _compiled(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        if self.device.type != "cpu":
+            return torch.compile(self.net)
+        store_channels_last(self.net)
+        net, dtype = self.net, torch.bfloat16 if self.settings.bfloat16 else torch.float32
+        return torch.compile(lambda x, timestep, cond: channels_last_forward(net, x, timestep, cond, dtype))
+
+    def update(self) -> Tensor:
+        """One optimizer step; returns its loss () without waiting for the device."""
+        settings = self.settings
+        generator = step_generator(settings.seed, self.step, self.device)
+        indices = torch.randint(len(self.windows), (settings.batch_size,), generator=generator, device=self.device)
+        condition, actions = self.windows.gather(indices)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            loss = noise_prediction_loss(self._forward, condition, actions, self.alphas_cumprod, generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), settings.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, settings)
+        self.optimizer.step()
+        self.ema.update_parameters(self.net)
+        self.step += 1
+        return loss.detach()
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, atomically."""
+        state = {
+            "step": self.step,
+            "model": self.net.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_atomically(path, lambda target: torch.save(state, target))
+
+    def load(self, path: Path) -> None:
+        """Go on from `save`'s file."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.net.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"Cannot resume from {path}: {error}") from error
+        # The fused optimizer walks raw memory: its moments must lie as the weights do, whatever wrote the file.
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+        self.step = state["step"]
+
+    def save_weights(self, path: Path) -> None:
+        """Write the policy's weights: `model.*` (the EMA) and `normalizer.*`."""
+        tensors = {f"model.{name}": value for name, value in self.ema.module.state_dict().items()}
+        tensors |= {f"normalizer.{name}": value for name, value in self.normalizer.state_dict().items()}
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        write_atomically(path, lambda target: save_file(tensors, target))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """A reader sees the old file or the new one, never a half."""
+    partial = path.with_name(path.name + ".tmp")
+    write(partial)
+    os.replace(partial, path)
+
+
+def train(trainer: Trainer, out: Path, log: Callable[[int, float], None] = lambda step, loss: None) -> bool:
+    """Update until the run is over or a stop is asked for, saving to the run directory `out`.
+
+    Writes `last.pt` (to resume from) and `ema_<step>.safetensors` every `snapshot_every` updates and at the end.
+    Calls `log(step, mean loss)` every `log_every` updates.
+
+    Returns:
+        Whether the run is over.
+
+    Raises:
+        NumericalError: when the loss is no longer finite; the last checkpoint stays as it was.
+    """
+    settings = trainer.settings
+    total, count = torch.zeros((), device=trainer.device), 0
+    with stop_requests() as stop_requested:
+        while trainer.step < settings.steps:
+            total, count = total + trainer.update(), count + 1
+            step, over, stopping = trainer.step, trainer.step == settings.steps, stop_requested()
+            snapshot = over or step % settings.snapshot_every == 0
+            if not (snapshot or stopping or step % settings.log_every == 0):
+                continue
+            mean = total.item() / count
+            if not math.isfinite(mean):
+                raise NumericalError(
+                    f"The mean loss of steps {step - count} to {step} is {mean}; expected a finite number. "
+                    "Start again with a lower learning rate."
+                )
+            log(step, mean)
+            total, count = torch.zeros_like(total), 0
+            if snapshot or stopping:
+                trainer.save(out / "last.pt")
+            if snapshot:
+                trainer.save_weights(out / f"ema_{step:06d}.safetensors")
+            if stopping:
+                break
+    return trainer.step == settings.steps

@@ -1,0 +1,139 @@
+"""A training run on disk: what it reads from a store of demonstrations, and what it writes.
+
+The run's directory:
+
+    config.json               the policy's configuration
+    train.json                where the data came from, and the settings
+    last.pt                   state to resume from
+    ema_<step>.safetensors    weights of a policy, ready to be put beside config.json
+    log.jsonl, loss.png       the loss so far
+
+All of it is written by `scripts/train.py`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.data.store import EpisodeStore
+from asd_policy.data.windows import Windows, make_windows
+from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.training.loop import TrainSettings
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The first episodes of a store, as tensors.
+
+    Attributes:
+        env_id: the environment.
+        obs: (N, D) per key.
+        actions: (N, A), the expert's.
+        episode_ends: (E,) int64.
+    """
+
+    env_id: str
+    obs: dict[str, Tensor]
+    actions: Tensor
+    episode_ends: Tensor
+
+    @classmethod
+    def read(cls, path: str | Path, episodes: int | None = None) -> "Demonstrations":
+        """Read the first `episodes` of a store; None reads all.
+
+        Raises:
+            DataError: if the store holds fewer.
+        """
+        store = EpisodeStore.open(path)
+        available = store.num_episodes
+        episodes = available if episodes is None else episodes
+        if not 1 <= episodes <= available:
+            raise DataError(f"{path} holds {available} episodes; {episodes} are asked for.")
+        ends = torch.from_numpy(np.array(store.episode_ends[:episodes]))
+        steps = int(ends[-1])
+        obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in store.obs_keys}
+        actions = torch.from_numpy(store.actions()[:steps].copy())
+        return cls(str(store.attrs["env_id"]), obs, actions, ends)
+
+    def policy_config(self, network: NetworkConfig) -> PolicyConfig:
+        """The configuration of a policy for this environment."""
+        obs_keys = {key: values.shape[1] for key, values in self.obs.items()}
+        return PolicyConfig(self.env_id, obs_keys, self.actions.shape[1], network=network)
+
+    def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
+        """Min-max normalisation of every observation key and of the actions.
+
+        `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
+        """
+        for key, entries in ignored.items():
+            if key not in self.obs or not all(0 <= entry < self.obs[key].shape[1] for entry in entries):
+                sizes = {name: values.shape[1] for name, values in self.obs.items()}
+                raise ConfigError(f"Cannot ignore entries {list(entries)} of {key!r}; there are {sizes}.")
+        fields = {**self.obs, "action": self.actions}
+        normalizer = LinearNormalizer({name: values.shape[1] for name, values in fields.items()})
+        for name, values in fields.items():
+            normalizer.fit(name, values, ignored.get(name, ()))
+        return normalizer
+
+    def windows(self, config: PolicyConfig, normalizer: LinearNormalizer) -> Windows:
+        """The training windows, normalised."""
+        obs = torch.cat([normalizer.normalize(key, self.obs[key]) for key in config.obs_keys], dim=-1)
+        actions = normalizer.normalize("action", self.actions)
+        lengths = config.n_obs_steps, config.horizon, config.n_action_steps
+        return make_windows(obs, actions, self.episode_ends, *lengths)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """`train.json`: with the code and `config.json`, what is needed to train the same weights again."""
+
+    data: str
+    episodes: int
+    ignored: Mapping[str, Sequence[int]]
+    settings: TrainSettings
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "RunInfo":
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            return cls(**{**values, "settings": TrainSettings(**values["settings"])})
+        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error
+
+
+class LossLog:
+    """`log.jsonl`: one line per logged step. Lines past the step that a run resumes from are dropped."""
+
+    def __init__(self, path: Path, resumed_step: int):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.entries: list[dict[str, float]] = [
+            entry for entry in map(json.loads, lines) if entry["step"] <= resumed_step
+        ]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+
+    def append(self, **entry: float) -> None:
+        self.entries.append(entry)
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def plot(self, path: Path) -> None:
+        """Draw the loss over the steps."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+        axes.plot([e["step"] for e in self.entries], [e["loss"] for e in self.entries])
+        axes.grid(alpha=0.3)
+        figure.savefig(path, dpi=150)

@@ -1,0 +1,128 @@
+"""Train a diffusion policy on a store of demonstrations, or go on with a run that was stopped.
+
+Examples:
+
+    python scripts/train.py new --data data/square.zarr --out runs/square --steps 40000
+    python scripts/train.py resume --out runs/square
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from asd_policy.errors import AsdPolicyError, ConfigError
+from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.training.loop import Trainer, TrainSettings, train
+from asd_policy.training.run import Demonstrations, LossLog, RunInfo
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to run: changes how fast, not what is learned."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    threads: int | None = None
+    """CPU threads; all cores unless given."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+
+@dataclass(frozen=True)
+class New:
+    """Start a run in a new directory."""
+
+    data: Path
+    """Store of demonstrations."""
+    out: Path
+    """Run directory to make."""
+    settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
+    episodes: int | None = None
+    """Train on the first so many episodes; all unless given."""
+    ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Entries of observations that the policy must not see: a key and its indices."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its last checkpoint."""
+
+    out: Path
+    """Run directory."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
+    """The trainer of a new or a resumed run, with its directory made and its files written."""
+    out, machine = command.out, command.machine
+    if isinstance(command, Resume):
+        info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
+        demonstrations = Demonstrations.read(info.data, info.episodes)
+    else:
+        if out.exists():
+            raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+        demonstrations = Demonstrations.read(command.data, command.episodes)
+        info = RunInfo(str(command.data), len(demonstrations.episode_ends), command.ignore, command.settings)
+        config = demonstrations.policy_config(command.network)
+        out.mkdir(parents=True)
+        info.save(out / "train.json")
+        config.save(out / "config.json")
+    normalizer = demonstrations.fit_normalizer(info.ignored)
+    windows = demonstrations.windows(config, normalizer).to(machine.device)
+    trainer = Trainer(config, info.settings, windows, normalizer, machine.compile)
+    if isinstance(command, Resume):
+        trainer.load(out / "last.pt")
+    return trainer, info
+
+
+def main(command: New | Resume) -> int:
+    """Run the command; 0 when the run is over, 1 when it was stopped or failed."""
+    console = Console()
+    if command.machine.threads:
+        torch.set_num_threads(command.machine.threads)
+    try:
+        trainer, info = prepare(command)
+        parameters = sum(p.numel() for p in trainer.net.parameters())
+        console.print(
+            f"{info.episodes} episodes, {len(trainer.windows)} windows, {parameters / 1e6:.1f}M parameters, "
+            f"from step {trainer.step} to {info.settings.steps}"
+        )
+        finished = run(trainer, command.out, console)
+    except AsdPolicyError as error:
+        console.print(f"[red]{type(error).__name__}:[/red] {error}")
+        return 1
+    console.print("finished" if finished else f"stopped; go on with: train.py resume --out {command.out}")
+    return 0 if finished else 1
+
+
+def run(trainer: Trainer, out: Path, console: Console) -> bool:
+    """Train under a progress bar, keeping `log.jsonl` and `loss.png` up to date."""
+    settings = trainer.settings
+    losses = LossLog(out / "log.jsonl", trainer.step)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    last_step, last_time = trainer.step, time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=settings.steps, completed=trainer.step)
+
+        def log(step: int, loss: float) -> None:
+            nonlocal last_step, last_time
+            now = time.monotonic()
+            rate = (step - last_step) / (now - last_time)
+            last_step, last_time = step, now
+            losses.append(step=step, loss=loss, steps_per_second=round(rate, 3))
+            progress.update(task, completed=step, description=f"loss {loss:.5f}, {rate:.1f} steps/s")
+            if step % settings.snapshot_every == 0 or step == settings.steps:
+                losses.plot(out / "loss.png")
+
+        return train(trainer, out, log)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(New | Resume, description=__doc__)))

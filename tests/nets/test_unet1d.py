@@ -1,0 +1,71 @@
+"""The U-Net against robomimic's, which shares its maths and names with real-stanford/diffusion_policy."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from asd_policy.errors import ConfigError
+from asd_policy.nets import ConditionalUnet1D
+from asd_policy.nets.unet1d_channels_last import channels_last_forward
+
+SIZES = {"down_dims": (16, 32, 64), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 32}
+
+
+def inputs(batch: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(batch, 16, 7, generator=generator)
+    timestep = torch.randint(100, (batch,), generator=generator)
+    return sample, timestep, torch.randn(batch, 46, generator=generator)
+
+
+@pytest.mark.parametrize("down_dims", [(16, 32, 64), (16, 32)])
+def test_matches_robomimic(down_dims: tuple[int, ...]) -> None:
+    nets = pytest.importorskip("robomimic.models.diffusion_policy_nets")
+    theirs = nets.ConditionalUnet1D(7, 46, 32, list(down_dims), 5, 8)
+    ours = ConditionalUnet1D(7, 46, **{**SIZES, "down_dims": down_dims})
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    torch.testing.assert_close(ours(*inputs()), theirs(*inputs()), rtol=0, atol=1e-5)
+
+
+def test_bias_only_film_has_half_the_film_outputs() -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES, cond_predict_scale=False)
+    names = net.state_dict()
+    assert names["down_modules.0.0.cond_encoder.1.weight"].shape == (16, 32 + 46)
+    assert net(*inputs()).shape == (5, 16, 7)
+
+
+@pytest.mark.parametrize("cond_predict_scale", [True, False])
+def test_channels_last_forward_is_the_same_function(cond_predict_scale: bool) -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES, cond_predict_scale=cond_predict_scale)
+    expected = net(*inputs())
+    got = channels_last_forward(net, *inputs(), dtype=torch.float32)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    weights = list(net.parameters())
+    for ours, plain in zip(
+        torch.autograd.grad(got.square().mean(), weights),
+        torch.autograd.grad(expected.square().mean(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES)
+    sample, timestep, cond = inputs()
+    alone = net(sample[2:3], timestep[2:3], cond[2:3])
+    torch.testing.assert_close(net(sample, timestep, cond)[2:3], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    torch._dynamo.reset()
+    net = ConditionalUnet1D(7, 46, **SIZES)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs()), net(*inputs()))
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 6), (5, 15, 7), (16, 7)])
+def test_refuses_wrong_shapes(shape: tuple[int, ...]) -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES)
+    _, timestep, cond = inputs()
+    with pytest.raises(ConfigError, match="expected"):
+        net(torch.zeros(shape), timestep, cond)

@@ -1,0 +1,86 @@
+"""A run on disk: from a store to a policy's weights, through the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.training.loop import TrainSettings
+from asd_policy.training.run import Demonstrations, LossLog, RunInfo
+from scripts.train import Machine, New, Resume, main
+
+DIMS = {"robot0_eef_pos": 3, "object": 4}
+NETWORK = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "demos.zarr"
+    episodes = EpisodeStore.create(path, DIMS, 2, {"env_id": "asd/Square-v0"})
+    generator = np.random.default_rng(0)
+    for seed in range(3):
+        steps = 30 + seed
+        obs = {key: generator.normal(size=(steps, dim)).astype(np.float32) for key, dim in DIMS.items()}
+        action = generator.uniform(-1, 1, size=(steps, 2)).astype(np.float32)
+        episodes.append(Episode(seed, obs, action, action + 0.1, steps))
+    return path
+
+
+def test_demonstrations_become_normalised_windows(store: Path) -> None:
+    demonstrations = Demonstrations.read(store, episodes=2)
+    config = demonstrations.policy_config(NETWORK)
+    assert list(config.obs_keys.items()) == list(DIMS.items())
+    normalizer = demonstrations.fit_normalizer({"object": [1]})
+    windows = demonstrations.windows(config, normalizer)
+    assert windows.obs.shape == (61, 7)
+    assert (windows.obs[:, 4] == 0).all()
+    assert windows.actions.abs().max() == pytest.approx(1, abs=1e-5)
+    history = {key: values[:2][None] for key, values in demonstrations.obs.items()}
+    condition, _ = windows.gather(torch.tensor([1]))  # window 0 begins one step before the episode
+    torch.testing.assert_close(condition, normalizer.global_condition(history, config.obs_keys))
+
+
+def test_what_the_store_lacks_is_refused(store: Path) -> None:
+    with pytest.raises(DataError, match="holds 3 episodes; 4 are asked for"):
+        Demonstrations.read(store, episodes=4)
+    for ignored in ({"object": [4]}, {"rgb": [0]}):
+        with pytest.raises(ConfigError, match="Cannot ignore"):
+            Demonstrations.read(store).fit_normalizer(ignored)
+
+
+def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    settings = TrainSettings(steps=12, batch_size=4, warmup_steps=2, snapshot_every=6, log_every=3)
+    new = New(store, out, settings, ignore={"object": (1,)}, network=NETWORK, machine=Machine(device="cpu"))
+    assert main(new) == 0
+    names = {path.name for path in out.iterdir()}
+    expected = {"config.json", "train.json", "last.pt", "log.jsonl", "loss.png"}
+    assert names == expected | {"ema_000006.safetensors", "ema_000012.safetensors"}
+    assert PolicyConfig.load(out / "config.json").network == NETWORK
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12]
+    assert main(Resume(out, Machine(device="cpu"))) == 0
+    assert main(new) == 1
+    assert "exists already" in capsys.readouterr().out
+
+
+def test_settings_round_trip(tmp_path: Path) -> None:
+    info = RunInfo("demos.zarr", 3, {"object": [1]}, TrainSettings(steps=10))
+    info.save(tmp_path / "train.json")
+    assert RunInfo.load(tmp_path / "train.json") == info
+    (tmp_path / "train.json").write_text('{"data": "x"}')
+    with pytest.raises(CheckpointError, match=r"train\.json"):
+        RunInfo.load(tmp_path / "train.json")
+
+
+def test_the_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = LossLog(path, 0)
+    for step in (10, 20, 30):
+        log.append(step=step, loss=1 / step)
+    assert [entry["step"] for entry in LossLog(path, 20).entries] == [10, 20]
+    assert len(path.read_text().splitlines()) == 2
