@@ -15,7 +15,7 @@ from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
-from asd_policy.core.speculative import Chain, State, begin, speculative_round
+from asd_policy.core.speculative import Chain, State, begin
 from asd_policy.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ class AsdSampler:
         event_shape: E, the shape of one sample.
         draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity).
-        capture: how the loop of rounds is run: "eager".
+        capture: how the loop of rounds is run: "eager" (a Python loop) or "compile" (one compiled program).
 
     Raises:
         ConfigError: on a window below 1, or a name that does not exist (the message lists those that do).
@@ -130,10 +130,6 @@ class AsdSampler:
         a, b, s = (c.to(device, torch.float32) for c in (self.schedule.a, self.schedule.b, self.schedule.s))
         clip = getattr(self.denoiser, "clip", None)
         chain = Chain(self.denoiser, cond, tape, a, b, s, self.schedule.timesteps.to(device), clip)
-
-        def run_round(state: State, window: int) -> State:
-            return speculative_round(chain, self.draft, state, window)
-
-        state = self._loop(run_round, begin(chain, self.draft, warm), num_steps, self.window)
+        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), self.window)
         stats = SampleStats.of(state, self.draft)
         return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))

@@ -60,7 +60,7 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
         round=zeros.new_zeros(()),
         verified_in=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
-        evaluations=zeros,
+        evaluations=zeros.clone(),
     )
 
 

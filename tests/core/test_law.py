@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.core import DRAFTS, AsdSampler, speculative
+from asd_policy.core.capture import CAPTURES
 from asd_policy.core.drafts.protocol import Denoise
 from asd_policy.core.drafts.reuse import Reuse
 from asd_policy.core.noise import NoiseTape
@@ -44,6 +45,17 @@ def test_mixture_law(mixture, draft, window):
 def test_learned_chunk_law(chunks, draft, window):
     denoiser, schedule, cond, expected = chunks
     x = laws.speculated(AsdSampler(denoiser, schedule, (4, 2), draft=draft, window=window), N_CHUNKS, cond)
+    assert laws.smallest_p(x, expected) > laws.ACCEPT
+    assert laws.largest_z(x, expected) < 5
+
+
+@pytest.mark.parametrize("window", [4, None])
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("capture", [name for name in CAPTURES if name != "eager"])
+def test_mixture_law_captured(mixture, draft, window, capture):
+    denoiser, expected = mixture
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=window, capture=capture)
+    x = laws.speculated(sampler, N_MIXTURE)
     assert laws.smallest_p(x, expected) > laws.ACCEPT
     assert laws.largest_z(x, expected) < 5
 

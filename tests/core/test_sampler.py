@@ -97,7 +97,7 @@ def test_shared_tape_makes_asd_and_ddpm_start_alike():
         ({"window": 0}, "window is 0"),
         ({"window": -3}, "window is -3"),
         ({"draft": "frosen"}, "Did you mean 'frozen'"),
-        ({"capture": "graph"}, "Available: eager"),
+        ({"capture": "graph"}, "Available: compile, eager"),
     ],
 )
 def test_bad_options(options, message):
