@@ -31,7 +31,7 @@ class Arguments:
 
     checkpoint: Path
     """Folder with config.json and model.safetensors."""
-    samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:24")
+    samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:16", "asd:path:16")
     """ddpm, ddim[:STEPS], asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
     seeds: str = "100000-100002"
     """Environment seeds, such as 100000-100049 or 1,5,7."""
@@ -130,5 +130,5 @@ def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], ou
 if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Arguments, description=__doc__)))
-    except AsdPolicyError as error:
+    except (AsdPolicyError, gymnasium.error.Error) as error:
         sys.exit(f"{type(error).__name__}: {error}")

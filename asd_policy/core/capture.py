@@ -52,7 +52,7 @@ class Compiled:
     """`while_rounds` through torch.compile, as one graph: recompiled for each new batch size, and for nothing else."""
 
     def __init__(self) -> None:
-        self._run = torch.compile(
+        self._run = torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
             while_rounds, fullgraph=True, dynamic=False, isolate_recompiles=True, recompile_limit=MAX_SHAPES
         )
 
