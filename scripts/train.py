@@ -3,6 +3,7 @@
 Examples:
 
     python scripts/train.py new --data data/square.zarr --out runs/square --steps 40000
+    python scripts/train.py new --data data/square.zarr --out runs/tuned --init checkpoints/square --steps 10000
     python scripts/train.py resume --out runs/square
 """
 
@@ -15,11 +16,16 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 
+from asd_policy import load_policy
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.loop import Trainer, TrainSettings, train
 from asd_policy.training.run import Demonstrations, LossLog, RunInfo
+
+NORMALIZER = "normalizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class New:
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    init: Path | None = None
+    """Checkpoint to start from: its weights, network and normalisation, instead of --ignore and --network."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
@@ -61,25 +69,43 @@ class Resume:
 
 def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
     """The trainer of a new or a resumed run, with its directory made and its files written."""
+    if isinstance(command, New):
+        begin(command)
     out, machine = command.out, command.machine
-    if isinstance(command, Resume):
-        info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
-        demonstrations = Demonstrations.read(info.data, info.episodes)
-    else:
-        if out.exists():
-            raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
-        demonstrations = Demonstrations.read(command.data, command.episodes)
-        info = RunInfo(str(command.data), len(demonstrations.episode_ends), command.ignore, command.settings)
-        config = demonstrations.policy_config(command.network)
-        out.mkdir(parents=True)
-        info.save(out / "train.json")
-        config.save(out / "config.json")
-    normalizer = demonstrations.fit_normalizer(info.ignored)
+    info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
+    normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
+    normalizer.load_state_dict(load_file(out / NORMALIZER))
+    demonstrations = Demonstrations.read(info.data, info.episodes)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
-    trainer = Trainer(config, info.settings, windows, normalizer, machine.compile)
-    if isinstance(command, Resume):
+    resumed = isinstance(command, Resume)
+    network = load_policy(info.init).network if info.init and not resumed else None
+    trainer = Trainer(config, info.settings, windows, normalizer, machine.compile, network)
+    if resumed:
         trainer.load(out / "last.pt")
     return trainer, info
+
+
+def begin(command: New) -> None:
+    """Make the directory of a new run, with everything that decides its course."""
+    out, init = command.out, command.init
+    if out.exists():
+        raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+    demonstrations = Demonstrations.read(command.data, command.episodes)
+    if init is None:
+        config, normalizer = (
+            demonstrations.policy_config(command.network),
+            demonstrations.fit_normalizer(command.ignore),
+        )
+    else:
+        policy = load_policy(init)
+        config, normalizer = policy.config, policy.normalizer
+        demonstrations.check_fit(config)
+    out.mkdir(parents=True)
+    episodes = len(demonstrations.episode_ends)
+    info = RunInfo(str(command.data), episodes, command.ignore, str(init) if init else None, command.settings)
+    info.save(out / "train.json")
+    config.save(out / "config.json")
+    save_file(normalizer.state_dict(), out / NORMALIZER)
 
 
 def main(command: New | Resume) -> int:

@@ -20,6 +20,7 @@ from asd_policy.core import Schedule
 from asd_policy.data.windows import Windows
 from asd_policy.errors import CheckpointError, NumericalError
 from asd_policy.interrupt import stop_requests
+from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import channels_last_forward, store_channels_last
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import build_network
@@ -101,6 +102,7 @@ class Trainer:
         windows: normalised training windows, on the device to train on.
         normalizer: what normalised them; saved with every snapshot.
         compile_net: run the network through torch.compile, on a CPU in its channels-last form.
+        network: what to start from; fresh weights, made from the settings' seed, if None.
     """
 
     def __init__(
@@ -110,10 +112,11 @@ class Trainer:
         windows: Windows,
         normalizer: LinearNormalizer,
         compile_net: bool = False,
+        network: ConditionalUnet1D | None = None,
     ):
         self.config, self.settings, self.windows, self.normalizer = config, settings, windows, normalizer
         self.device = windows.obs.device
-        self.net = build_network(config, settings.seed).to(self.device)
+        self.net = (build_network(config, settings.seed) if network is None else network.train()).to(self.device)
         self._forward = self._compiled() if compile_net else self.net
         self.ema = make_ema(self.net)
         self.optimizer = torch.optim.AdamW(

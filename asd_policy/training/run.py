@@ -4,6 +4,7 @@ The run's directory:
 
     config.json               the policy's configuration
     train.json                where the data came from, and the settings
+    normalizer.safetensors    what normalises the data
     last.pt                   state to resume from
     ema_<step>.safetensors    weights of a policy, ready to be put beside config.json
     log.jsonl, loss.png       the loss so far
@@ -65,8 +66,18 @@ class Demonstrations:
 
     def policy_config(self, network: NetworkConfig) -> PolicyConfig:
         """The configuration of a policy for this environment."""
-        obs_keys = {key: values.shape[1] for key, values in self.obs.items()}
-        return PolicyConfig(self.env_id, obs_keys, self.actions.shape[1], network=network)
+        return PolicyConfig(self.env_id, self.obs_dims, self.actions.shape[1], network=network)
+
+    def check_fit(self, config: PolicyConfig) -> None:
+        """Raise ConfigError unless a policy with this configuration can learn from these demonstrations."""
+        got, expected = (self.obs_dims, self.actions.shape[1]), (dict(config.obs_keys), config.action_dim)
+        if got != expected:
+            raise ConfigError(f"The demonstrations have observations and actions {got}; the policy has {expected}.")
+
+    @property
+    def obs_dims(self) -> dict[str, int]:
+        """Observation keys and sizes."""
+        return {key: values.shape[1] for key, values in self.obs.items()}
 
     def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
         """Min-max normalisation of every observation key and of the actions.
@@ -74,9 +85,8 @@ class Demonstrations:
         `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
         """
         for key, entries in ignored.items():
-            if key not in self.obs or not all(0 <= entry < self.obs[key].shape[1] for entry in entries):
-                sizes = {name: values.shape[1] for name, values in self.obs.items()}
-                raise ConfigError(f"Cannot ignore entries {list(entries)} of {key!r}; there are {sizes}.")
+            if key not in self.obs or not all(0 <= entry < self.obs_dims[key] for entry in entries):
+                raise ConfigError(f"Cannot ignore entries {list(entries)} of {key!r}; there are {self.obs_dims}.")
         fields = {**self.obs, "action": self.actions}
         normalizer = LinearNormalizer({name: values.shape[1] for name, values in fields.items()})
         for name, values in fields.items():
@@ -98,6 +108,7 @@ class RunInfo:
     data: str
     episodes: int
     ignored: Mapping[str, Sequence[int]]
+    init: str | None
     settings: TrainSettings
 
     def save(self, path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run on disk: from a store to a policy's weights, through the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     new = New(store, out, settings, ignore={"object": (1,)}, network=NETWORK, machine=Machine(device="cpu"))
     assert main(new) == 0
     names = {path.name for path in out.iterdir()}
-    expected = {"config.json", "train.json", "last.pt", "log.jsonl", "loss.png"}
+    expected = {"config.json", "train.json", "normalizer.safetensors", "last.pt", "log.jsonl", "loss.png"}
     assert names == expected | {"ema_000006.safetensors", "ema_000012.safetensors"}
     assert PolicyConfig.load(out / "config.json").network == NETWORK
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12]
@@ -68,8 +69,32 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     assert "exists already" in capsys.readouterr().out
 
 
+def checkpoint_of(run: Path) -> Path:
+    (run / "model.safetensors").write_bytes((run / "ema_000012.safetensors").read_bytes())
+    return run
+
+
+def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, settings = Machine(device="cpu"), TrainSettings(steps=12, batch_size=4, snapshot_every=12)
+    first, tuned = tmp_path / "first", tmp_path / "tuned"
+    assert main(New(store, first, settings, episodes=2, ignore={"object": (1,)}, network=NETWORK, machine=machine)) == 0
+    init = checkpoint_of(first)
+    still = replace(settings, learning_rate=0.0)
+    assert main(New(store, tuned, still, init=init, machine=machine)) == 0
+    for name in ("config.json", "normalizer.safetensors", "ema_000012.safetensors"):
+        assert (tuned / name).read_bytes() == (first / name).read_bytes()
+    assert main(Resume(tuned, machine)) == 0  # the normalisation is the checkpoint's, not one fitted to the data
+
+    other = tmp_path / "other.zarr"
+    EpisodeStore.create(other, {"object": 4}, 2, {"env_id": "asd/Square-v0"}).append(
+        Episode(0, {"object": np.zeros((20, 4), np.float32)}, *[np.zeros((20, 2), np.float32)] * 2, 20)
+    )
+    assert main(New(other, tmp_path / "misfit", settings, init=init, machine=machine)) == 1
+    assert "the policy has" in " ".join(capsys.readouterr().out.split())
+
+
 def test_settings_round_trip(tmp_path: Path) -> None:
-    info = RunInfo("demos.zarr", 3, {"object": [1]}, TrainSettings(steps=10))
+    info = RunInfo("demos.zarr", 3, {"object": [1]}, "checkpoints/square", TrainSettings(steps=10))
     info.save(tmp_path / "train.json")
     assert RunInfo.load(tmp_path / "train.json") == info
     (tmp_path / "train.json").write_text('{"data": "x"}')
