@@ -3,13 +3,14 @@
 from asd_policy.core.denoiser import Denoiser, EpsilonDenoiser, SampleDenoiser, VDenoiser
 from asd_policy.core.drafts import DRAFTS
 from asd_policy.core.noise import NoiseTape
-from asd_policy.core.sampler import AsdSampler, Draws, SampleStats
+from asd_policy.core.sampler import AsdSampler, Calibration, Draws, SampleStats
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import sample_ddim, sample_ddpm
 
 __all__ = [
     "DRAFTS",
     "AsdSampler",
+    "Calibration",
     "Denoiser",
     "Draws",
     "EpsilonDenoiser",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,19 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparedNetwork(Protocol):
+    """A network that computes what does not depend on the noisy sample once for a batch of B samples and K steps."""
+
+    def prepare(self, timesteps: Tensor, cond: Tensor) -> Any:
+        """timesteps (K,) int64, cond (B, ...) -> a tensor, or a NamedTuple of tensors."""
+        ...
+
+    def predict(self, x: Tensor, step: Tensor, row: Tensor, prepared: Any) -> Tensor:
+        """What the network returns for x (N, *E), timesteps[step], cond[row]; step and row (N,) int64."""
+        ...
+
+
 class _AffineDenoiser(nn.Module):
     """x0 = clip(x_weight[t] x + net_weight[t] net(x, t, cond))."""
 
@@ -42,9 +55,12 @@ class _AffineDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (N, *E), t (N,) int64, cond (N, ...) or None -> x0 (N, *E)."""
+        return self.to_clean(x, t, self.net(x, t, cond))
+
+    def to_clean(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """The network's output (N, *E) at x (N, *E), t (N,) as a prediction of the clean sample (N, *E)."""
         per_sample = (-1,) + (1,) * (x.ndim - 1)
-        x_weight, net_weight = self.x_weight[t].view(per_sample), self.net_weight[t].view(per_sample)
-        x0 = x_weight * x + net_weight * self.net(x, t, cond)
+        x0 = self.x_weight[t].view(per_sample) * x + self.net_weight[t].view(per_sample) * output
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
 
@@ -72,6 +88,39 @@ class SampleDenoiser(_AffineDenoiser):
         super().__init__(net, torch.zeros_like(abar), torch.ones_like(abar), clip)
 
 
+class Context(NamedTuple):
+    """What a denoiser is told about a batch of B samples, for all K steps."""
+
+    timesteps: Tensor  # (K,) int64
+    cond: Tensor | None  # (B, ...)
+    prepared: Any = None  # what the network has made of the two, if it can
+
+
+def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
+    """Compute once what `denoise` would repeat at every step: timesteps (K,) int64, cond (B, ...) or None."""
+    if cond is not None and isinstance(denoiser, _AffineDenoiser) and isinstance(denoiser.net, PreparedNetwork):
+        return Context(timesteps, cond, denoiser.net.prepare(timesteps, cond))
+    return Context(timesteps, cond)
+
+
+def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: Context) -> Tensor:
+    """Predict the clean samples of x (N, *E), each at its step (N,) int64 and of its row (N,) int64 of the batch.
+
+    Raises:
+        ConfigError: if the network returned another shape.
+    """
+    timesteps, cond, prepared = context
+    if prepared is None:
+        x0 = denoiser(x, timesteps[step], None if cond is None else cond[row])
+    else:
+        assert isinstance(denoiser, _AffineDenoiser)
+        assert isinstance(denoiser.net, PreparedNetwork)
+        x0 = denoiser.to_clean(x, timesteps[step], denoiser.net.predict(x, step, row, prepared))
+    if x0.shape != x.shape:
+        raise ConfigError(f"The denoiser returned shape {tuple(x0.shape)} for samples of shape {tuple(x.shape)}.")
+    return x0
+
+
 def device_of(denoiser: Denoiser) -> torch.device:
     """Where a denoiser's parameters or buffers lie; the CPU for a plain function."""
     if not isinstance(denoiser, nn.Module):
@@ -84,13 +133,6 @@ def check_condition(cond: Tensor | None, batch_size: int) -> None:
     """Raise ConfigError unless `cond` has one row per sample."""
     if cond is not None and len(cond) != batch_size:
         raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
-
-
-def check_prediction(x0: Tensor, x: Tensor) -> Tensor:
-    """Return `x0`, or raise ConfigError unless it has the shape of `x`. Reads shapes only, never values."""
-    if x0.shape != x.shape:
-        raise ConfigError(f"The denoiser returned shape {tuple(x0.shape)} for samples of shape {tuple(x.shape)}.")
-    return x0
 
 
 def check_finite(x: Tensor) -> Tensor:

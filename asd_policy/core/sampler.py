@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from asd_policy.core.capture import make_loop
-from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, device_of
+from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.speculative import Chain, State, begin
+from asd_policy.core.window import Windows, cheapest_windows, shortened
 from asd_policy.errors import ConfigError
+
+WINDOW_CHOICES = (4, 8, 16, 24, 32, 48, 64, 96)
+CALIBRATION_SAMPLES = 64  # where there are no conditions to draw one for each
+TIMED_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,15 @@ class SampleStats:
         )
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """The cheapest windows, and what they were chosen from."""
+
+    windows: Windows  # (K,) for each frontier
+    seconds: Mapping[int, float]  # window -> time of a round
+    acceptance: Sequence[float]  # (K,) the share of samples that kept their draft at each step, at window K
+
+
 class Draws(NamedTuple):
     """Samples, what they cost, and what a later draw may start from."""
 
@@ -58,8 +74,10 @@ class AsdSampler:
         schedule: the chain's coefficients.
         event_shape: E, the shape of one sample.
         draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
-        window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity).
-        capture: how the loop of rounds is run: "eager" (a Python loop) or "compile" (one compiled program).
+        window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
+            a window for each frontier; or "auto", which `calibrate` replaces by the cheapest table for this device.
+        capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (one compiled program) or
+            "cuda_graph" (one CUDA graph).
 
     Raises:
         ConfigError: on a window below 1, or a name that does not exist (the message lists those that do).
@@ -71,16 +89,15 @@ class AsdSampler:
         schedule: Schedule,
         event_shape: Sequence[int],
         draft: str = "path",
-        window: int | None = 24,
+        window: int | Windows | Literal["auto"] | None = 24,
         capture: str = "eager",
     ):
-        if window is not None and window < 1:
-            raise ConfigError(f"window is {window}; expected at least 1, or None to speculate all steps at once.")
         self.denoiser = denoiser
         self.schedule = schedule
         self.event_shape = tuple(event_shape)
         self.draft = make_draft(draft)
-        self.window = schedule.num_steps if window is None else min(window, schedule.num_steps)
+        self._draft_name = draft
+        self.windows = None if window == "auto" else _table(window, schedule.num_steps)
         self._loop = make_loop(capture)
 
     def __call__(
@@ -122,6 +139,8 @@ class AsdSampler:
         Returns and raises as a call does.
         """
         check_condition(cond, batch_size)
+        if self.windows is None:
+            raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
         device, num_steps = device_of(self.denoiser), self.schedule.num_steps
         expected = (batch_size, num_steps, *self.event_shape)
         if warm is not None and warm.shape != expected:
@@ -129,7 +148,54 @@ class AsdSampler:
         tape = NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device)
         a, b, s = (c.to(device, torch.float32) for c in (self.schedule.a, self.schedule.b, self.schedule.s))
         clip = getattr(self.denoiser, "clip", None)
-        chain = Chain(self.denoiser, cond, tape, a, b, s, self.schedule.timesteps.to(device), clip)
-        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), self.window)
+        context = prepare(self.denoiser, self.schedule.timesteps.to(device), cond)
+        chain = Chain(self.denoiser, context, tape, a, b, s, clip)
+        windows = shortened(self.windows, self._loop.window_sizes(device))
+        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), windows)
         stats = SampleStats.of(state, self.draft)
         return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))
+
+    def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
+        """Choose the windows that are cheapest for this denoiser, draft, backend and device; takes seconds to minutes.
+
+        Timings differ from run to run, and another table gives other samples (of the same law) from the same seed: for
+        the same samples again, keep the result and pass its `windows` to the constructor.
+
+        Args:
+            cond: (N, ...) conditions like those to come, or None: drafts are tested on one sample of each.
+            batch_size: how many samples will be drawn at a time; at most N where there are conditions.
+            seed: of the noise.
+        """
+        num_steps = self.schedule.num_steps
+        count = CALIBRATION_SAMPLES if cond is None else len(cond)
+        every_step = AsdSampler(self.denoiser, self.schedule, self.event_shape, self._draft_name, window=None)
+        acceptance = every_step.draw(count, cond, Generator().manual_seed(seed)).stats.acceptance.tolist()
+        some = None if cond is None else cond[:batch_size]
+        seconds = {}
+        for window in sorted({min(choice, num_steps) for choice in WINDOW_CHOICES}):
+            self.windows = (window,) * num_steps
+            seconds[window] = self._seconds_per_round(some, batch_size, seed)
+        self.windows = cheapest_windows(acceptance, seconds)
+        return Calibration(self.windows, seconds, acceptance)
+
+    def _seconds_per_round(self, cond: Tensor | None, batch_size: int, seed: int) -> float:
+        """The median time of a round over a few draws; the first one, which may compile, is not counted."""
+        times = []
+        for _ in range(1 + TIMED_DRAWS):
+            started = time.perf_counter()
+            stats = self.draw(batch_size, cond, Generator().manual_seed(seed)).stats
+            times.append((time.perf_counter() - started) / len(stats.advance))
+        return statistics.median(times[1:])
+
+
+def _table(window: int | Windows | None, num_steps: int) -> Windows:
+    """A window for each frontier. Raises ConfigError unless all are positive and their number fits."""
+    if window is None:
+        return (num_steps,) * num_steps
+    table = (window,) * num_steps if isinstance(window, int) else tuple(window)
+    if len(table) != num_steps or not all(isinstance(entry, int) and entry >= 1 for entry in table):
+        raise ConfigError(
+            f"window is {window!r}; expected a positive integer, None to speculate all steps at once, 'auto', or one "
+            f"positive integer for each of the {num_steps} steps."
+        )
+    return tuple(min(entry, num_steps) for entry in table)

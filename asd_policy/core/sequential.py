@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, check_prediction, device_of
+from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, denoise, device_of, prepare
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
 
@@ -38,9 +38,11 @@ def sample_ddpm(
     device = device_of(denoiser)
     tape = NoiseTape.draw(batch_size, schedule.num_steps, event_shape, generator, device)
     a, b, s = schedule.a.tolist(), schedule.b.tolist(), schedule.s.tolist()
+    context = prepare(denoiser, schedule.timesteps.to(device), cond)
+    step, row = _steps_and_rows(schedule.num_steps, batch_size, device)
     x = tape.start
-    for k, t in enumerate(schedule.timesteps.to(device)):
-        x0 = check_prediction(denoiser(x, t.expand(batch_size), cond), x)
+    for k in range(schedule.num_steps):
+        x0 = denoise(denoiser, x, step[k], row, context)
         x = a[k] * x + b[k] * x0 + s[k] * tape.xi[:, k]
     return check_finite(x)
 
@@ -73,9 +75,17 @@ def sample_ddim(
     abar, abar_next = strided.abar, strided.abar_next
     sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
     direction = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
+    context = prepare(denoiser, strided.timesteps.to(device), cond)
+    step, row = _steps_and_rows(num_steps, batch_size, device)
     x = tape.start
-    for k, t in enumerate(strided.timesteps.to(device)):
-        x0 = check_prediction(denoiser(x, t.expand(batch_size), cond), x)
+    for k in range(num_steps):
+        x0 = denoise(denoiser, x, step[k], row, context)
         epsilon = (x - float(abar[k].sqrt()) * x0) / float((1 - abar[k]).sqrt())
         x = float(abar_next[k].sqrt()) * x0 + float(direction[k]) * epsilon + float(sigma[k]) * tape.xi[:, k]
     return check_finite(x)
+
+
+def _steps_and_rows(num_steps: int, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """step (K, B), row k full of k, and row (B,), 0 to B - 1: made beforehand, so that no step copies from the host."""
+    step = torch.arange(num_steps, device=device).unsqueeze(1).expand(num_steps, batch_size)
+    return step, torch.arange(batch_size, device=device)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asd_policy.core.denoiser import Denoiser, check_prediction
+from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft, Memory, Verified
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
@@ -21,20 +21,18 @@ class Chain(NamedTuple):
     """What stays fixed while a batch of chains is sampled."""
 
     denoiser: Denoiser
-    cond: Tensor | None  # (B, ...)
+    context: Context
     tape: NoiseTape
     a: Tensor  # (K,) float32, as in Schedule
     b: Tensor  # (K,)
     s: Tensor  # (K,)
-    timesteps: Tensor  # (K,) int64
     clip: float | None = None  # the denoiser's, for guesses to lie where predictions do
 
     def denoise(self, x: Tensor, step: Tensor) -> Tensor:
         """x (B, W, *E), step (B, W) -> x0 (B, W, *E) in one network call."""
-        flat = x.flatten(0, 1)
-        cond = None if self.cond is None else self.cond.repeat_interleave(x.shape[1], dim=0)
-        x0 = self.denoiser(flat, self.timesteps[step].flatten(), cond)
-        return check_prediction(x0, flat).unflatten(0, step.shape)
+        row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
+        x0 = denoise(self.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), self.context)
+        return x0.unflatten(0, step.shape)
 
 
 class State(NamedTuple):
@@ -66,7 +64,7 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
 
 def speculative_round(chain: Chain, draft: Draft, state: State, window: int) -> State:
     """Advance every unfinished chain by at least one and at most `window` steps."""
-    num_steps = len(chain.timesteps)
+    num_steps = len(chain.s)
     rows = torch.arange(len(state.x), device=state.x.device)
     ahead = state.frontier.unsqueeze(1) + torch.arange(window, device=state.x.device)
     remaining = (num_steps - state.frontier).clamp(max=window)  # (B,) steps of the window that exist

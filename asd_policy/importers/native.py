@@ -17,7 +17,7 @@ from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.network import build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
 
 
 def load_policy(
@@ -44,7 +44,7 @@ def load_policy(
     network, normalizer = modules["model"], modules["normalizer"]
     assert isinstance(network, ConditionalUnet1D)
     assert isinstance(normalizer, LinearNormalizer)
-    return DiffusionPolicy(network, normalizer, config, sampler, device, **sampler_options)
+    return DiffusionPolicy(network, normalizer, config, sampler, device, folder / WINDOWS, **sampler_options)
 
 
 def _build_normalizer(config: PolicyConfig) -> LinearNormalizer:

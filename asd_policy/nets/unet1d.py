@@ -7,13 +7,15 @@ Maths and state-dict names are those of https://github.com/real-stanford/diffusi
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from asd_policy.errors import ConfigError
+from asd_policy.nets.unet1d_channels_last import channels_last_trunk
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -77,16 +79,25 @@ class ResidualBlock(nn.Module):
         changes_width = in_channels != out_channels
         self.residual_conv = nn.Conv1d(in_channels, out_channels, 1) if changes_width else nn.Identity()
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """x (N, C_in, L), cond (N, cond_dim) -> (N, C_out, L)."""
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """x (N, C_in, L), film (N, 2 C_out), or (N, C_out) without scale -> (N, C_out, L)."""
         h = self.blocks[0](x)
-        film = self.cond_encoder(cond)
         if self.cond_predict_scale:
             scale, bias = rearrange(film, "n (two c) -> two n c 1", two=2)
             h = scale * h + bias
         else:
             h = h + rearrange(film, "n c -> n c 1")
         return self.blocks[1](h) + self.residual_conv(x)
+
+
+class Film(NamedTuple):
+    """The modulation of all residual blocks side by side, split into its two summands.
+
+    Each block maps Mish(step embedding, condition) linearly, so its output is a sum of a part for each.
+    """
+
+    step: Tensor  # (K, F)
+    cond: Tensor  # (B, F)
 
 
 class Downsample(nn.Module):
@@ -176,18 +187,47 @@ class ConditionalUnet1D(nn.Module):
         """sample (N, T, D), timestep (N,) int64, global_cond (N, G) -> noise (N, T, D)."""
         self._check_shapes(sample, timestep, global_cond)
         cond = torch.cat([self.diffusion_step_encoder(timestep), global_cond], dim=-1)
+        return self.trunk(sample, [block.cond_encoder(cond) for block in self.residual_blocks()])
+
+    def prepare(self, timesteps: Tensor, global_cond: Tensor) -> Film:
+        """What does not depend on the noisy sample, for all steps at once: timesteps (K,), global_cond (B, G)."""
+        embedding = F.mish(self.diffusion_step_encoder(timesteps))
+        linears = [block.cond_encoder[1] for block in self.residual_blocks()]
+        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        of_step, of_cond = weight.split([embedding.shape[1], global_cond.shape[1]], dim=1)
+        return Film(F.linear(embedding, of_step, bias), F.linear(F.mish(global_cond), of_cond))
+
+    def predict(self, sample: Tensor, step: Tensor, row: Tensor, film: Film) -> Tensor:
+        """`self(sample, timesteps[step], global_cond[row])` from what `prepare` made of the two: (N, T, D).
+
+        sample (N, T, D), step (N,) int64 index into the K timesteps, row (N,) int64 index into the B conditions.
+        """
+        modulation = film.step[step] + film.cond[row]
+        sizes = [block.cond_encoder[1].out_features for block in self.residual_blocks()]
+        return self.trunk(sample, modulation.split(sizes, dim=-1))
+
+    def residual_blocks(self) -> list[Any]:
+        """The blocks in the order in which they run."""
+        levels = [*self.down_modules, self.mid_modules, *self.up_modules]
+        return [block for level in levels for block in level[:2]]
+
+    def trunk(self, sample: Tensor, films: Sequence[Tensor]) -> Tensor:
+        """sample (N, T, D), the modulation of each residual block -> noise (N, T, D)."""
+        if torch.compiler.is_compiling() and sample.device.type == "cpu":
+            return channels_last_trunk(self, sample, films)
+        film = iter(films)
         x = rearrange(sample, "n t d -> n d t")
         skips = []
         for first, second, downsample in self.down_modules:
-            x = second(first(x, cond), cond)
+            x = second(first(x, next(film)), next(film))
             skips.append(x)
             x = downsample(x)
         for block in self.mid_modules:
-            x = block(x, cond)
+            x = block(x, next(film))
         # The outermost skip is unused: there is one up level fewer than down levels, as in the original.
         for first, second, upsample in self.up_modules:
             x = torch.cat([x, skips.pop()], dim=1)
-            x = upsample(second(first(x, cond), cond))
+            x = upsample(second(first(x, next(film)), next(film)))
         return rearrange(self.final_conv(x), "n d t -> n t d")
 
     def _check_shapes(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> None:

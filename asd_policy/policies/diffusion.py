@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asd_policy.core import EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
+from asd_policy.core import AsdSampler, Calibration, EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
 from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
+from asd_policy.nets.unet1d_channels_last import packed
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.samplers import make_sampler
+from asd_policy.policies.windows import CalibratedWindows
 
 Observation = Mapping[str, NDArray[np.floating]]
 
@@ -48,6 +51,7 @@ class DiffusionPolicy:
         config: what the two were trained with.
         sampler: "asd", "ddpm" or "ddim".
         device: where to sample.
+        windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
         sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
 
     Raises:
@@ -61,18 +65,23 @@ class DiffusionPolicy:
         config: PolicyConfig,
         sampler: str = "asd",
         device: torch.device | str = "cpu",
+        windows_file: Path | None = None,
         **sampler_options: Any,
     ):
         self.config = config
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
+        self._windows = CalibratedWindows(windows_file, self.device, sampler_options)
         self.normalizer = normalizer.to(self.device)
         scheduler = config.scheduler
         self.schedule = Schedule.from_diffusers(asdict(scheduler))
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
-        denoiser = DENOISERS[scheduler.prediction_type](self.network, self.schedule, clip).to(self.device)
+        compiled_on_cpu = sampler_options.get("capture") == "compile" and self.device.type == "cpu"
+        run = packed(self.network) if compiled_on_cpu else self.network
+        denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
-        self._sample = make_sampler(sampler, denoiser, self.schedule, event_shape, **sampler_options)
+        options = self._windows.filled_in(sampler_options)
+        self._sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
         self._generators: list[torch.Generator] = []
         self._batched = False
         self._history: deque[dict[str, Tensor]] = deque(maxlen=config.n_obs_steps)
@@ -87,7 +96,34 @@ class DiffusionPolicy:
 
     def with_sampler(self, sampler: str, **sampler_options: Any) -> DiffusionPolicy:
         """A policy of its own that shares this one's weights and is run by another sampler."""
-        return DiffusionPolicy(self.network, self.normalizer, self.config, sampler, self.device, **sampler_options)
+        return DiffusionPolicy(
+            self.network, self.normalizer, self.config, sampler, self.device, self._windows.file, **sampler_options
+        )
+
+    def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:
+        """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.
+
+        They are kept beside the checkpoint and found there by the next `load_policy`: timings differ from run to run,
+        and other windows give other samples, of the same law, from the same seed.
+
+        Args:
+            observations: for one environment each, like those to come; some tens of them.
+            batch_size: how many environments will run together.
+
+        Raises:
+            ConfigError: if the sampler is not "asd", or there are fewer observations than `batch_size`.
+            ObservationError: as `act`.
+        """
+        if not isinstance(self._sampler, AsdSampler):
+            raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
+        if not 1 <= batch_size <= len(observations):
+            raise ConfigError(
+                f"batch_size is {batch_size} for {len(observations)} observations; expected 1 or more each."
+            )
+        conds = [self._condition([self._tensors(obs, ())] * self.config.n_obs_steps) for obs in observations]
+        calibration = self._sampler.calibrate(torch.cat(conds), batch_size)
+        self._windows.keep(calibration)
+        return calibration
 
     def reset(self, seed: int | None = None, seeds: Sequence[int] | None = None) -> None:
         """Begin an episode: forget observations and actions, seed the noise.
@@ -133,18 +169,26 @@ class DiffusionPolicy:
 
     def _remember(self, obs: Observation) -> None:
         """Add the observation to the history; the first one fills it."""
-        batch = (len(self._generators),) if self._batched else ()
-        checked = {key: _checked(obs, key, (*batch, dim)) for key, dim in self.config.obs_keys.items()}
-        tensors = {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+        tensors = self._tensors(obs, (len(self._generators),) if self._batched else ())
         missing = self.config.n_obs_steps - len(self._history) if not self._history else 1
         self._history.extend([tensors] * missing)
+
+    def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
+        """The policy's keys of an observation, (B, D) each; `batch` is (B,), or () for one environment."""
+        checked = {key: _checked(obs, key, (*batch, dim)) for key, dim in self.config.obs_keys.items()}
+        return {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+
+    def _condition(self, history: Sequence[dict[str, Tensor]]) -> Tensor:
+        """The network's condition (B, To * G) of the last To observations, oldest first."""
+        keys = self.config.obs_keys
+        steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
+        return self.normalizer.global_condition(steps, keys)
 
     def _plan(self, started: float) -> None:
         """Sample a chunk and queue the part of it that is executed."""
         config = self.config
-        steps = {key: torch.stack([obs[key] for obs in self._history], dim=1) for key in config.obs_keys}
-        cond = self.normalizer.global_condition(steps, config.obs_keys)
-        chunk, cost, predictions = self._sample(len(cond), cond, self._generators, self._warm)
+        cond = self._condition(self._history)
+        chunk, cost, predictions = self._sampler.draw(len(cond), cond, self._generators, self._warm)
         self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
         actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]

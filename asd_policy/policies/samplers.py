@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -13,8 +13,14 @@ from torch import Generator, Tensor
 from asd_policy.core import AsdSampler, Denoiser, Draws, SampleStats, Schedule, sample_ddim, sample_ddpm
 from asd_policy.errors import ConfigError, UnknownNameError
 
-ChunkSampler = Callable[[int, Tensor, Sequence[Generator], Tensor | None], Draws]
-"""(batch_size, cond (B, ...), a generator per chunk, warm (B, K, *E) or None) -> chunks (B, *E) and what they cost."""
+
+class ChunkSampler(Protocol):
+    """Whatever draws chunks: an AsdSampler, or a plain sampler dressed as one."""
+
+    def draw(self, batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None = None) -> Draws:
+        """cond (B, ...), a generator per chunk, warm (B, K, *E) or None -> chunks (B, *E) and what they cost."""
+        ...
+
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "asd": ("draft", "window", "capture"),
@@ -38,30 +44,33 @@ def make_sampler(
         if option not in OPTIONS[name]:
             raise UnknownNameError(f"option of sampler {name!r}", option, OPTIONS[name])
     if name == "asd":
-        return AsdSampler(denoiser, schedule, event_shape, **options).draw
+        return AsdSampler(denoiser, schedule, event_shape, **options)
     if name == "ddpm":
-        return _sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
+        return Sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
     options.setdefault("num_steps", 10)
     schedule.with_num_steps(options["num_steps"])  # refuses now what would fail at the first chunk
-    return _sequential(partial(sample_ddim, denoiser, schedule, event_shape, **options), options["num_steps"])
+    return Sequential(partial(sample_ddim, denoiser, schedule, event_shape, **options), options["num_steps"])
 
 
-def _sequential(sample: Callable[[int, Tensor, Sequence[Generator]], Tensor], num_steps: int) -> ChunkSampler:
+@dataclass(frozen=True)
+class Sequential:
     """A plain sampler, telling what it cost as AsdSampler does: one step per round, and no draft to keep."""
 
-    def draw(batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None) -> Draws:
-        x = sample(batch_size, cond, generator)
-        every_step = torch.full((batch_size,), num_steps)
-        ones = torch.ones(num_steps, batch_size, dtype=torch.int64)
-        stats = SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(num_steps))
-        return Draws(x, stats, predictions=None)
+    sample: Callable[[int, Tensor, Sequence[Generator]], Tensor]
+    num_steps: int
 
-    return draw
+    def draw(self, batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None = None) -> Draws:
+        """As `ChunkSampler.draw`; there is nothing to start warm."""
+        x = self.sample(batch_size, cond, generator)
+        every_step = torch.full((batch_size,), self.num_steps)
+        ones = torch.ones(self.num_steps, batch_size, dtype=torch.int64)
+        stats = SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(self.num_steps))
+        return Draws(x, stats, predictions=None)
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler as command lines write it: `ddpm`, `ddim:10`, `asd:reuse:24`, `asd:frozen:all`."""
+    """A sampler as command lines write it: `ddpm`, `ddim:10`, `asd:reuse:24`, `asd:path:auto:compile`."""
 
     label: str
     name: str
@@ -75,15 +84,21 @@ class SamplerSpec:
             ConfigError: with the forms that exist.
         """
         name, *rest = text.split(":")
-        match name, rest:
-            case (("ddpm" | "asd" | "ddim"), []):
-                return SamplerSpec(text, name, {})
-            case "ddim", [steps] if steps.isdigit():
-                return SamplerSpec(text, name, {"num_steps": int(steps)})
-            case "asd", [draft]:
-                return SamplerSpec(text, name, {"draft": draft})
-            case "asd", [draft, window] if window.isdigit() or window == "all":
-                return SamplerSpec(text, name, {"draft": draft, "window": None if window == "all" else int(window)})
+        if name == "ddpm" and not rest:
+            return SamplerSpec(text, name, {})
+        if name == "ddim" and len(rest) <= 1 and all(steps.isdigit() for steps in rest):
+            return SamplerSpec(text, name, {"num_steps": int(rest[0])} if rest else {})
+        if name == "asd" and len(rest) <= 3 and all(map(_is_window, rest[1:2])):
+            options: dict[str, Any] = dict(zip(OPTIONS["asd"], rest, strict=False))
+            if "window" in options:
+                window = options["window"]
+                options["window"] = int(window) if window.isdigit() else {"all": None, "auto": "auto"}[window]
+            return SamplerSpec(text, name, options)
         raise ConfigError(
-            f"Unknown sampler {text!r}; expected ddpm, ddim[:STEPS] or asd[:DRAFT[:WINDOW]], WINDOW a number or 'all'."
+            f"Unknown sampler {text!r}; expected ddpm, ddim[:STEPS] or asd[:DRAFT[:WINDOW[:CAPTURE]]], "
+            "WINDOW a number, 'all' or 'auto'."
         )
+
+
+def _is_window(text: str) -> bool:
+    return text.isdigit() or text in ("all", "auto")

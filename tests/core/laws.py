@@ -13,21 +13,22 @@ ACCEPT = 1e-4  # smallest p-value that a correct sampler may show at the fixed s
 REJECT = 1e-8  # largest p-value that a wrong sampler may show
 
 
-class GaussianMixture:
+class GaussianMixture(nn.Module):
     """Denoiser of a 2-D Gaussian mixture, in closed form: E[x* | x_t]."""
 
     event_shape = (2,)
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    means = torch.tensor([[0.9, 0.1], [-0.7, 0.6], [-0.1, -0.9]])
-    variances = torch.tensor([0.01, 0.03, 0.005])
 
     def __init__(self, num_steps: int = 30):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor([0.5, 0.3, 0.2]))
+        self.register_buffer("means", torch.tensor([[0.9, 0.1], [-0.7, 0.6], [-0.1, -0.9]]))
+        self.register_buffer("variances", torch.tensor([0.01, 0.03, 0.005]))
         self.schedule = Schedule.from_diffusers(
             {"num_train_timesteps": num_steps, "beta_schedule": "squaredcos_cap_v2"}
         )
-        self.abar = self.schedule.alphas_cumprod.float()
+        self.register_buffer("abar", self.schedule.alphas_cumprod.float())
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         abar = self.abar[t].view(-1, 1, 1)
         spread = abar * self.variances.view(1, -1, 1) + 1 - abar  # (N, components, 1)
         offset = x.unsqueeze(1) - abar.sqrt() * self.means
@@ -81,8 +82,8 @@ def reference(denoiser: Callable, schedule: Schedule, event_shape: tuple, n: int
 
 
 def speculated(sampler: AsdSampler, n: int, cond: Tensor | None = None, seed: int = 2) -> Tensor:
-    """`n` samples of an ASD sampler, at a key independent of the reference's."""
-    return sampler(n, cond, torch.Generator().manual_seed(seed))[0]
+    """`n` samples of an ASD sampler, at a key independent of the reference's; on the CPU wherever it runs."""
+    return sampler(n, cond, torch.Generator().manual_seed(seed))[0].cpu()
 
 
 def smallest_p(x: Tensor, y: Tensor, projections: int = 6) -> float:

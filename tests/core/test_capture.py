@@ -1,5 +1,9 @@
 """Backends that run the loop: the same samples in the same rounds as the eager reference."""
 
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -9,19 +13,16 @@ from asd_policy.core.capture import CAPTURES
 from asd_policy.errors import ConfigError
 from tests.core import laws
 
-CAPTURED = [name for name in CAPTURES if name != "eager"]
+GPU = [pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in CAPTURES]
+CAPTURED = [("compile", "cpu"), *GPU]
 
 
-@pytest.fixture(scope="module")
-def chunks():
-    return laws.learned_chunks()
-
-
-@pytest.mark.parametrize("capture", CAPTURED)
+@pytest.mark.parametrize(("capture", "device"), CAPTURED)
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_same_tape_same_sample_in_the_same_rounds(chunks, draft, capture):
-    denoiser, schedule = chunks
-    cond = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+def test_same_tape_same_sample_in_the_same_rounds(draft, capture, device):
+    denoiser, schedule = laws.learned_chunks()
+    denoiser = denoiser.to(device)
+    cond = torch.rand(6, 2, generator=torch.Generator().manual_seed(0)).to(device)
     (x, stats), (expected, expected_stats) = (
         AsdSampler(denoiser, schedule, (4, 2), draft=draft, window=8, capture=name)(
             6, cond, torch.Generator().manual_seed(1)
@@ -34,10 +35,11 @@ def test_same_tape_same_sample_in_the_same_rounds(chunks, draft, capture):
     assert torch.equal(stats.acceptance, expected_stats.acceptance)
 
 
-@pytest.mark.parametrize("capture", CAPTURED)
-def test_weights_changed_in_place_are_seen_and_samplers_coexist(capture):
+@pytest.mark.parametrize(("capture", "device"), CAPTURED)
+def test_weights_changed_in_place_are_seen_and_samplers_coexist(capture, device):
     denoiser, schedule = laws.learned_chunks(steps=50)
-    cond = torch.full((3, 2), 0.5)
+    denoiser = denoiser.to(device)
+    cond = torch.full((3, 2), 0.5, device=device)
 
     def sample(sampler: AsdSampler) -> torch.Tensor:
         return sampler(3, cond, torch.Generator().manual_seed(1))[0]
@@ -57,6 +59,73 @@ def test_weights_changed_in_place_are_seen_and_samplers_coexist(capture):
     assert elsewhere.shape == (3, 4, 2)
 
 
+def test_threads_may_sample_at_the_same_time():
+    denoiser, schedule = laws.learned_chunks(steps=10)
+    cond = torch.full((3, 2), 0.5)
+    shared = AsdSampler(denoiser, schedule, (4, 2), draft="reuse", window=4, capture="compile")
+
+    def sample(seed: int) -> torch.Tensor:
+        return shared(3, cond, torch.Generator().manual_seed(seed))[0]
+
+    alone = [sample(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(sample, range(8)))
+    assert all(map(torch.equal, alone, together))
+
+
+@pytest.mark.gpu
+class TestCudaGraph:
+    """What only a CUDA device can show."""
+
+    @pytest.fixture
+    def sampler(self):
+        denoiser, schedule = laws.learned_chunks(steps=10)
+        return AsdSampler(denoiser.cuda(), schedule, (4, 2), window=8, capture="cuda_graph")
+
+    def test_replay_with_new_conditions_and_recapture_for_new_shapes_only(self, sampler):
+        reference = AsdSampler(sampler.denoiser, sampler.schedule, (4, 2), window=8)
+        for batch in (3, 3, 5, 3):
+            cond = torch.rand(batch, 2, device="cuda")
+            x, expected = (s(batch, cond, torch.Generator().manual_seed(batch))[0] for s in (sampler, reference))
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+        assert sampler._loop.captures == 2
+
+    def test_no_synchronisation_and_no_allocation_in_the_loop(self, sampler, monkeypatch):
+        cond = torch.rand(3, 2, device="cuda")
+        for _ in range(3):
+            sampler(3, cond, torch.Generator().manual_seed(0))
+        allocated = torch.cuda.memory_allocated()
+        inner = sampler._loop
+
+        def guarded(*arguments):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return inner(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        guarded.window_sizes = inner.window_sizes
+        monkeypatch.setattr(sampler, "_loop", guarded)
+        sampler(3, cond, torch.Generator().manual_seed(0))
+        assert torch.cuda.memory_allocated() == allocated
+
+    def test_faster_than_the_python_loop(self, sampler):
+        eager = AsdSampler(sampler.denoiser, sampler.schedule, (4, 2), window=8)
+        cond = torch.rand(3, 2, device="cuda")
+
+        def seconds(sampler):
+            times = []
+            for _ in range(30):
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+                sampler(3, cond, torch.Generator().manual_seed(0))
+                torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+            return statistics.median(times[5:])
+
+        assert seconds(sampler) < seconds(eager)
+
+
 class Branching(nn.Module):
     """A network that cannot be captured: what it computes depends on a value."""
 
@@ -64,9 +133,9 @@ class Branching(nn.Module):
         return x if x.mean() > 0 else -x
 
 
-@pytest.mark.parametrize("capture", CAPTURED)
-def test_a_network_that_cannot_be_captured_is_named(capture):
+@pytest.mark.parametrize(("capture", "device"), CAPTURED[:1] + GPU[1:])
+def test_a_network_that_cannot_be_captured_is_named(capture, device):
     schedule = laws.GaussianMixture(10).schedule
-    sampler = AsdSampler(Branching(), schedule, (2,), draft="reuse", window=2, capture=capture)
+    sampler = AsdSampler(Branching().to(device), schedule, (2,), draft="reuse", window=2, capture=capture)
     with pytest.raises(ConfigError, match=r"capture='eager'(.|\n)*[Bb]ranch"):
         sampler(2, generator=torch.Generator().manual_seed(0))

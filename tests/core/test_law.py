@@ -1,11 +1,14 @@
 """Exactness: every draft and window draws from the plain sampler's law, and wrong samplers are caught."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
 from asd_policy.core import DRAFTS, AsdSampler, speculative
 from asd_policy.core.capture import CAPTURES
+from asd_policy.core.denoiser import Context
 from asd_policy.core.drafts.protocol import Denoise
 from asd_policy.core.drafts.reuse import Reuse
 from asd_policy.core.noise import NoiseTape
@@ -51,9 +54,12 @@ def test_learned_chunk_law(chunks, draft, window):
 
 @pytest.mark.parametrize("window", [4, None])
 @pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("capture", [name for name in CAPTURES if name != "eager"])
-def test_mixture_law_captured(mixture, draft, window, capture):
+@pytest.mark.parametrize(
+    ("capture", "device"), [("compile", "cpu"), *(pytest.param(c, "cuda", marks=pytest.mark.gpu) for c in CAPTURES)]
+)
+def test_mixture_law_captured(mixture, draft, window, capture, device):
     denoiser, expected = mixture
+    denoiser = copy.deepcopy(denoiser).to(device)
     sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=window, capture=capture)
     x = laws.speculated(sampler, N_MIXTURE)
     assert laws.smallest_p(x, expected) > laws.ACCEPT
@@ -156,7 +162,7 @@ def test_guess_never_depends_on_its_own_row_or_later(draft):
     sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=None)
     recorder = Recorder(sampler.draft)
     coefficients = (c.float() for c in (denoiser.schedule.a, denoiser.schedule.b, denoiser.schedule.s))
-    chain = speculative.Chain(denoiser, None, tape, *coefficients, denoiser.schedule.timesteps)
+    chain = speculative.Chain(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
     state = speculative.begin(chain, recorder)
     while int(state.frontier.min()) < K:
         state = speculative.speculative_round(chain, recorder, state, K)

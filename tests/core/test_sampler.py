@@ -27,10 +27,10 @@ class CountingMixture(GaussianMixture):
         super().__init__(K)
         self.calls, self.states = 0, 0
 
-    def __call__(self, x, t, cond):
+    def forward(self, x, t, cond):
         self.calls += 1
         self.states += len(x)
-        return super().__call__(x, t, cond)
+        return super().forward(x, t, cond)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -97,12 +97,41 @@ def test_shared_tape_makes_asd_and_ddpm_start_alike():
         ({"window": 0}, "window is 0"),
         ({"window": -3}, "window is -3"),
         ({"draft": "frosen"}, "Did you mean 'frozen'"),
-        ({"capture": "graph"}, "Available: compile, eager"),
+        ({"window": (3, 4)}, "one positive integer for each of the 30 steps"),
+        ({"window": "some"}, "'auto', or one"),
+        ({"capture": "graph"}, "Available: compile, cuda_graph, eager"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ConfigError, match=message):
         sampler(**options)
+
+
+def test_a_table_of_windows_is_followed():
+    denoiser = CountingMixture()
+    table = tuple(3 if k < 10 else 7 for k in range(K))
+    _, stats = sampler(denoiser, window=table)(1, generator=generator())
+    frontier, expected = 0, 0
+    for advance in stats.advance[:, 0].tolist():
+        expected += min(table[frontier], K - frontier)
+        frontier += advance
+    assert denoiser.states == expected
+
+
+def test_cuda_graph_without_a_cuda_device_is_an_error():
+    with pytest.raises(ConfigError, match="needs samples on a CUDA device; they are on cpu"):
+        sampler(capture="cuda_graph")(2)
+
+
+def test_auto_needs_calibration_and_a_table_reproduces_it():
+    auto = sampler(window="auto")
+    with pytest.raises(ConfigError, match="calibrate"):
+        auto(2)
+    calibration = auto.calibrate(None)
+    assert set(calibration.windows) <= set(calibration.seconds)
+    assert len(calibration.windows) == len(calibration.acceptance) == K
+    again = sampler(window=calibration.windows)
+    assert torch.equal(auto(4, generator=generator())[0], again(4, generator=generator())[0])
 
 
 def test_unknown_draft_lists_what_exists():

@@ -1,12 +1,14 @@
 """The U-Net against robomimic's, which shares its maths and names with real-stanford/diffusion_policy."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from asd_policy.errors import ConfigError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import channels_last_forward
+from asd_policy.nets.unet1d_channels_last import channels_last_trunk
 
 SIZES = {"down_dims": (16, 32, 64), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 32}
 
@@ -35,10 +37,11 @@ def test_bias_only_film_has_half_the_film_outputs() -> None:
 
 
 @pytest.mark.parametrize("cond_predict_scale", [True, False])
-def test_channels_last_forward_is_the_same_function(cond_predict_scale: bool) -> None:
+def test_channels_last_trunk_is_the_same_function(cond_predict_scale: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ConditionalUnet1D(7, 46, **SIZES, cond_predict_scale=cond_predict_scale)
     expected = net(*inputs())
-    got = channels_last_forward(net, *inputs(), dtype=torch.float32)
+    monkeypatch.setattr(net, "trunk", partial(channels_last_trunk, net))
+    got = net(*inputs())
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     weights = list(net.parameters())
     for ours, plain in zip(
@@ -47,6 +50,16 @@ def test_channels_last_forward_is_the_same_function(cond_predict_scale: bool) ->
         strict=True,
     ):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("cond_predict_scale", [True, False])
+def test_prepared_steps_and_conditions_give_the_same_function(cond_predict_scale: bool) -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES, cond_predict_scale=cond_predict_scale)
+    sample, _, cond = inputs()
+    timesteps, step, row = torch.tensor([90, 50, 3]), torch.tensor([2, 0, 0, 1, 2]), torch.tensor([0, 0, 1, 1, 0])
+    film = net.prepare(timesteps, cond[:2])
+    expected = net(sample, timesteps[step], cond[row])
+    torch.testing.assert_close(net.predict(sample, step, row, film), expected, rtol=0, atol=1e-5)
 
 
 def test_rows_do_not_see_each_other() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,10 +85,11 @@ def test_a_chunk_is_sampled_every_eight_actions_and_described(checkpoint):
 def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeypatch):
     policy = load_policy(checkpoint, sampler="ddpm")
     conditions = []
-    sample = policy._sample
-    monkeypatch.setattr(
-        policy, "_sample", lambda n, cond, *rest: (conditions.append(cond.clone()), sample(n, cond, *rest))[1]
+    sampler = policy._sampler
+    recorder = SimpleNamespace(
+        draw=lambda n, cond, *rest: (conditions.append(cond.clone()), sampler.draw(n, cond, *rest))[1]
     )
+    monkeypatch.setattr(policy, "_sampler", recorder)
     policy.reset(seed=0)
     acts(policy, 9)
 
@@ -213,6 +215,7 @@ def test_missing_and_foreign_tensors(checkpoint, tmp_path):
         ("asd:frozen", ("asd", {"draft": "frozen"})),
         ("asd:reuse:all", ("asd", {"draft": "reuse", "window": None})),
         ("asd:reuse:16", ("asd", {"draft": "reuse", "window": 16})),
+        ("asd:path:auto:compile", ("asd", {"draft": "path", "window": "auto", "capture": "compile"})),
     ],
 )
 def test_sampler_spec(text, expected):
@@ -220,10 +223,36 @@ def test_sampler_spec(text, expected):
     assert (spec.name, spec.options, spec.label) == (*expected, text)
 
 
-@pytest.mark.parametrize("text", ["", "ddpm:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:4", "euler"])
+@pytest.mark.parametrize("text", ["", "ddpm:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:eager:4", "euler"])
 def test_bad_sampler_spec(text):
     with pytest.raises(ConfigError, match="expected ddpm, ddim"):
         SamplerSpec.parse(text)
+
+
+def test_calibrated_windows_are_kept_beside_the_checkpoint(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny", OBS_KEYS, action_dim=2)
+    policy = load_policy(checkpoint, window="auto")
+    policy.reset(seed=0)
+    with pytest.raises(ConfigError, match="call calibrate"):
+        policy.act(observation(0))
+    observations = [observation(step) for step in range(6)]
+    calibration = policy.calibrate(observations)
+    assert len(calibration.windows) == 12
+    tuned = load_policy(checkpoint, window=calibration.windows)
+    for found in (policy, load_policy(checkpoint, window="auto"), tuned.with_sampler("asd", window="auto")):
+        found.reset(seed=3)
+        tuned.reset(seed=3)
+        assert np.array_equal(found.act(observation(0)), tuned.act(observation(0)))
+    other_draft = load_policy(checkpoint, draft="reuse", window="auto")
+    other_draft.reset(seed=0)
+    with pytest.raises(ConfigError, match="call calibrate"):
+        other_draft.act(observation(0))
+    for wrong, message in ((policy.with_sampler("ddpm"), "sampler='asd'"), (policy, "batch_size is 9")):
+        with pytest.raises(ConfigError, match=message):
+            wrong.calibrate(observations, batch_size=9)
+    (checkpoint / "windows.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"windows\.json.* Delete the file"):
+        load_policy(checkpoint, window="auto")
 
 
 def test_top_level_names():
