@@ -141,19 +141,27 @@ class AsdSampler:
         check_condition(cond, batch_size)
         if self.windows is None:
             raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
-        device, num_steps = device_of(self.denoiser), self.schedule.num_steps
-        expected = (batch_size, num_steps, *self.event_shape)
+        expected = (batch_size, self.schedule.num_steps, *self.event_shape)
         if warm is not None and warm.shape != expected:
             raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
-        tape = NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device)
-        a, b, s = (c.to(device, torch.float32) for c in (self.schedule.a, self.schedule.b, self.schedule.s))
-        clip = getattr(self.denoiser, "clip", None)
-        context = prepare(self.denoiser, self.schedule.timesteps.to(device), cond)
-        chain = Chain(self.denoiser, context, tape, a, b, s, clip)
-        windows = shortened(self.windows, self._loop.window_sizes(device))
+        chain = self.chain(batch_size, cond, generator)
+        windows = shortened(self.windows, self._loop.window_sizes(chain.s.device))
         state = self._loop(chain, self.draft, begin(chain, self.draft, warm), windows)
         stats = SampleStats.of(state, self.draft)
         return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))
+
+    def chain(self, batch_size: int, cond: Tensor | None, generator: Generator | Sequence[Generator] | None) -> Chain:
+        """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
+        device, schedule = device_of(self.denoiser), self.schedule
+        return Chain(
+            denoiser=self.denoiser,
+            context=prepare(self.denoiser, schedule.timesteps.to(device), cond),
+            tape=NoiseTape.draw(batch_size, schedule.num_steps, self.event_shape, generator, device),
+            a=schedule.a.to(device, torch.float32),
+            b=schedule.b.to(device, torch.float32),
+            s=schedule.s.to(device, torch.float32),
+            clip=getattr(self.denoiser, "clip", None),
+        )
 
     def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
         """Choose the windows that are cheapest for this denoiser, draft, backend and device; takes seconds to minutes.

@@ -81,7 +81,7 @@ class DiffusionPolicy:
         denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
         options = self._windows.filled_in(sampler_options)
-        self._sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
+        self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
         self._generators: list[torch.Generator] = []
         self._batched = False
         self._history: deque[dict[str, Tensor]] = deque(maxlen=config.n_obs_steps)
@@ -114,14 +114,14 @@ class DiffusionPolicy:
             ConfigError: if the sampler is not "asd", or there are fewer observations than `batch_size`.
             ObservationError: as `act`.
         """
-        if not isinstance(self._sampler, AsdSampler):
+        if not isinstance(self.sampler, AsdSampler):
             raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
         if not 1 <= batch_size <= len(observations):
             raise ConfigError(
                 f"batch_size is {batch_size} for {len(observations)} observations; expected 1 or more each."
             )
-        conds = [self._condition([self._tensors(obs, ())] * self.config.n_obs_steps) for obs in observations]
-        calibration = self._sampler.calibrate(torch.cat(conds), batch_size)
+        conds = torch.cat([self.condition([obs]) for obs in observations])
+        calibration = self.sampler.calibrate(conds, batch_size)
         self._windows.keep(calibration)
         return calibration
 
@@ -167,6 +167,18 @@ class DiffusionPolicy:
         action = self._queue.popleft()
         return action if self._batched else action[0]
 
+    def condition(self, history: Sequence[Observation]) -> Tensor:
+        """What the network is told of one environment, (1, To * G).
+
+        Args:
+            history: its last observations, oldest first: n_obs_steps of them, or fewer at the start of an episode.
+
+        Raises:
+            ObservationError: as `act`.
+        """
+        tensors = [self._tensors(obs, ()) for obs in history]
+        return self._condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
+
     def _remember(self, obs: Observation) -> None:
         """Add the observation to the history; the first one fills it."""
         tensors = self._tensors(obs, (len(self._generators),) if self._batched else ())
@@ -188,7 +200,7 @@ class DiffusionPolicy:
         """Sample a chunk and queue the part of it that is executed."""
         config = self.config
         cond = self._condition(self._history)
-        chunk, cost, predictions = self._sampler.draw(len(cond), cond, self._generators, self._warm)
+        chunk, cost, predictions = self.sampler.draw(len(cond), cond, self._generators, self._warm)
         self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
         actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]

@@ -1,6 +1,8 @@
 """DiffusionPolicy and load_policy on a small network with random weights."""
 
+import gc
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,11 +87,11 @@ def test_a_chunk_is_sampled_every_eight_actions_and_described(checkpoint):
 def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeypatch):
     policy = load_policy(checkpoint, sampler="ddpm")
     conditions = []
-    sampler = policy._sampler
+    sampler = policy.sampler
     recorder = SimpleNamespace(
         draw=lambda n, cond, *rest: (conditions.append(cond.clone()), sampler.draw(n, cond, *rest))[1]
     )
-    monkeypatch.setattr(policy, "_sampler", recorder)
+    monkeypatch.setattr(policy, "sampler", recorder)
     policy.reset(seed=0)
     acts(policy, 9)
 
@@ -97,6 +99,8 @@ def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeyp
         return torch.from_numpy(np.concatenate([observation(step)[key] for key in OBS_KEYS])).float()
 
     torch.testing.assert_close(conditions[0][0], torch.cat([flat(0), flat(0)]))  # the first fills the history
+    torch.testing.assert_close(policy.condition([observation(0)]), conditions[0])
+    torch.testing.assert_close(policy.condition([observation(7), observation(8)]), conditions[1])
     torch.testing.assert_close(conditions[1][0], torch.cat([flat(7), flat(8)]))
 
 
@@ -260,3 +264,21 @@ def test_top_level_names():
         assert getattr(asd_policy, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = asd_policy.nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capture", ["eager", "compile"])
+def test_ten_thousand_actions_do_not_grow_the_memory(checkpoint, capture):
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    policy = load_policy(checkpoint, draft="path", window=4, capture=capture)
+    policy.reset(seed=0)
+    obs = observation(0)
+    for _ in range(1000):  # allocators and caches fill
+        policy.act(obs)
+    before = resident()
+    for _ in range(10_000):
+        policy.act(obs)
+    assert resident() - before < 2**20

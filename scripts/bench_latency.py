@@ -1,0 +1,203 @@
+"""What a chunk costs: this package's samplers, eager and compiled, beside the loop that users of diffusers write.
+
+All in one run, in turn, with the same weights and the same observations, recorded along episodes of the task:
+
+    python scripts/bench_latency.py --checkpoint checkpoints/square --out results/latency
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import gymnasium
+import torch
+import tyro
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from asd_policy import AsdPolicyError, load_policy
+from asd_policy.core import AsdSampler
+from asd_policy.evaluation import latency
+from asd_policy.evaluation.latency import Timing
+from asd_policy.evaluation.summary import software
+from asd_policy.policies.diffusion import DiffusionPolicy, Observation
+from asd_policy.policies.samplers import SamplerSpec
+
+BASELINE = "diffusers loop"
+CALIBRATION_OBSERVATIONS = 32
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to time."""
+
+    checkpoint: Path
+    """Folder with config.json and model.safetensors."""
+    samplers: tuple[str, ...] = (
+        *("ddpm", "asd:reuse:1:compile", "ddim:10"),
+        *(f"asd:{draft}:24{capture}" for draft in ("frozen", "reuse", "path") for capture in ("", ":compile")),
+        *("asd:path:8", "asd:path:16", "asd:path:16:compile", "asd:path:all", "asd:path:auto"),
+    )
+    """As scripts/evaluate.py writes them; asd:reuse:1:compile is the plain DDPM as one compiled program."""
+    conditions: int = 100
+    """Observations to time each sampler on."""
+    seed: int = 200000
+    """First seed of the episodes that the observations are recorded in, by asd:path:all."""
+    steps: tuple[int, ...] = (25, 50, 100, 200, 1000)
+    """Numbers of denoising steps to count rounds at, on a few observations."""
+    out: Path = Path("results/latency")
+    """Folder for results.json and latency.png."""
+    device: str = "cpu"
+    threads: int = 2
+    """torch's threads on the CPU."""
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    torch.set_num_threads(arguments.threads)
+    specs = [SamplerSpec.parse(text) for text in arguments.samplers]
+    policy = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
+    policies = latency.with_specs(policy, specs)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    histories, warm_rounds = record(policy, arguments, console)
+    calibrate(policies, specs, histories, console)
+    conds = [policy.condition(history) for history in histories]
+    timings = measure(policy, policies, conds, console)
+    growth = rounds_against_steps(policy, arguments.steps, conds, console)
+
+    console.print(table(timings))
+    console.print(f"asd:path:all started warm, along whole episodes: {warm_rounds:.2f} rounds a chunk")
+    for draft, rounds in growth.items():
+        console.print(f"rounds of {draft} at K = " + ", ".join(f"{k}: {r:.1f}" for k, r in rounds.items()))
+    assert isinstance(policy.sampler, AsdSampler)
+    buffers = latency.buffer_bytes(policy.sampler, conds[0])
+    console.print(f"memory of a sampler's buffers, batch 1: {buffers / 1024:.0f} KiB")
+    result = {
+        "threads": torch.get_num_threads(),
+        "device": arguments.device,
+        "software": software(),
+        "conditions": len(conds),
+        "timings": [asdict(timing) for timing in timings],
+        "warm_rounds": warm_rounds,
+        "rounds_against_steps": growth,
+        "buffer_bytes": buffers,
+    }
+    (arguments.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(timings, growth, arguments.out / "latency.png")
+    console.print(f"Wrote {arguments.out}/results.json and latency.png")
+
+
+def bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def record(policy: DiffusionPolicy, arguments: Arguments, console: Console) -> tuple[list[list[Observation]], float]:
+    """What chunks were sampled from along whole episodes, and the mean rounds of those that started warm."""
+    env = gymnasium.make(f"envs:{policy.config.env_id}")
+    histories: list[list[Observation]] = []
+    warm: list[int] = []
+    with bar(console) as progress:
+        task = progress.add_task("recording observations", total=arguments.conditions)
+        seed = arguments.seed
+        while len(histories) < arguments.conditions:
+            for turn, (history, rounds) in enumerate(latency.record_histories(policy, env, seed)):
+                histories.append(history)
+                warm += [rounds] if turn else []
+                progress.update(task, completed=min(len(histories), arguments.conditions))
+            seed += 1
+    env.close()
+    return histories[: arguments.conditions], sum(warm) / len(warm)
+
+
+def calibrate(
+    policies: dict[str, DiffusionPolicy],
+    specs: list[SamplerSpec],
+    histories: list[list[Observation]],
+    console: Console,
+) -> None:
+    """Choose the windows of every sampler that asks for it, and keep them beside the checkpoint."""
+    some = [history[-1] for history in histories[:: max(1, len(histories) // CALIBRATION_OBSERVATIONS)]]
+    for spec in specs:
+        if spec.options.get("window") == "auto":
+            with console.status(f"calibrating {spec.label}"):
+                calibration = policies[spec.label].calibrate(some)
+            console.print(f"{spec.label}: windows {sorted(set(calibration.windows))}")
+
+
+def measure(
+    policy: DiffusionPolicy, policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
+) -> list[Timing]:
+    draws = {BASELINE: latency.diffusers_loop(policy)}
+    draws |= {label: latency.sampler_draw(other) for label, other in policies.items()}
+    with bar(console) as progress:
+        task = progress.add_task("timing", total=len(draws) * (1 + len(conds)))
+        timings = latency.time_in_turn(draws, conds, lambda: progress.advance(task))
+    return [replace(t, network_share=share(policies.get(t.sampler), conds[:20])) for t in timings]
+
+
+def share(policy: DiffusionPolicy | None, conds: list[torch.Tensor]) -> float:
+    return latency.network_share(policy, conds) if policy else float("nan")
+
+
+def rounds_against_steps(
+    policy: DiffusionPolicy, steps: tuple[int, ...], conds: list[torch.Tensor], console: Console
+) -> dict[str, dict[int, float]]:
+    """Rounds of a chunk for each draft and number of steps; fewer observations where there are many steps."""
+    growth: dict[str, dict[int, float]] = {"frozen": {}, "path": {}}
+    with bar(console) as progress:
+        task = progress.add_task("rounds against steps", total=len(growth) * len(steps))
+        for draft, rounds in growth.items():
+            for num_steps in steps:
+                few = torch.cat(conds[:: max(1, len(conds) * num_steps // 3200)])
+                rounds[num_steps] = latency.rounds_at(policy, num_steps, draft, few)
+                progress.advance(task)
+    return growth
+
+
+def table(timings: list[Timing]) -> Table:
+    base = next(t for t in timings if t.sampler == BASELINE)
+    caption = f"ms, p95: a chunk, started cold. faster: against the {BASELINE}. network: its share of the time."
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    result.add_column("sampler", no_wrap=True)
+    for name in ("ms", "p95", "faster", "rounds", "states", "network"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for t in timings:
+        numbers = (f"{t.rounds:.1f}", f"{t.evaluations:.0f}", f"{t.network_share:.0%}")
+        shown = ("-" if "nan" in number else number for number in numbers)
+        result.add_row(
+            t.sampler, f"{t.median_ms:.0f}", f"{t.p95_ms:.0f}", f"{base.median_ms / t.median_ms:.1f}x", *shown
+        )
+    return result
+
+
+def plot(timings: list[Timing], growth: dict[str, dict[int, float]], path: Path) -> None:
+    """Latency of each sampler, acceptance against step, rounds against the number of steps."""
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    latencies, acceptance, rounds = figure.subplots(1, 3)
+    latencies.barh([t.sampler for t in timings][::-1], [t.median_ms for t in timings][::-1])
+    latencies.set(xlabel="ms per chunk, median", xscale="log")
+    for t in timings:
+        if any(t.acceptance) and t.sampler.endswith(":24"):
+            acceptance.plot(t.acceptance[:-1], label=t.sampler)
+    acceptance.set(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
+    for draft, by_steps in growth.items():
+        rounds.plot(list(by_steps), list(by_steps.values()), "o-", label=draft)
+    rounds.set(xlabel="K, denoising steps", ylabel="rounds, window K", xscale="log", yscale="log")
+    for axes in (acceptance, rounds):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except (AsdPolicyError, gymnasium.error.Error) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
