@@ -47,5 +47,18 @@ class TaskSpec:
 
 
 TASKS = {
-    task.name: task for task in (TaskSpec("square", "asd/Square-v0", "NutAssemblySquare", object_dim=14, horizon=400),)
+    task.name: task
+    for task in (
+        TaskSpec("square", "asd/Square-v0", "NutAssemblySquare", object_dim=14, horizon=400),
+        TaskSpec(
+            "transport",
+            "asd/Transport-v0",
+            "TwoArmTransport",
+            object_dim=41,
+            horizon=700,
+            robots=("Panda", "Panda"),
+            make_options={"env_configuration": "opposed"},
+        ),
+        TaskSpec("tool_hang", "asd/ToolHang-v0", "ToolHang", object_dim=44, horizon=700),
+    )
 }
