@@ -79,7 +79,7 @@ class Style:
             upright_z=rng.uniform(1.015, 1.035),
             align_z=rng.uniform(0.985, 1.005),
             retreat=rng.uniform(0.09, 0.12),
-            tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.004, 0.010)),
+            tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
             tool_lift_z=rng.uniform(1.13, 1.16),
             ring_height=rng.uniform(0.018, 0.030),
             tilt=np.deg2rad(rng.uniform(46.0, 54.0)),
@@ -191,7 +191,7 @@ def take_tool(arm: Arm, tool: LivePose, style: Style) -> Iterator[Action]:
     via = fixed(Pose(VIA, gripper_down(0.0)))
     yield from arm.reach(via, (0.05, 0.3), speed=style.speed, grip=OPEN, max_steps=80)
     speeds = style.speed, style.descent_speed
-    yield from arm.grasp(handle, style.hover, (0.006, 0.05), speeds, style.close_steps)
+    yield from arm.grasp(handle, style.hover, (0.004, 0.05), speeds, style.close_steps)
     yield from lift(arm, style.tool_lift_z, style)
 
 
