@@ -114,7 +114,7 @@ class Arm:
         return self.move(fixed(self.pose()), until, speed=0.5, grip=grip, max_steps=max_steps)
 
     def hold(self, steps: int, grip: float) -> Iterator[Action]:
-        """Stay where the arm is, opening or closing the gripper."""
+        """Ask for no motion, only open or close the gripper; the arm may drift, where `wait` returns it to its pose."""
         for _ in range(steps):
             yield np.array([0.0] * 6 + [grip])
 
