@@ -110,6 +110,8 @@ def give(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
         yield from present(arm, hammer, style)
         if held(arm, hammer, -style.giver_grip):
             break
+        # Let it fall before following it: else it is chased upward while it hangs on the fingers.
+        yield from arm.wait(never, grip=OPEN, max_steps=10)
     handover.presented = True
     yield from arm.wait(lambda: handover.gripped, grip=CLOSE, max_steps=400)
     yield from arm.wait(never, grip=OPEN, max_steps=8)
@@ -154,8 +156,10 @@ def along_handle(hammer: Pose, distance: float) -> NDArray[np.float64]:
 
 
 def held(arm: Arm, hammer: LivePose, distance: float) -> bool:
-    """Whether the handle is between the fingers."""
-    return bool(np.linalg.norm(arm.pose().position - along_handle(hammer(), distance)) < 0.04)
+    """Whether the handle is between the fingers, near that distance from its middle: it may have slipped along."""
+    off = arm.pose().position - along_handle(hammer(), distance)
+    across, along, up = Rotation.from_euler("z", -heading(hammer())).apply(off)
+    return bool(abs(along) < 0.05 and np.hypot(across, up) < 0.04)
 
 
 def rise(arm: Arm, shift: NDArray[np.float64], speed: float, steps: int = 40) -> Iterator[Action]:
