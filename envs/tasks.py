@@ -23,6 +23,8 @@ class TaskSpec:
         horizon: time limit in control steps (20 per second).
         robots: one robosuite robot name per arm.
         make_options: further arguments of `robosuite.make`.
+        exploration_noise: standard deviation of the action noise under which demonstrations are collected: as large as
+            the expert reliably corrects (fractions of a full action).
     """
 
     name: str
@@ -32,6 +34,7 @@ class TaskSpec:
     horizon: int
     robots: tuple[str, ...] = ("Panda",)
     make_options: Mapping[str, Any] = field(default_factory=dict)
+    exploration_noise: float = 0.05
 
     @property
     def obs_dims(self) -> dict[str, int]:
@@ -47,5 +50,18 @@ class TaskSpec:
 
 
 TASKS = {
-    task.name: task for task in (TaskSpec("square", "asd/Square-v0", "NutAssemblySquare", object_dim=14, horizon=400),)
+    task.name: task
+    for task in (
+        TaskSpec("square", "asd/Square-v0", "NutAssemblySquare", object_dim=14, horizon=400),
+        TaskSpec(
+            "transport",
+            "asd/Transport-v0",
+            "TwoArmTransport",
+            object_dim=41,
+            horizon=700,
+            robots=("Panda", "Panda"),
+            make_options={"env_configuration": "opposed"},
+        ),
+        TaskSpec("tool_hang", "asd/ToolHang-v0", "ToolHang", object_dim=44, horizon=700, exploration_noise=0.03),
+    )
 }

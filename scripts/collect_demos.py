@@ -43,18 +43,27 @@ class Args:
     Attributes:
         task: a task of `envs.tasks`.
         num_episodes: successful episodes the store shall hold.
-        out: folder of the store; an existing one is continued.
+        out: folder of the store; an existing one is continued. By default data/TASK.zarr.
         workers: processes that roll out episodes.
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
-        noise: standard deviation of the exploration noise on executed actions, grippers excluded.
+        noise: standard deviation of the exploration noise on executed actions, grippers excluded. By default the
+            task's.
     """
 
     task: str = "square"
     num_episodes: int = 200
-    out: Path = Path("data/square.zarr")
+    out: Path | None = None
     workers: int = 2
     seed_start: int = 0
-    noise: float = 0.05
+    noise: float | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.out or Path(f"data/{self.task}.zarr")
+
+    @property
+    def sigma(self) -> float:
+        return TASKS[self.task].exploration_noise if self.noise is None else self.noise
 
 
 def main(args: Args) -> None:
@@ -96,9 +105,9 @@ def check(args: Args) -> None:
             f"--seed-start {args.seed_start} is outside 0..{FIRST_EVALUATION_SEED - 1}: "
             f"the seeds from {FIRST_EVALUATION_SEED} on are kept for evaluation."
         )
-    if args.num_episodes < 1 or args.workers < 1 or not 0.0 <= args.noise < np.inf:
+    if args.num_episodes < 1 or args.workers < 1 or not 0.0 <= args.sigma < np.inf:
         raise ConfigError(
-            f"Got --num-episodes {args.num_episodes}, --workers {args.workers}, --noise {args.noise}: "
+            f"Got --num-episodes {args.num_episodes}, --workers {args.workers}, --noise {args.sigma}: "
             "expected at least 1, at least 1, and at least 0."
         )
 
@@ -106,14 +115,14 @@ def check(args: Args) -> None:
 def open_store(args: Args) -> EpisodeStore:
     """The store to fill: a new one, or an existing one made with the same settings."""
     task = TASKS[args.task]
-    settings = {"env_id": task.env_id, "noise": args.noise, "seed_start": args.seed_start}
-    if not args.out.exists():
+    settings = {"env_id": task.env_id, "noise": args.sigma, "seed_start": args.seed_start}
+    if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
-        return EpisodeStore.create(args.out, task.obs_dims, task.action_dim, attrs)
-    store = EpisodeStore.open(args.out, writable=True)
+        return EpisodeStore.create(args.path, task.obs_dims, task.action_dim, attrs)
+    store = EpisodeStore.open(args.path, writable=True)
     differing = {key: store.attrs.get(key) for key, value in settings.items() if store.attrs.get(key) != value}
     if differing:
-        raise DataError(f"{args.out} was collected with {differing}, which differs from what is asked: {settings}.")
+        raise DataError(f"{args.path} was collected with {differing}, which differs from what is asked: {settings}.")
     return store
 
 
@@ -139,7 +148,7 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
             for seed in islice(seeds, max(wanted, 0)):
-                pending.append((seed, pool.submit(roll_out, args.task, seed, args.noise)))
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma)))
             if not pending:
                 return
             seed, future = pending.popleft()

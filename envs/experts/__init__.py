@@ -15,9 +15,15 @@ import numpy as np
 
 from envs.experts.motion import Action
 from envs.experts.square import square_expert
+from envs.experts.tool_hang import tool_hang_expert
+from envs.experts.transport import transport_expert
 from envs.robosuite_env import RobosuiteEnv
 
-EXPERTS: dict[str, Callable[[RobosuiteEnv, np.random.Generator], Iterator[Action]]] = {"square": square_expert}
+EXPERTS: dict[str, Callable[[RobosuiteEnv, np.random.Generator], Iterator[Action]]] = {
+    "square": square_expert,
+    "tool_hang": tool_hang_expert,
+    "transport": transport_expert,
+}
 
 
 def make_expert(env: gymnasium.Env, rng: np.random.Generator) -> Iterator[Action]:

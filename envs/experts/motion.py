@@ -18,6 +18,7 @@ Condition = Callable[[], bool]
 
 METRES_PER_UNIT = 0.05
 RADIANS_PER_UNIT = 0.5
+MAX_SHIFT = 0.02  # metres
 OPEN, CLOSE = -1.0, 1.0
 DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """The vertical gripper at yaw 0: fingers open along world y, approach direction along -z."""
@@ -29,6 +30,10 @@ class Pose:
 
     position: NDArray[np.float64]
     rotation: Rotation
+
+    def apply(self, point: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The world position (3,) of a point (3,) given in this pose's coordinates."""
+        return self.position + self.rotation.apply(point)
 
 
 LivePose = Callable[[], Pose]
@@ -68,8 +73,48 @@ class Arm:
                 return
             yield self.toward(goal(), speed, grip)
 
+    def reach(
+        self, goal: LivePose, tolerance: tuple[float, float], *, speed: float, grip: float, max_steps: int
+    ) -> Iterator[Action]:
+        """Servo to the goal until the hand is within the tolerance (metres, radians)."""
+        return self.move(goal, near(self.pose, goal, *tolerance), speed=speed, grip=grip, max_steps=max_steps)
+
+    def carry(
+        self, held: LivePose, goal: LivePose, tolerance: tuple[float, float], *, speed: float, max_steps: int
+    ) -> Iterator[Action]:
+        """Bring the held object to the goal, within the tolerance (metres, radians)."""
+        arrived = near(held, goal, *tolerance)
+        return self.move(carrying(self.pose, held, goal), arrived, speed=speed, grip=CLOSE, max_steps=max_steps)
+
+    def grasp(
+        self,
+        goal: LivePose,
+        hover: float,
+        tolerance: tuple[float, float],
+        speeds: tuple[float, float],
+        close_steps: int,
+    ) -> Iterator[Action]:
+        """Come to `hover` metres before the goal, go on to it along the approach direction, and close the fingers.
+
+        Args:
+            goal: the grasp.
+            hover: where to stop first, in metres back along the goal's approach.
+            tolerance: metres and radians within which the grasp is reached.
+            speeds: fractions of full speed, to the hover and from there.
+            close_steps: control steps to close.
+        """
+        back = backed_off(goal, hover)
+        fast, slow = speeds
+        yield from self.reach(back, (0.02, 0.2), speed=fast, grip=OPEN, max_steps=80)
+        yield from self.reach(goal, tolerance, speed=slow, grip=OPEN, max_steps=60)
+        yield from self.wait(never, grip=CLOSE, max_steps=close_steps)
+
+    def wait(self, until: Condition, *, grip: float, max_steps: int) -> Iterator[Action]:
+        """Keep the present pose, against whatever pulls at the arm, until the condition holds."""
+        return self.move(fixed(self.pose()), until, speed=0.5, grip=grip, max_steps=max_steps)
+
     def hold(self, steps: int, grip: float) -> Iterator[Action]:
-        """Stay where the arm is, opening or closing the gripper."""
+        """Ask for no motion, only open or close the gripper; the arm may drift, where `wait` returns it to its pose."""
         for _ in range(steps):
             yield np.array([0.0] * 6 + [grip])
 
@@ -95,6 +140,43 @@ def carrying(hand: LivePose, carried: LivePose, goal: LivePose) -> LivePose:
     return hand_goal
 
 
+def backed_off(goal: LivePose, metres: float) -> LivePose:
+    """The goal, moved back against its approach direction."""
+
+    def pose() -> Pose:
+        target = goal()
+        return Pose(target.position - target.rotation.apply([0.0, 0.0, metres]), target.rotation)
+
+    return pose
+
+
+def without_offset(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
+    """The goal, shifted by `gain` times the errors of `pose` so far (at most 2 cm): pulls out the servo's offset.
+
+    It adds up one error per look: look at it once per control step.
+    """
+    total = np.zeros(3)
+
+    def shifted() -> Pose:
+        nonlocal total
+        target = goal()
+        total = np.clip(total + gain * (target.position - pose().position), -MAX_SHIFT, MAX_SHIFT)
+        return Pose(target.position + total, target.rotation)
+
+    return shifted
+
+
+def descending(pose: LivePose, goal: LivePose, step: float) -> LivePose:
+    """The goal, but at most `step` metres below `pose`: or the descent would take all of a limited action."""
+
+    def below() -> Pose:
+        target = goal()
+        x, y, z = target.position
+        return Pose(np.array([x, y, max(z, pose().position[2] - step)]), target.rotation)
+
+    return below
+
+
 def near(pose: LivePose, goal: LivePose, metres: float, radians: float) -> Condition:
     """Whether the pose is within both tolerances of the goal."""
 
@@ -105,6 +187,23 @@ def near(pose: LivePose, goal: LivePose, metres: float, radians: float) -> Condi
         return bool(shift < metres and turn < radians)
 
     return reached
+
+
+def steadily(condition: Condition, steps: int) -> Condition:
+    """Whether the condition has held at the last `steps` looks."""
+    held = 0
+
+    def steady() -> bool:
+        nonlocal held
+        held = held + 1 if condition() else 0
+        return held >= steps
+
+    return steady
+
+
+def never() -> bool:
+    """The condition of a phase that ends by its number of steps."""
+    return False
 
 
 def fixed(pose: Pose) -> LivePose:

@@ -114,12 +114,12 @@ def grasp(arm: Arm, nut: LivePose, flip: float, style: Style) -> Iterator[Action
         return pose
 
     hover, handle = above(style.hover), above(0.0)
-    yield from arm.move(hover, near(arm.pose, hover, 0.02, 0.2), speed=style.speed, grip=OPEN, max_steps=80)
-    yield from arm.move(handle, near(arm.pose, handle, 0.006, 0.06), speed=style.descent_speed, grip=OPEN, max_steps=40)
+    yield from arm.reach(hover, (0.02, 0.2), speed=style.speed, grip=OPEN, max_steps=80)
+    yield from arm.reach(handle, (0.006, 0.06), speed=style.descent_speed, grip=OPEN, max_steps=40)
     yield from arm.hold(style.close_steps, CLOSE)
     gripped = arm.pose()
     lifted = fixed(Pose(np.array([*gripped.position[:2], style.lift_z]), gripped.rotation))
-    yield from arm.move(lifted, near(arm.pose, lifted, 0.02, 0.2), speed=style.speed, grip=CLOSE, max_steps=40)
+    yield from arm.reach(lifted, (0.02, 0.2), speed=style.speed, grip=CLOSE, max_steps=40)
 
 
 def carry(arm: Arm, nut: LivePose, peg_yaw: float, style: Style) -> Iterator[Action]:

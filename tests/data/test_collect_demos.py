@@ -12,8 +12,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from asd_policy.data.store import EpisodeStore
+from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from envs.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "collect_demos.py"
@@ -73,8 +74,20 @@ def has_episodes(out: Path) -> bool:
 
 
 def test_a_stored_episode_replays_bit_for_bit(straight):
-    episode = straight.episode(1)
-    env = gymnasium.make(f"envs:{straight.attrs['env_id']}", terminate_on_success=False)
+    check_replay(straight.attrs["env_id"], straight.episode(1))
+
+
+@pytest.mark.parametrize("seed", [200_000, pytest.param(200_001, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"square"}))
+def test_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
+    episode = script.roll_out(task, seed, TASKS[task].exploration_noise)
+    assert episode is not None
+    check_replay(TASKS[task].env_id, episode)
+
+
+def check_replay(env_id: str, episode: Episode) -> None:
+    """The executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
+    env = gymnasium.make(f"envs:{env_id}", terminate_on_success=False)
     obs, info = env.reset(seed=episode.seed)
     successes = []
     for step, action in enumerate(episode.executed_action):
@@ -130,6 +143,11 @@ def test_bad_arguments_are_refused(script, tmp_path, options, error, message):
 def test_a_store_is_continued_only_with_its_own_settings(script, straight):
     with pytest.raises(DataError, match=r"collected with \{'noise': 0.05\}"):
         script.main(script.Args(out=straight.path, noise=0.1))
+
+
+def test_each_task_has_its_own_noise_and_place(script):
+    assert (script.Args(task="tool_hang").sigma, script.Args(task="tool_hang", noise=0.0).sigma) == (0.03, 0.0)
+    assert script.Args(task="transport").path == Path("data/transport.zarr")
 
 
 def test_failed_seeds_are_recorded_and_not_tried_again(script, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from envs.experts import EXPERTS, make_expert
 from envs.tasks import TASKS
 
-NOISE = 0.05
+SUCCESSES = {"square": 95, "transport": 90, "tool_hang": 90}
+"""Of 100 fresh seeds, at the task's exploration noise."""
 
 
 def test_every_task_has_an_expert():
@@ -21,9 +22,10 @@ def env(request):
     env.close()
 
 
-def demonstrate(env, seed, noise=NOISE):
-    """Run the expert once; the clean actions, and the success flag of each step."""
+def demonstrate(env, seed):
+    """Run the expert once under the task's exploration noise; the clean actions, and the success flag of each step."""
     env.reset(seed=seed)
+    noise = env.unwrapped.task.exploration_noise
     exploration = np.random.default_rng([seed, 1])
     actions, successes = [], []
     for action in make_expert(env, np.random.default_rng([seed, 0])):
@@ -40,21 +42,28 @@ def demonstrate(env, seed, noise=NOISE):
     return np.array(actions), successes
 
 
+# One fast episode of each other task is in tests/data/test_collect_demos.py.
+@pytest.mark.parametrize(
+    "env",
+    [pytest.param(task, marks=() if task == "square" else pytest.mark.slow) for task in sorted(TASKS)],
+    indirect=True,
+)
 @pytest.mark.parametrize("seed", [200_000, 200_001, 200_002])
 def test_the_expert_succeeds(env, seed):
     _, successes = demonstrate(env, seed)
     assert successes[-1]
-    assert successes.index(True) < env.spec.max_episode_steps / 2
+    assert successes.index(True) < 0.9 * env.spec.max_episode_steps
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_expert_succeeds_on_95_of_100_seeds(env):
-    assert sum(demonstrate(env, seed)[1][-1] for seed in range(300_000, 300_100)) >= 95
+@pytest.mark.timeout(3600)
+def test_the_expert_succeeds_on_most_of_100_seeds(env):
+    solved = sum(demonstrate(env, seed)[1][-1] for seed in range(300_000, 300_100))
+    assert solved >= SUCCESSES[env.unwrapped.task.name]
 
 
-def test_an_episode_ends_at_success_unless_asked_to_go_on(env):
-    ending = gymnasium.make(env.spec, terminate_on_success=True)
+def test_an_episode_ends_at_success_unless_asked_to_go_on():
+    ending = gymnasium.make("envs:asd/Square-v0", terminate_on_success=True)
     _, info = ending.reset(seed=200_000)
     assert info["success"] is False
     for action in make_expert(ending, np.random.default_rng([200_000, 0])):

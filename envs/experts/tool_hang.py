@@ -1,0 +1,245 @@
+"""Tool Hang: stand the hook frame upright in its stand, then hang the tool on the hook by its ring."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from envs.experts.motion import (
+    CLOSE,
+    METRES_PER_UNIT,
+    OPEN,
+    Action,
+    Arm,
+    LivePose,
+    Pose,
+    backed_off,
+    body_pose,
+    carrying,
+    descending,
+    fixed,
+    gripper_down,
+    near,
+    never,
+    steadily,
+    without_offset,
+)
+from envs.robosuite_env import RobosuiteEnv
+
+GRIP = np.array([0.04375, 0.0, 0.0525])  # middle of the frame's grip; like the next two, in the frame's coordinates
+TIP = np.array([0.04375, 0.0, -0.13445])
+HOOK = np.array([-0.04375, 0.0, 0.102])  # top of the upturned end
+RING = np.array([-0.0945, 0.0, 0.0])  # centre of the ring that goes over the hook, in the tool's coordinates
+MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's cavity, in the stand's coordinates
+UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward world +x
+ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
+VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
+MAX_GRASPS, MAX_ENTRIES = 3, 4
+
+TILTS = np.deg2rad([0.0, 25.0, 50.0])
+RING_OUTWARD = np.array([-0.002, -0.003, -0.0045])  # of the hook's top, so that the ring slides down its inner side
+RING_UP = np.array([-0.0065, -0.0105, -0.0143])
+
+
+@dataclass(frozen=True)
+class Style:
+    """What varies from one demonstration to the next (metres, radians, fractions of full speed, control steps)."""
+
+    speed: float
+    descent_speed: float
+    precise_speed: float
+    hover: float
+    close_steps: int
+    lean: float  # of the hand on the frame
+    frame_grasp: tuple[float, float]  # along the grip, and up
+    frame_lift_z: float
+    upright_z: float  # of the tip, like the next
+    align_z: float
+    retreat: float
+    tool_grasp: tuple[float, float]  # along the handle, and up
+    tool_lift_z: float
+    ring_height: float  # over the hook, before it is lowered around it
+    tilt: float
+    tilt_steps: int
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Style":
+        speed = rng.uniform(0.7, 1.0)
+        return cls(
+            speed=speed,
+            descent_speed=speed * rng.uniform(0.7, 0.8),
+            precise_speed=rng.uniform(0.35, 0.5),
+            hover=rng.uniform(0.08, 0.12),
+            close_steps=int(rng.integers(11, 15)),
+            lean=np.deg2rad(35.0) + rng.uniform(-0.03, 0.03),
+            frame_grasp=(-rng.uniform(0.006, 0.016), rng.uniform(0.002, 0.006)),
+            frame_lift_z=rng.uniform(1.04, 1.08),
+            upright_z=rng.uniform(1.015, 1.035),
+            align_z=rng.uniform(0.985, 1.005),
+            retreat=rng.uniform(0.09, 0.12),
+            tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
+            tool_lift_z=rng.uniform(1.13, 1.16),
+            ring_height=rng.uniform(0.018, 0.030),
+            tilt=np.deg2rad(rng.uniform(46.0, 54.0)),
+            tilt_steps=int(rng.integers(36, 46)),
+        )
+
+
+def tool_hang_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
+    """Actions of one episode, from just after reset until the tool hangs still."""
+    style, sim = Style.sample(rng), env.robosuite
+    arm, frame, tool = Arm(sim), body_pose(sim, "frame_root"), body_pose(sim, "tool_root")
+    mouth = body_pose(sim, "stand_root")().apply(MOUTH)
+    for _ in range(MAX_GRASPS):
+        yield from take_frame(arm, frame, style)
+        if frame().position[2] > 0.95:
+            break
+    yield from mount_frame(arm, frame, mouth, style, rng)
+    yield from leave_frame(arm, style)
+    for _ in range(MAX_GRASPS):
+        yield from take_tool(arm, tool, style)
+        if tool().position[2] > 0.95:
+            break
+    standing = frame()  # and not as it moves from here on: the tool would chase a frame that turns in its stand
+    yield from bring_tool(arm, tool, standing, style)
+    yield from hang_tool(arm, tool, standing, style)
+
+
+def placed(point: NDArray[np.float64], target: NDArray[np.float64], rotation: Rotation) -> Pose:
+    """The pose of this rotation that puts a point of the body (3,) at the target (3,) in the world."""
+    return Pose(target - rotation.apply(point), rotation)
+
+
+def lift(arm: Arm, z: float, style: Style) -> Iterator[Action]:
+    """Take what is held straight up."""
+    pose = arm.pose()
+    goal = fixed(Pose(np.array([*pose.position[:2], z]), pose.rotation))
+    yield from arm.reach(goal, (0.02, 0.2), speed=style.descent_speed, grip=CLOSE, max_steps=50)
+
+
+def take_frame(arm: Arm, frame: LivePose, style: Style) -> Iterator[Action]:
+    """Grasp the lying frame so that the hand, once the frame stands, points forward and down."""
+    across, approach = np.array([1.0, 0.0, 0.0]), np.array([0.0, np.cos(style.lean), -np.sin(style.lean)])
+    hand = Rotation.from_matrix(np.column_stack([across, np.cross(approach, across), approach]))
+
+    def grip() -> Pose:
+        along, up = style.frame_grasp
+        point = frame().apply(GRIP + np.array([0.0, 0.0, along]))
+        return Pose(point + np.array([0.0, 0.0, up]), frame().rotation * hand)
+
+    speeds = style.speed, style.descent_speed
+    yield from arm.grasp(grip, style.hover, (0.005, 0.05), speeds, style.close_steps)
+    yield from lift(arm, style.frame_lift_z, style)
+
+
+def mount_frame(
+    arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style, rng: np.random.Generator
+) -> Iterator[Action]:
+    """Stand the frame up over the stand and lower its tip into the cavity; try a little beside when it is stuck."""
+
+    def tip_at(z: float, beside: NDArray[np.float64]) -> LivePose:
+        return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), UPRIGHT))
+
+    def tip_below(z: float) -> bool:
+        return bool(frame().apply(TIP)[2] < z)
+
+    def lower(goal: LivePose, until_z: float, max_steps: int) -> Iterator[Action]:
+        way = descending(frame, without_offset(frame, goal, 0.1), style.precise_speed * METRES_PER_UNIT)
+        hand_goal = carrying(arm.pose, frame, way)
+        return arm.move(
+            hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=max_steps
+        )
+
+    beside = np.zeros(2)
+    up = tip_at(style.upright_z, beside)
+    yield from arm.carry(frame, up, (0.03, 0.15), speed=style.speed, max_steps=120)
+    for _ in range(MAX_ENTRIES):
+        above = tip_at(style.align_z, beside)
+        hand_goal = carrying(arm.pose, frame, without_offset(frame, above, 0.1))
+        aligned = steadily(near(frame, above, 0.0025, 0.02), 3)
+        yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
+        yield from lower(tip_at(0.93, beside), ENTERED_Z, 25)
+        if tip_below(ENTERED_Z):
+            break
+        beside = rng.uniform(-0.0015, 0.0015, 2)
+    yield from lower(tip_at(0.800, beside), INSERTED_Z, 80)
+
+
+def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:
+    """Let go of the frame and back off, then up."""
+    yield from arm.wait(never, grip=OPEN, max_steps=8)
+    away = fixed(backed_off(fixed(arm.pose()), style.retreat)())
+    yield from arm.reach(away, (0.02, 0.3), speed=style.descent_speed, grip=OPEN, max_steps=40)
+    x, y, z = away().position
+    up = fixed(Pose(np.array([x, y, max(z, 1.15)]), away().rotation))
+    yield from arm.reach(up, (0.03, 0.3), speed=style.speed, grip=OPEN, max_steps=40)
+
+
+def take_tool(arm: Arm, tool: LivePose, style: Style) -> Iterator[Action]:
+    """Grasp the lying tool across its handle, from above."""
+    yaw = tool().rotation.as_euler("xyz")[2]
+    turn = np.pi if yaw < np.deg2rad(-125.0) else 0.0  # keeps the wrist off its limit
+
+    def handle() -> Pose:
+        along, up = style.tool_grasp
+        point = tool().apply(np.array([along, 0.0, 0.0])) + np.array([0.0, 0.0, up])
+        return Pose(point, gripper_down(tool().rotation.as_euler("xyz")[2] + turn))
+
+    # By way of the home orientation: straight from the frame's, the wrist would turn the other way round.
+    via = fixed(Pose(VIA, gripper_down(0.0)))
+    yield from arm.reach(via, (0.05, 0.3), speed=style.speed, grip=OPEN, max_steps=80)
+    speeds = style.speed, style.descent_speed
+    yield from arm.grasp(handle, style.hover, (0.004, 0.05), speeds, style.close_steps)
+    yield from lift(arm, style.tool_lift_z, style)
+
+
+def ring_over_hook(frame: Pose, outward: float, up: float, tilt: float) -> Pose:
+    """The tool's pose with its ring's centre beside the hook's top, its handle pointing outward and down by `tilt`."""
+    x, y, _ = frame.rotation.apply([-1.0, 0.0, 0.0])
+    turned = Rotation.from_euler("z", np.arctan2(y, x))
+    target = frame.apply(HOOK) + turned.apply([outward, 0.0, up])
+    return placed(RING, target, turned * Rotation.from_euler("y", tilt))
+
+
+def bring_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[Action]:
+    """Turn the handle outward and bring the ring over the hook, at last straight down or it catches from the side."""
+    turned = Pose(tool().position, ring_over_hook(frame, 0.0, 0.0, 0.0).rotation)
+    stations = (
+        (turned, 0.03, 0.15, 1, style.speed),
+        (ring_over_hook(frame, 0.05, 0.07, 0.0), 0.02, 0.1, 1, style.speed),
+        (ring_over_hook(frame, 0.0, 0.04, 0.0), 0.006, 0.06, 1, style.descent_speed),
+        (ring_over_hook(frame, 0.0, style.ring_height, 0.0), 0.003, 0.03, 2, style.precise_speed),
+    )
+    for station, metres, radians, steps, speed in stations:
+        goal = fixed(station)
+        hand_goal = carrying(arm.pose, tool, without_offset(tool, goal, 0.05))
+        arrived = steadily(near(tool, goal, metres, radians), steps)
+        yield from arm.move(hand_goal, arrived, speed=speed, grip=CLOSE, max_steps=80)
+
+
+def hang_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[Action]:
+    """Lower the ring around the hook, tilt the handle down so that the ring slides in, and let go."""
+
+    tilt = 0.0
+
+    def ring() -> Pose:
+        outward, up = (float(np.interp(tilt, TILTS, values)) for values in (RING_OUTWARD, RING_UP))
+        return ring_over_hook(frame, outward, up, tilt)
+
+    hand_goal = carrying(arm.pose, tool, without_offset(tool, ring, 0.1))
+
+    def move(metres: float, max_steps: int) -> Iterator[Action]:
+        arrived = near(tool, ring, metres, 0.1)
+        return arm.move(hand_goal, arrived, speed=style.precise_speed, grip=CLOSE, max_steps=max_steps)
+
+    yield from move(0.003, 30)
+    for angle in np.linspace(0.0, style.tilt, style.tilt_steps):
+        tilt = angle
+        yield from move(0.0, 1)
+    yield from move(0.0015, 25)
+    yield from arm.wait(never, grip=OPEN, max_steps=8)
+    away = fixed(backed_off(fixed(arm.pose()), 0.10)())
+    yield from arm.reach(away, (0.02, 0.3), speed=0.5, grip=OPEN, max_steps=30)
+    yield from arm.wait(never, grip=OPEN, max_steps=20)

@@ -1,0 +1,296 @@
+"""Transport: one arm uncovers a bin and hands the hammer in it over; the other drops it into a bin it has cleared.
+
+The arms run side by side and tell each other how far they are through a shared `Handover`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from envs.experts.motion import (
+    CLOSE,
+    OPEN,
+    Action,
+    Arm,
+    LivePose,
+    Pose,
+    body_pose,
+    carrying,
+    fixed,
+    gripper_down,
+    near,
+    never,
+    wrap,
+)
+from envs.robosuite_env import RobosuiteEnv
+
+GIVER_YAW, RECEIVER_YAW = np.pi / 2, -np.pi / 2  # home orientations: fingers open along world x
+LID_HANDLE = np.array([0.0, 0.0, 0.005])  # in the lid's frame
+LID_PLACE = np.array([-0.20, -0.45])
+LID_ON_TABLE_Z = 0.832  # of its handle
+CLEAR_Z = 0.985  # of the hammer: it may now move sideways, over the bin's rim
+# Nearer to its own base (0.41 m), a vertical hand above z 1.03 runs into the arm's joint limits.
+AROUND_BASE = np.array([0.0, -0.36, 1.05])
+BETWEEN_BINS = np.array([0.0, 0.38])
+READY = np.array([0.0, 0.28, 1.22])
+OVER_BIN_Z = 1.05
+DROP_OFFSET = np.array([0.0, -0.02])  # from the bin's middle, away from the arm's own base
+MAX_GRASPS = 4
+
+
+@dataclass(frozen=True)
+class Style:
+    """What varies from one demonstration to the next (metres, radians, fractions of full speed, control steps)."""
+
+    speeds: tuple[float, float]  # of the giver and of the receiver
+    slow_down: float
+    hover: float
+    close_steps: int
+    lid_grasp: tuple[float, float]  # along its handle, and up
+    lid_lift_z: float
+    giver_grip: float  # from the handle's middle
+    receiver_grip: float
+    present: tuple[float, float, float]
+    lean: float
+    trash_turn: float
+    trash_lift_z: float
+    trash_drop_z: float
+    hammer_drop_z: float
+    yaw_offset: float
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Style":
+        return cls(
+            speeds=(rng.uniform(0.7, 1.0), rng.uniform(0.7, 1.0)),
+            slow_down=rng.uniform(0.7, 0.8),
+            hover=rng.uniform(0.08, 0.12),
+            close_steps=int(rng.integers(11, 14)),
+            lid_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
+            lid_lift_z=rng.uniform(1.04, 1.07),
+            giver_grip=rng.uniform(0.040, 0.052),
+            receiver_grip=rng.uniform(0.055, 0.065),
+            present=(rng.uniform(-0.03, 0.03), rng.uniform(-0.02, 0.02), rng.uniform(1.05, 1.09)),
+            lean=np.deg2rad(rng.uniform(15.0, 25.0)),
+            trash_turn=rng.uniform(-np.pi / 8, np.pi / 8),
+            trash_lift_z=rng.uniform(1.03, 1.05),
+            trash_drop_z=rng.uniform(0.93, 0.97),
+            hammer_drop_z=rng.uniform(0.90, 0.94),
+            yaw_offset=rng.normal(0.0, 0.03),
+        )
+
+
+@dataclass
+class Handover:
+    """How far the arms are: each flag is raised by one arm and waited for by the other."""
+
+    presented: bool = False
+    gripped: bool = False
+    clear: bool = False
+    delivered: bool = False
+
+
+def transport_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
+    """Actions (14,) of one episode, from just after reset to a few steps after the hammer is dropped."""
+    style, handover = Style.sample(rng), Handover()
+    giver, receiver = give(env.robosuite, style, handover), receive(env.robosuite, style, handover)
+    for left, right in zip(giver, receiver, strict=False):  # the receiver ends the episode
+        yield np.concatenate([left, right])
+
+
+def give(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
+    """The first arm's part."""
+    arm, hammer = Arm(sim, 0), body_pose(sim, "payload_root")
+    yield from remove_lid(arm, body_pose(sim, "transport_start_bin_lid_root"), style)
+    for _ in range(MAX_GRASPS):
+        yield from take_hammer(arm, hammer, style)
+        yield from present(arm, hammer, style)
+        if held(arm, hammer, -style.giver_grip):
+            break
+        # Let it fall before following it: else it is chased upward while it hangs on the fingers.
+        yield from arm.wait(never, grip=OPEN, max_steps=10)
+    handover.presented = True
+    yield from arm.wait(lambda: handover.gripped, grip=CLOSE, max_steps=400)
+    yield from arm.wait(never, grip=OPEN, max_steps=8)
+    yield from rise(arm, np.array([0.0, 0.0, 0.11]), style.speeds[0])
+    handover.clear = True
+    yield from rise(arm, np.array([0.0, -0.12, 0.02]), style.speeds[0])
+    yield from arm.wait(lambda: handover.delivered, grip=OPEN, max_steps=400)
+
+
+def receive(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
+    """The second arm's part."""
+    arm, hammer = Arm(sim, 1), body_pose(sim, "payload_root")
+    bins = {name: sim.transport.objects[name].root_body for name in ("target_bin", "trash_bin")}
+    yield from remove_trash(arm, body_pose(sim, "trash_main"), body_pose(sim, bins["trash_bin"])().position, style)
+    yield from get_ready(arm, style)
+    yield from arm.wait(lambda: handover.presented, grip=OPEN, max_steps=500)
+    for _ in range(MAX_GRASPS):
+        yield from grip_hammer(arm, hammer, style)
+        if held(arm, hammer, style.receiver_grip):
+            break
+    handover.gripped = True
+    yield from arm.wait(lambda: handover.clear, grip=CLOSE, max_steps=100)
+    yield from deliver(arm, hammer, body_pose(sim, bins["target_bin"])().position, style)
+    handover.delivered = True
+    yield from rise(arm, np.array([0.0, 0.0, 0.1]), style.speeds[1], steps=5)
+
+
+def heading(hammer: Pose) -> float:
+    """The yaw of the hammer's handle from world y, in [-pi / 2, pi / 2): which end is the head does not matter."""
+    x, y, _ = hammer.rotation.apply([0.0, 0.0, 1.0])
+    return float(np.arctan(-x / y))
+
+
+def straightened(hammer: Pose) -> Rotation:
+    """The hammer's rotation once its handle lies along world y."""
+    return Rotation.from_euler("z", -heading(hammer)) * hammer.rotation
+
+
+def along_handle(hammer: Pose, distance: float) -> NDArray[np.float64]:
+    """The point of the handle's axis at this distance from its middle, positive toward the receiver."""
+    return hammer.position + Rotation.from_euler("z", heading(hammer)).apply([0.0, distance, 0.0])
+
+
+def held(arm: Arm, hammer: LivePose, distance: float) -> bool:
+    """Whether the handle is between the fingers, near that distance from its middle: it may have slipped along."""
+    off = arm.pose().position - along_handle(hammer(), distance)
+    across, along, up = Rotation.from_euler("z", -heading(hammer())).apply(off)
+    return bool(abs(along) < 0.05 and np.hypot(across, up) < 0.04)
+
+
+def rise(arm: Arm, shift: NDArray[np.float64], speed: float, steps: int = 40) -> Iterator[Action]:
+    """Move by `shift` with open fingers."""
+    pose = arm.pose()
+    goal = fixed(Pose(pose.position + shift, pose.rotation))
+    yield from arm.reach(goal, (0.02, 0.2), speed=speed, grip=OPEN, max_steps=steps)
+
+
+def remove_lid(arm: Arm, lid: LivePose, style: Style) -> Iterator[Action]:
+    """Take the lid by its handle and lay it on the table beside the bin."""
+    speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
+
+    def handle() -> Pose:
+        along, up = style.lid_grasp
+        grip = lid().apply(LID_HANDLE) + np.array([0.0, along, up])
+        return Pose(grip, gripper_down(GIVER_YAW + style.yaw_offset))
+
+    def level(xy: NDArray[np.float64], z: float) -> LivePose:
+        return fixed(Pose(np.array([*xy, z]), Rotation.identity()))
+
+    def on_table() -> bool:
+        return bool(lid().apply(LID_HANDLE)[2] < LID_ON_TABLE_Z)
+
+    for _ in range(MAX_GRASPS):
+        yield from arm.grasp(handle, style.hover, (0.006, 0.06), (speed, slow), style.close_steps)
+        lifted = level(lid().position[:2], style.lid_lift_z)
+        yield from arm.carry(lid, lifted, (0.02, 0.15), speed=speed, max_steps=80)
+        if np.linalg.norm(arm.pose().position - handle().position) < 0.03:
+            break
+    yield from arm.carry(lid, level(LID_PLACE, style.lid_lift_z), (0.02, 0.15), speed=speed, max_steps=80)
+    down = carrying(arm.pose, lid, level(LID_PLACE, 0.80))
+    yield from arm.move(down, on_table, speed=slow, grip=CLOSE, max_steps=60)
+    yield from arm.wait(never, grip=OPEN, max_steps=8)
+    yield from rise(arm, np.array([0.0, 0.0, 0.20]), speed)
+
+
+def take_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
+    """Grasp the hammer in the bin and lift it straight up: sideways, the rim would pivot it in the grip."""
+    speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
+
+    def handle() -> Pose:
+        grip = along_handle(hammer(), -style.giver_grip)
+        return Pose(grip, gripper_down(heading(hammer()) + GIVER_YAW + style.yaw_offset))
+
+    def out_of_the_bin() -> bool:
+        return bool(hammer().position[2] > CLEAR_Z)
+
+    if arm.pose().position[0] < 0.0:
+        around = fixed(Pose(AROUND_BASE, handle().rotation))
+        yield from arm.reach(around, (0.05, 0.4), speed=speed, grip=OPEN, max_steps=80)
+    yield from arm.grasp(handle, 0.18, (0.006, 0.06), (speed, slow), style.close_steps)
+    pose = arm.pose()
+    up = fixed(Pose(pose.position + np.array([0.0, 0.0, 0.25]), pose.rotation))
+    yield from arm.move(up, out_of_the_bin, speed=slow, grip=CLOSE, max_steps=60)
+
+
+def present(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
+    """Hold the hammer out, pointing at the receiver; stop when it is lost."""
+    speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
+    start = hammer()
+    x, y, _ = start.position
+    forward = fixed(Pose(np.array([x, y + 0.13, 1.06]), start.rotation))
+    shown = fixed(Pose(np.array(style.present), straightened(start)))
+
+    def bring(goal: LivePose, metres: float, radians: float, speed: float) -> Iterator[Action]:
+        arrived = near(hammer, goal, metres, radians)
+
+        def arrived_or_lost() -> bool:
+            return arrived() or not held(arm, hammer, -style.giver_grip)
+
+        hand_goal = carrying(arm.pose, hammer, goal)
+        return arm.move(hand_goal, arrived_or_lost, speed=speed, grip=CLOSE, max_steps=100)
+
+    yield from bring(forward, 0.03, 0.2, speed)
+    yield from bring(shown, 0.012, 0.08, slow)
+
+
+def remove_trash(arm: Arm, trash: LivePose, trash_bin: NDArray[np.float64], style: Style) -> Iterator[Action]:
+    """Carry the cube from the target bin to the trash bin."""
+    speed, slow = style.speeds[1], style.speeds[1] * style.slow_down
+
+    def cube() -> Pose:
+        # A cube looks the same every quarter turn: which of them to take depends on the episode's taste.
+        yaw = trash().rotation.as_euler("xyz")[2]
+        turn = wrap(4 * (yaw - style.trash_turn)) / 4 + style.trash_turn
+        return Pose(trash().position, gripper_down(RECEIVER_YAW + turn))
+
+    def go(xy: NDArray[np.float64], z: float, speed: float) -> Iterator[Action]:
+        goal = fixed(Pose(np.array([*xy, z]), arm.pose().rotation))
+        return arm.reach(goal, (0.02, 0.3), speed=speed, grip=CLOSE, max_steps=60)
+
+    for _ in range(MAX_GRASPS):
+        yield from arm.grasp(cube, style.hover + 0.12, (0.006, 0.06), (speed, slow), style.close_steps)
+        yield from go(arm.pose().position[:2], style.trash_lift_z, slow)
+        if np.linalg.norm(arm.pose().position - trash().position) < 0.03:
+            break
+    yield from go(BETWEEN_BINS, style.trash_lift_z, speed)
+    yield from go(trash_bin[:2], style.trash_lift_z, speed)
+    yield from go(trash_bin[:2], style.trash_drop_z, slow)
+    yield from arm.wait(never, grip=OPEN, max_steps=8)
+    yield from rise(arm, np.array([-0.06, -0.06, 0.12]), speed)
+
+
+def get_ready(arm: Arm, style: Style) -> Iterator[Action]:
+    """Wait near the middle, leaning toward the giver."""
+    ready = fixed(Pose(READY, leaning(0.0, style.lean)))
+    yield from arm.reach(ready, (0.03, 0.2), speed=style.speeds[1], grip=OPEN, max_steps=80)
+
+
+def leaning(yaw: float, lean: float) -> Rotation:
+    """The receiver's hand across a handle at `yaw`, its approach tilted by `lean` toward the giver."""
+    return Rotation.from_euler("z", yaw) * Rotation.from_euler("x", -lean) * gripper_down(RECEIVER_YAW)
+
+
+def grip_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
+    """Take the free end of the handle."""
+    speed, slow = style.speeds[1], style.speeds[1] * style.slow_down
+
+    def handle() -> Pose:
+        pose = hammer()
+        return Pose(along_handle(pose, style.receiver_grip), leaning(heading(pose), style.lean))
+
+    yield from arm.grasp(handle, 0.09, (0.006, 0.06), (speed, slow), style.close_steps)
+
+
+def deliver(arm: Arm, hammer: LivePose, target_bin: NDArray[np.float64], style: Style) -> Iterator[Action]:
+    """Drop the hammer into the target bin."""
+    speed, slow = style.speeds[1], style.speeds[1] * style.slow_down
+    xy, level = target_bin[:2] + DROP_OFFSET, straightened(hammer())
+    for z, pace in ((OVER_BIN_Z, speed), (style.hammer_drop_z, slow)):
+        goal = fixed(Pose(np.array([*xy, z]), level))
+        yield from arm.carry(hammer, goal, (0.02, 0.2), speed=pace, max_steps=100)
+    yield from arm.wait(never, grip=OPEN, max_steps=12)
