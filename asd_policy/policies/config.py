@@ -9,6 +9,7 @@ from typing import Any
 
 from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.policies.actions import ActionPart
 
 FORMAT_VERSION = 1
 
@@ -89,11 +90,13 @@ class PolicyConfig:
     Attributes:
         env_id: the environment it was trained for.
         obs_keys: observation keys in the order of the global condition, with their sizes.
-        action_dim: A, the size of an action.
+        action_dim: A, the size of an action as the network predicts it.
         n_obs_steps: To, how many observations the condition holds; the last one is now.
         horizon: H, how many actions a chunk holds. Its first action belongs to the oldest observation.
         n_action_steps: Ta, how many actions are executed: chunk[To - 1 : To - 1 + Ta].
         action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
+        action_parts: how the network's actions become the environment's; none if they are the same. Files written
+            before this field existed lack it.
     """
 
     env_id: str
@@ -106,8 +109,10 @@ class PolicyConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     format_version: int = FORMAT_VERSION
+    action_parts: tuple[ActionPart, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "action_parts", tuple(self.action_parts))
         _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
@@ -116,6 +121,8 @@ class PolicyConfig:
         _expect(len(self.obs_keys) > 0, "obs_keys", dict(self.obs_keys), "at least one key")
         for key, dim in self.obs_keys.items():
             _expect(_is_size(dim) and "." not in key and key != "action", f"obs_keys[{key!r}]", dim, "a positive size")
+        parts_dim = sum(part.dim for part in self.action_parts)
+        _expect(parts_dim in (0, self.action_dim), "action_parts", parts_dim, f"dims that sum to {self.action_dim}")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(
@@ -131,6 +138,11 @@ class PolicyConfig:
         return sum(self.obs_keys.values())
 
     @property
+    def env_action_dim(self) -> int:
+        """The size of an action as the environment takes it."""
+        return sum(part.env_dim for part in self.action_parts) or self.action_dim
+
+    @property
     def global_cond_dim(self) -> int:
         """To * G, the size of the network's condition."""
         return self.n_obs_steps * self.obs_dim
@@ -141,12 +153,15 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field must be there, and nothing else.
+        """The inverse of `to_dict`. Every field but `action_parts` must be there, and nothing else.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
-        values = _strict_fields(cls, data, "policy config")
+        _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
+        values = _strict_fields(cls, {"action_parts": (), **data}, "policy config")
+        parts = [_strict_fields(ActionPart, part, "action_parts") for part in values["action_parts"]]
+        values["action_parts"] = tuple(ActionPart(**part) for part in parts)
         values["network"] = NetworkConfig(**_strict_fields(NetworkConfig, data["network"], "network"))
         values["scheduler"] = SchedulerConfig(**_strict_fields(SchedulerConfig, data["scheduler"], "scheduler"))
         return cls(**values)
@@ -172,6 +187,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
     "bool": (bool,),
     "tuple[int, ...]": (list, tuple),
+    "tuple[asd_policy.policies.actions.ActionPart, ...]": (list, tuple),
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from asd_policy.core import EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
 from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
+from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.samplers import make_sampler
@@ -115,7 +116,7 @@ class DiffusionPolicy:
             obs: for each of the policy's keys an array (D,), or (B, D) after `reset(seeds=...)`; others are ignored.
 
         Returns:
-            (A,), or (B, A) for a batch: float32, within the config's `action_bound`.
+            (A,), or (B, A) for a batch: float32, the environment's actions, within the config's `action_bound`.
 
         Raises:
             ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
@@ -147,7 +148,8 @@ class DiffusionPolicy:
         chunk, cost, predictions = self._sample(len(cond), cond, self._generators, self._warm)
         self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
-        actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]
+        executed = chunk[:, first : first + config.n_action_steps]
+        actions = to_env_actions(self.normalizer.unnormalize("action", executed), config.action_parts)
         if config.action_bound is not None:
             actions = actions.clamp(-config.action_bound, config.action_bound)
         self._queue.extend(actions.cpu().numpy().transpose(1, 0, 2))
