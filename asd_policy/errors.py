@@ -36,3 +36,7 @@ class ObservationError(AsdPolicyError, ValueError):
 
 class NumericalError(AsdPolicyError, ArithmeticError):
     """A network returned NaN or infinity."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A file that asks to run code when it is read."""

@@ -1,4 +1,4 @@
-"""From what a network was trained to predict to what the environment takes: parts of the action vector, side by side."""
+"""From what a network predicts to what the environment takes: parts of the action vector, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ class ActionPart:
         if self.kind not in KINDS:
             raise UnknownNameError("kind of action part", self.kind, KINDS)
         if self.dim < 1 or (self.kind == "rot6d" and self.dim != ROT6D):
-            raise ConfigError(f"Action part {self.kind!r} has dim {self.dim}; expected {ROT6D} for rot6d, else above 0.")
+            raise ConfigError(
+                f"Action part {self.kind!r} has dim {self.dim}; expected {ROT6D} for rot6d, else above 0."
+            )
 
     @property
     def env_dim(self) -> int:
@@ -72,9 +74,10 @@ def axis_angle_to_rot6d(axis_angle: Tensor) -> Tensor:
 
 
 def _matrix_to_quaternion(matrix: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 4) unit quaternions wxyz with w >= 0, accurate at every angle.
+    """(..., 3, 3) -> (..., 4) unit quaternions wxyz whose largest entry is positive, accurate at every angle.
 
     All four rows below are the quaternion times 4 w, 4 x, 4 y, 4 z: the longest is taken, and none is divided by zero.
+    That choice of sign is PyTorch3D's, so that actions are the original's number for number: angles go beyond pi.
     """
     m = matrix
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
@@ -90,12 +93,11 @@ def _matrix_to_quaternion(matrix: Tensor) -> Tensor:
         dim=-2,
     )
     longest = rows.norm(dim=-1).argmax(dim=-1)[..., None, None].expand(*m.shape[:-2], 1, 4)
-    quaternion = normalize(rows.gather(-2, longest).squeeze(-2), dim=-1)
-    return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    return normalize(rows.gather(-2, longest).squeeze(-2), dim=-1)
 
 
 def _quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
-    """(..., 4) wxyz with w >= 0 -> (..., 3), of angle at most pi."""
+    """(..., 4) wxyz -> (..., 3), of angle between 0 and 2 pi."""
     w, vector = quaternion[..., :1], quaternion[..., 1:]
     sine = vector.norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(sine, w)

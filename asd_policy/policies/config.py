@@ -9,6 +9,7 @@ from typing import Any
 
 from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.nets.unet1d import FINAL_GROUPS
 from asd_policy.policies.actions import ActionPart
 
 FORMAT_VERSION = 1
@@ -35,6 +36,8 @@ class NetworkConfig:
             self.down_dims,
             f"multiples of n_groups ({self.n_groups})",
         )
+        first = self.down_dims[0]
+        _expect(first % FINAL_GROUPS == 0, "network.down_dims[0]", first, f"a multiple of {FINAL_GROUPS}")
         _expect(
             _is_size(self.kernel_size) and self.kernel_size % 2 == 1, "network.kernel_size", self.kernel_size, "odd"
         )

@@ -1,0 +1,57 @@
+"""What the names of robomimic's tasks and observations mean here."""
+
+from collections.abc import Sequence
+
+from asd_policy.errors import CheckpointError
+
+ENV_IDS = {
+    "square": "asd/Square-v0",
+    "NutAssemblySquare": "asd/Square-v0",
+    "transport": "asd/Transport-v0",
+    "TwoArmTransport": "asd/Transport-v0",
+    "tool_hang": "asd/ToolHang-v0",
+    "ToolHang": "asd/ToolHang-v0",
+}
+ARM_DIMS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
+
+
+def env_id(name: str) -> str:
+    """The id of the environment that others call `name`; a name that is not known stays as it is."""
+    return ENV_IDS.get(name, name)
+
+
+def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, int]:
+    """Sizes of low-dimensional observation keys that have `total` entries together; one size may be unknown.
+
+    Raises:
+        CheckpointError: if more than one is, or they do not add up.
+    """
+    known = {key: dim for key in keys for name, dim in ARM_DIMS.items() if key.endswith(name)}
+    rest = total - sum(known.values())
+    unknown = [key for key in keys if key not in known]
+    if len(unknown) > 1 or (rest <= 0 if unknown else rest != 0):
+        raise CheckpointError(
+            f"{where}: cannot tell the sizes of {unknown or list(keys)} among {total} observed numbers. "
+            "Pass obs_keys, a size for each key in this order."
+        )
+    return {key: known.get(key, rest) for key in keys}
+
+
+def action_bound(env: str, absolute: bool) -> float | None:
+    """Delta actions of this package's environments lie in [-1, 1]; of others nothing is known."""
+    return None if absolute or not env.startswith("asd/") else 1.0
+
+
+ABSOLUTE_NOTE = (
+    "Actions are absolute poses: run them in an environment whose controller takes absolute input, "
+    "not in one that takes deltas."
+)
+
+
+def scheduler_notes(name: str, steps: int | None, total: int) -> tuple[str, ...]:
+    """What the file samples with where this package, by default, does otherwise."""
+    if "DDIM" in name:
+        return (f'The file samples with DDIM in {steps} steps; so does sampler="ddim", num_steps={steps}.',)
+    if steps not in (None, total):
+        return (f"The file samples with {steps} of {total} DDPM steps; here all {total} are taken.",)
+    return ()
