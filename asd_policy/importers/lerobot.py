@@ -53,6 +53,8 @@ def read(path: Path) -> Checkpoint:
     """
     where = str(path)
     config = read_json(path / CONFIG)
+    if config.get("type", "diffusion") != "diffusion":
+        raise CheckpointError(f"{where} holds a lerobot policy of type {config['type']!r}; expected 'diffusion'.")
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
     dims = {name: _vector(feature, name, where) for name, feature in features.items()}
     weights = read_safetensors(path / WEIGHTS)
@@ -116,7 +118,7 @@ def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Te
     if len(found) != 1:
         raise CheckpointError(f"{where} has {len(found)} steps {step_name!r}; expected one.")
     file = entry(found[0], "state_file", where)
-    if not isinstance(file, str) or Path(file).name != file:
+    if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
         raise CheckpointError(f"{where} names the state file {file!r}; expected a name in its own folder.")
     return read_safetensors(path / file), float(found[0].get("config", {}).get("eps", DEFAULT_EPS))
 
