@@ -1,4 +1,4 @@
-"""Convert a policy of another library into this package's folder, or only say what a file holds.
+"""Convert a policy between libraries, or only say what a file holds.
 
 Examples:
 
@@ -8,6 +8,7 @@ Examples:
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.importers import Checkpoint, read_checkpoint
+from asd_policy.importers.export import EXPORTS
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Arguments:
     path: tyro.conf.Positional[Path]
     """A real-stanford .ckpt, a robomimic .pth, a lerobot folder, or a folder of this package."""
     out: Path | None = None
-    """Folder to write config.json and model.safetensors to."""
+    """Where to write the converted policy."""
+    to: Literal["native", "robomimic", "lerobot"] = "native"
+    """Format to write; robomimic's is a file, the others are folders."""
     inspect: bool = False
     """Only show what the file holds."""
     obs_keys: dict[str, int] = field(default_factory=dict)
@@ -38,9 +42,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     console = Console()
     if (arguments.out is None) != arguments.inspect:
-        raise ConfigError("Pass either --inspect or --out FOLDER.")
+        raise ConfigError("Pass either --inspect or --out PATH.")
     if arguments.out is not None and arguments.out.exists():
-        raise ConfigError(f"{arguments.out} exists already: choose another folder.")
+        raise ConfigError(f"{arguments.out} exists already: choose another path.")
     checkpoint = read_checkpoint(
         arguments.path, arguments.obs_keys or None, arguments.env_id, trust_pickle=arguments.trust_pickle
     )
@@ -49,8 +53,8 @@ def main(arguments: Arguments) -> None:
     for note in checkpoint.notes:
         console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     if arguments.out is not None:
-        checkpoint.save(arguments.out)
-        console.print(f"Wrote {arguments.out}/config.json and model.safetensors")
+        EXPORTS[arguments.to](checkpoint, arguments.out)
+        console.print(f"Wrote {arguments.out}")
 
 
 def table(checkpoint: Checkpoint) -> Table:
@@ -70,8 +74,8 @@ def table(checkpoint: Checkpoint) -> Table:
         "parameters": f"{parameters:,}",
         "horizons": f"observes {config.n_obs_steps}, predicts {config.horizon}, "
         f"executes {config.n_action_steps} (chunk[{first}:{first + config.n_action_steps}])",
-        "scheduler": f"DDPM {scheduler.num_train_timesteps} steps, {scheduler.beta_schedule}, {scheduler.variance_type}, "
-        f"{scheduler.prediction_type}, {clip}",
+        "scheduler": f"DDPM {scheduler.num_train_timesteps} steps, {scheduler.beta_schedule}, "
+        f"{scheduler.variance_type}, {scheduler.prediction_type}, {clip}",
         "observations": ", ".join(f"{key} {dim}" for key, dim in config.obs_keys.items())
         + f" (total {config.obs_dim})",
         "actions": f"{config.action_dim} -> {config.env_action_dim}: {parts}; {bound}",

@@ -378,7 +378,7 @@ def test_lerobot_state_files_lie_in_their_folder(tmp_path, state_file):
 def test_huge_json_is_refused_unread(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2**34)  # sparse
-    with pytest.raises(CheckpointError, match="more than the .* allowed"):
+    with pytest.raises(CheckpointError, match=r"more than the .* allowed"):
         load_policy(tmp_path)
 
 
