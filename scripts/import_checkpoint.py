@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> None:
         console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     if arguments.out is not None:
         EXPORTS[arguments.to](checkpoint, arguments.out)
-        console.print(f"Wrote {arguments.out}")
+        console.print(f"Wrote {arguments.out}", soft_wrap=True, highlight=False)
 
 
 def table(checkpoint: Checkpoint) -> Table:

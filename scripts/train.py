@@ -3,6 +3,7 @@
 Examples:
 
     python scripts/train.py new --data data/square.zarr --out runs/square --steps 40000
+    python scripts/train.py new --data low_dim_v15.hdf5 --filter-key train --out runs/human --steps 40000
     python scripts/train.py resume --out runs/square
 """
 
@@ -38,12 +39,14 @@ class New:
     """Start a run in a new directory."""
 
     data: Path
-    """Store of demonstrations."""
+    """Store of demonstrations, or a robomimic HDF5 file."""
     out: Path
     """Run directory to make."""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
     episodes: int | None = None
     """Train on the first so many episodes; all unless given."""
+    filter_key: str | None = None
+    """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -64,12 +67,13 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
     out, machine = command.out, command.machine
     if isinstance(command, Resume):
         info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
-        demonstrations = Demonstrations.read(info.data, info.episodes)
+        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key)
     else:
         if out.exists():
             raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
-        demonstrations = Demonstrations.read(command.data, command.episodes)
-        info = RunInfo(str(command.data), len(demonstrations.episode_ends), command.ignore, command.settings)
+        demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key)
+        episodes = len(demonstrations.episode_ends)
+        info = RunInfo(str(command.data), episodes, command.ignore, command.settings, command.filter_key)
         config = demonstrations.policy_config(command.network)
         out.mkdir(parents=True)
         info.save(out / "train.json")

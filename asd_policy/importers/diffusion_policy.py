@@ -20,6 +20,7 @@ from asd_policy.importers.torch_file import TorchFile
 from asd_policy.importers.unet import check_claims, unet_sizes
 from asd_policy.policies.actions import ROT6D, ActionPart
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.tasks import env_id
 
 FORMAT = "diffusion_policy"
 POLICY = "DiffusionUnetLowdimPolicy"
@@ -89,7 +90,7 @@ def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
     check_claims(sizes.network, claims, where)
     policy, task = _value(cfg, "policy", where), cfg.get("task", {})
     absolute = bool(task.get("abs_action", False))
-    env = robots.env_id(str(task.get("task_name", task.get("name", "unknown"))))
+    env = env_id(str(task.get("task_name", task.get("name", "unknown"))))
     scheduler, notes = _scheduler(policy, where)
     obs_dim = len(tensors["normalizer.fields.obs.scale"])
     config = PolicyConfig(

@@ -16,8 +16,8 @@ from torch import Tensor
 from asd_policy.errors import ConfigError
 from asd_policy.importers import lerobot, robomimic
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, field_name
-from asd_policy.importers.robots import ENV_IDS
 from asd_policy.policies.config import NetworkConfig, SchedulerConfig
+from asd_policy.policies.tasks import ENV_IDS
 
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
 """The only one that robomimic builds."""

@@ -19,6 +19,7 @@ from asd_policy.importers.torch_file import TorchFile
 from asd_policy.importers.unet import unet_sizes
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.tasks import env_id
 
 FORMAT = "robomimic"
 N_GROUPS = 8  # robomimic builds its U-Net with the default, whatever the config says
@@ -89,7 +90,7 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
     parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
     tensors |= _action_normaliser(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
-    env = robots.env_id(str(entry(payload, "env_metadata.env_name", where)))
+    env = env_id(str(entry(payload, "env_metadata.env_name", where)))
     policy = PolicyConfig(
         env_id=env,
         obs_keys=obs_keys,

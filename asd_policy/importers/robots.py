@@ -1,23 +1,9 @@
-"""What the names of robomimic's tasks and observations mean here."""
+"""Robots: the observations and actions that files describe by name alone."""
 
 from collections.abc import Sequence
 
 from asd_policy.errors import CheckpointError
-
-ENV_IDS = {
-    "square": "asd/Square-v0",
-    "NutAssemblySquare": "asd/Square-v0",
-    "transport": "asd/Transport-v0",
-    "TwoArmTransport": "asd/Transport-v0",
-    "tool_hang": "asd/ToolHang-v0",
-    "ToolHang": "asd/ToolHang-v0",
-}
-ARM_DIMS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
-
-
-def env_id(name: str) -> str:
-    """The id of the environment that others call `name`; a name that is not known stays as it is."""
-    return ENV_IDS.get(name, name)
+from asd_policy.policies.tasks import ARM_DIMS
 
 
 def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, int]:
