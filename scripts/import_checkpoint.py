@@ -17,6 +17,7 @@ from rich.table import Table
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.importers import Checkpoint, read_checkpoint
 from asd_policy.importers.export import EXPORTS
+from asd_policy.policies.config import NetworkConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def main(arguments: Arguments) -> None:
 
 def table(checkpoint: Checkpoint) -> Table:
     """What was found."""
-    config, network, scheduler = checkpoint.config, checkpoint.config.network, checkpoint.config.scheduler
+    config, scheduler = checkpoint.config, checkpoint.config.scheduler
     parameters = sum(value.numel() for name, value in checkpoint.tensors.items() if name.startswith("model."))
     clip = f"clipped to ±{scheduler.clip_sample_range:g}" if scheduler.clip_sample else "not clipped"
     parts = ", ".join(f"{part.kind} {part.dim}" for part in config.action_parts) or "as the network predicts them"
@@ -68,9 +69,7 @@ def table(checkpoint: Checkpoint) -> Table:
     rows = {
         "format": checkpoint.format,
         "environment": config.env_id,
-        "architecture": f"{network.name} {network.down_dims}, kernel {network.kernel_size}, {network.n_groups} groups, "
-        f"step embedding {network.diffusion_step_embed_dim}, "
-        f"FiLM {'scale and bias' if network.cond_predict_scale else 'bias'}",
+        "architecture": architecture(config.network),
         "parameters": f"{parameters:,}",
         "horizons": f"observes {config.n_obs_steps}, predicts {config.horizon}, "
         f"executes {config.n_action_steps} (chunk[{first}:{first + config.n_action_steps}])",
@@ -85,6 +84,17 @@ def table(checkpoint: Checkpoint) -> Table:
     for name, value in rows.items():
         shown.add_row(name, value)
     return shown
+
+
+def architecture(network: NetworkConfig | TransformerConfig) -> str:
+    """The network's sizes."""
+    if isinstance(network, TransformerConfig):
+        attention = "causal" if network.causal_attn else "full"
+        sizes = f"{network.n_layer} layers, {network.n_head} heads, embedding {network.n_emb}"
+        return f"{network.name}, {sizes}, {attention} attention"
+    film = "scale and bias" if network.cond_predict_scale else "bias"
+    sizes = f"kernel {network.kernel_size}, {network.n_groups} groups"
+    return f"{network.name} {network.down_dims}, {sizes}, embedding {network.diffusion_step_embed_dim}, FiLM {film}"
 
 
 def normalised(checkpoint: Checkpoint) -> list[str]:

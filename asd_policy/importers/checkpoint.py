@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.network import build_network
@@ -56,7 +55,6 @@ class Checkpoint:
         network = build_network(self.config)
         normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
         self._fill(nn.ModuleDict({"model": network, "normalizer": normalizer}))
-        assert isinstance(network, ConditionalUnet1D)
         return DiffusionPolicy(network, normalizer, self.config, sampler, device, **options)
 
     def save(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of https://github.com/real-stanford/diffusion_policy: low-dimensional U-Net policies, `*.ckpt`.
+"""Checkpoints of https://github.com/real-stanford/diffusion_policy, `*.ckpt`: low-dimensional U-Net and transformer.
 
 The file is a pickle made with dill. It is read by `asd_policy.importers.restricted`, which runs none of its code; what
 is pickled inside of it once more (`pickles`) is never opened, and the configuration's strings are never evaluated.
@@ -15,16 +15,28 @@ from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry
+from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
 from asd_policy.importers.restricted import LazyTensor, plain_config, read_restricted
 from asd_policy.importers.torch_file import TorchFile
-from asd_policy.importers.unet import check_claims, unet_sizes
 from asd_policy.policies.actions import ROT6D, ActionPart
-from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "diffusion_policy"
-POLICY = "DiffusionUnetLowdimPolicy"
-DUMMIES = ("_dummy_variable", "mask_generator._dummy_variable")  # empty tensors that carry a device
+UNET, TRANSFORMER = "DiffusionUnetLowdimPolicy", "DiffusionTransformerLowdimPolicy"
+REQUIRED: Mapping[str, Mapping[str, Any]] = {
+    UNET: {"obs_as_global_cond": True, "pred_action_steps_only": False, "oa_step_convention": True},
+    TRANSFORMER: {
+        "obs_as_cond": True,
+        "pred_action_steps_only": False,
+        "model.obs_as_cond": True,
+        "model.time_as_cond": True,
+        "model.n_cond_layers": 0,
+    },
+}
+"""Policy -> the settings of its configuration that are supported."""
+
+DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty: they carry a device
 ABSOLUTE_ARM = (ActionPart("keep", 3), ActionPart("rot6d", ROT6D), ActionPart("keep", 1))
 ABSOLUTE_ARM_DIM = sum(part.dim for part in ABSOLUTE_ARM)
 
@@ -50,21 +62,30 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _check_supported(cfg: Any, where: str) -> None:
-    target = str(_value(cfg, "policy._target_", where)).rpartition(".")[2]
-    if target != POLICY:
-        kind = "image policies are not supported yet" if "Image" in target else f"expected {POLICY}"
-        raise CheckpointError(f"{where} holds a {target}; {kind}.")
-    wrong = {
-        name: value
-        for name, wanted in {
-            "obs_as_global_cond": True,
-            "pred_action_steps_only": False,
-            "oa_step_convention": True,
-        }.items()
-        if (value := _value(cfg, f"policy.{name}", where)) != wanted
-    }
+    target = _target(cfg, where)
+    if target not in REQUIRED:
+        expected = "image policies are not supported yet" if "Image" in target else f"expected {' or '.join(REQUIRED)}"
+        raise CheckpointError(f"{where} holds a {target}; {expected}.")
+    found = {name: _value(cfg, f"policy.{name}", where) for name in REQUIRED[target]}
+    wrong = {name: value for name, value in found.items() if value != REQUIRED[target][name]}
     if wrong:
         raise CheckpointError(f"{where} was trained with {wrong}, which is not supported.")
+
+
+def _target(cfg: Any, where: str) -> str:
+    return str(_value(cfg, "policy._target_", where)).rpartition(".")[2]
+
+
+def _sizes(cfg: Any, network: Mapping[str, Any], where: str) -> Sizes:
+    """The network's sizes, which must be those that the configuration claims."""
+    model = _value(cfg, "policy.model", where)
+    if _target(cfg, where) == UNET:
+        sizes = unet_sizes(network, model.get("n_groups", 8), where)
+    else:
+        sizes = transformer_sizes(network, _value(model, "n_head", where), where)
+    claims = {field.name: model[field.name] for field in fields(sizes.network) if field.name in model}
+    check_claims(sizes.network, claims, where)
+    return sizes
 
 
 def _take_tensors(pool: TensorPool) -> dict[str, Any]:
@@ -84,10 +105,7 @@ def _take_tensors(pool: TensorPool) -> dict[str, Any]:
 def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
     where = str(path)
     network = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    model = _value(cfg, "policy.model", where)
-    sizes = unet_sizes(network, model.get("n_groups", 8), where)
-    claims = {field.name: model[field.name] for field in fields(NetworkConfig) if field.name in model}
-    check_claims(sizes.network, claims, where)
+    sizes = _sizes(cfg, network, where)
     policy, task = _value(cfg, "policy", where), cfg.get("task", {})
     absolute = bool(task.get("abs_action", False))
     env = env_id(str(task.get("task_name", task.get("name", "unknown"))))

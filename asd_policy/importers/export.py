@@ -85,6 +85,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
     _require(
         config.scheduler.variance_type == "fixed_small", "the variance", config.scheduler.variance_type, "fixed_small"
     )
+    _require(isinstance(config.network, NetworkConfig), "the network", config.network, "a temporal U-Net")
     *state, environment = config.obs_keys
     stats = {
         "observation.state": _bounds(checkpoint, *state),
@@ -179,6 +180,7 @@ def _robomimic_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[
 
 def _lerobot_config(checkpoint: Checkpoint, features: dict[str, Any]) -> dict[str, Any]:
     config, network, scheduler = checkpoint.config, checkpoint.config.network, checkpoint.config.scheduler
+    assert isinstance(network, NetworkConfig)
     return {
         "type": "diffusion",
         "n_obs_steps": config.n_obs_steps,

@@ -17,7 +17,7 @@ from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, read_json, read_safetensors
-from asd_policy.importers.unet import check_claims, unet_sizes
+from asd_policy.importers.network_sizes import check_claims, unet_sizes
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 

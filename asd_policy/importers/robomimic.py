@@ -15,8 +15,8 @@ from asd_policy.errors import CheckpointError, UnsafeFileError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, json_object
+from asd_policy.importers.network_sizes import unet_sizes
 from asd_policy.importers.torch_file import TorchFile
-from asd_policy.importers.unet import unet_sizes
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.tasks import env_id

@@ -52,6 +52,35 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the other noise predictor; see `asd_policy.nets.ConditionalTransformer`."""
+
+    name: str = "transformer"
+    n_layer: int = 8
+    n_head: int = 4
+    n_emb: int = 256
+    causal_attn: bool = True
+
+    def __post_init__(self) -> None:
+        _expect(self.name == "transformer", "network.name", self.name, "'transformer'")
+        for name in ("n_layer", "n_head", "n_emb"):
+            _expect(_is_size(getattr(self, name)), f"network.{name}", getattr(self, name), "a positive integer")
+        fits = self.n_emb % self.n_head == 0 and self.n_emb % 2 == 0 and self.n_emb >= 4
+        _expect(fits, "network.n_emb", self.n_emb, f"even, 4 or more, and a multiple of n_head ({self.n_head})")
+
+    @property
+    def downsampling(self) -> int:
+        """The horizon may be any."""
+        return 1
+
+
+NETWORKS: Mapping[str, type[NetworkConfig] | type[TransformerConfig]] = {
+    "unet1d": NetworkConfig,
+    "transformer": TransformerConfig,
+}
+
+
+@dataclass(frozen=True)
 class SchedulerConfig:
     """The diffusion, in the vocabulary of diffusers' DDPMScheduler."""
 
@@ -109,7 +138,7 @@ class PolicyConfig:
     horizon: int = 16
     n_action_steps: int = 8
     action_bound: float | None = 1.0
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig | TransformerConfig = field(default_factory=NetworkConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     format_version: int = FORMAT_VERSION
     action_parts: tuple[ActionPart, ...] = ()
@@ -165,7 +194,10 @@ class PolicyConfig:
         values = _strict_fields(cls, {"action_parts": (), **data}, "policy config")
         parts = [_strict_fields(ActionPart, part, "action_parts") for part in values["action_parts"]]
         values["action_parts"] = tuple(ActionPart(**part) for part in parts)
-        values["network"] = NetworkConfig(**_strict_fields(NetworkConfig, data["network"], "network"))
+        name = values["network"].get("name")
+        _expect(name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
+        network = NETWORKS[name]
+        values["network"] = network(**_strict_fields(network, values["network"], "network"))
         values["scheduler"] = SchedulerConfig(**_strict_fields(SchedulerConfig, data["scheduler"], "scheduler"))
         return cls(**values)
 

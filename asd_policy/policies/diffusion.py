@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy.core import EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
 from asd_policy.errors import ConfigError, ObservationError
-from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
@@ -57,7 +56,7 @@ class DiffusionPolicy:
 
     def __init__(
         self,
-        network: ConditionalUnet1D,
+        network: nn.Module,
         normalizer: LinearNormalizer,
         config: PolicyConfig,
         sampler: str = "asd",

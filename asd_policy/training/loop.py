@@ -20,6 +20,7 @@ from asd_policy.core import Schedule
 from asd_policy.data.windows import Windows
 from asd_policy.errors import CheckpointError, NumericalError
 from asd_policy.interrupt import stop_requests
+from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import channels_last_forward, store_channels_last
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import build_network
@@ -124,10 +125,10 @@ class Trainer:
         self.step = 0
 
     def _compiled(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        if self.device.type != "cpu":
-            return torch.compile(self.net)
-        store_channels_last(self.net)
         net, dtype = self.net, torch.bfloat16 if self.settings.bfloat16 else torch.float32
+        if self.device.type != "cpu" or not isinstance(net, ConditionalUnet1D):
+            return torch.compile(net)
+        store_channels_last(net)
         return torch.compile(lambda x, timestep, cond: channels_last_forward(net, x, timestep, cond, dtype))
 
     def update(self) -> Tensor:

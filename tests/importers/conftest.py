@@ -8,12 +8,17 @@ from tests.importers.originals import Original
 
 @pytest.fixture(scope="session")
 def all_originals(tmp_path_factory) -> dict[str, Original]:
-    """By format: a file made by (or in the layout of) the library, and what the library computes with it."""
+    """By format and, where it has several, architecture: a file, and what the library that made it computes with it.
+
+    One of real-stanford's is made here, in its layout.
+    """
     folder = tmp_path_factory.mktemp("originals")
     with originals.small_robomimic_unet():
         robomimic = originals.robomimic_original(folder / "model.pth")
     return {
         "robomimic": robomimic,
         "lerobot": originals.lerobot_original(),
-        "diffusion_policy": originals.real_stanford_original(folder / "latest.ckpt"),
+        "diffusion_policy": originals.lookalike_of_real_stanford(folder / "latest.ckpt"),
+        "diffusion_policy unet": originals.real_stanford_original("unet"),
+        "diffusion_policy transformer": originals.real_stanford_original("transformer"),
     }

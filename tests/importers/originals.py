@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.importers.real_stanford import save_checkpoint
 
 GOLDEN_LEROBOT = Path(__file__).parent / "golden" / "lerobot"
+GOLDEN_STANFORD = Path(__file__).parent / "golden" / "real_stanford"
 OBS = {"object": 14, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 ACTION_KEYS = {"action_dict/abs_pos": 3, "action_dict/abs_rot_6d": 6, "action_dict/gripper": 1}
 ACTION_DIM, HORIZON, NUM_STEPS, STACK = 10, 16, 20, 2
@@ -149,9 +150,27 @@ def save_robomimic(path: Path, ema: bool, normalise_obs: bool) -> None:
     )
 
 
-def real_stanford_original(path: Path) -> Original:
-    """A file in real-stanford's layout; its network is computed by robomimic's class, which shares maths and names,
-    and the chain by diffusers."""
+def real_stanford_original(architecture: str) -> Original:
+    """Made by real-stanford's code: see `make_real_stanford_golden.py`. The rotations are undone by robomimic."""
+    from robomimic.utils.torch_utils import rot_6d_to_axis_angle
+
+    golden = load_file(GOLDEN_STANFORD / f"{architecture}.safetensors")
+    position, rotation, gripper = golden["actions"].split([3, 6, 1], dim=-1)
+    actions = torch.cat([position, rot_6d_to_axis_angle(rotation), gripper], dim=-1)
+    return Original(
+        GOLDEN_STANFORD / f"{architecture}.ckpt",
+        dict(zip(OBS, [piece.numpy() for piece in golden["obs"].split(list(OBS.values()))], strict=True)),
+        golden["start"],
+        golden["xi"],
+        actions.numpy(),
+        (golden["sample"], golden["timestep"], golden["cond"]),
+        golden["output"],
+    )
+
+
+def lookalike_of_real_stanford(path: Path) -> Original:
+    """A larger file in real-stanford's layout; its network is computed by robomimic's class, which shares maths and
+    names, and the chain by diffusers."""
     from robomimic.models.diffusion_policy_nets import ConditionalUnet1D
     from robomimic.utils.torch_utils import rot_6d_to_axis_angle
 

@@ -296,7 +296,8 @@ def test_robomimic_files_of_another_kind(all_originals, tmp_path, change, messag
     ("key", "value", "message"),
     [
         ("policy._target_", "a.b.DiffusionUnetHybridImagePolicy", "image policies are not supported yet"),
-        ("policy._target_", "a.b.BETLowdimPolicy", "expected DiffusionUnetLowdimPolicy"),
+        ("policy._target_", "a.b.BETLowdimPolicy", "expected DiffusionUnetLowdimPolicy or DiffusionTransformerLowdim"),
+        ("policy._target_", "a.b.DiffusionTransformerLowdimPolicy", "lacks 'policy.obs_as_cond'"),
         ("policy.oa_step_convention", False, "oa_step_convention.*not supported"),
         ("policy.obs_as_global_cond", False, "obs_as_global_cond.*not supported"),
         ("policy.model.down_dims", [32, 64], "says down_dims is .*but its tensors have"),
