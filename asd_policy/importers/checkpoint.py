@@ -52,9 +52,15 @@ class Checkpoint:
             ConfigError: on an unknown sampler or option.
             CheckpointError: if the tensors are not exactly those of the configuration.
         """
-        network = build_network(self.config)
-        normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
-        self._fill(nn.ModuleDict({"model": network, "normalizer": normalizer}))
+        try:
+            with torch.device("meta"):  # shapes alone: a file can claim sizes that fit into no memory
+                self._check(self._modules())
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.source} describes a network of impossible size: {error}") from error
+        modules = self._modules()
+        modules.load_state_dict(self.tensors)
+        network, normalizer = modules["model"], modules["normalizer"]
+        assert isinstance(normalizer, LinearNormalizer)
         return DiffusionPolicy(network, normalizer, self.config, sampler, device, **options)
 
     def save(self, folder: str | Path) -> None:
@@ -84,8 +90,13 @@ class Checkpoint:
             tensors |= {field_name(key, field): piece for key, piece in zip(obs_keys, pieces, strict=True)}
         return replace(self, config=replace(self.config, obs_keys=dict(obs_keys)), tensors=tensors)
 
-    def _fill(self, modules: nn.Module) -> None:
-        """Load the tensors into modules that have exactly these."""
+    def _modules(self) -> nn.ModuleDict:
+        """The network and the normaliser that the configuration describes."""
+        normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
+        return nn.ModuleDict({"model": build_network(self.config), "normalizer": normalizer})
+
+    def _check(self, modules: nn.Module) -> None:
+        """Raise CheckpointError unless the tensors are exactly those of the modules."""
         expected: dict[str, Tensor] = modules.state_dict()
         found = self.tensors
         wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
@@ -98,7 +109,6 @@ class Checkpoint:
         if wrong:
             listed = "; ".join(sorted(wrong)[:5])
             raise CheckpointError(f"{self.source} does not fit its configuration in {len(wrong)} tensors: {listed}.")
-        modules.load_state_dict(found)
 
 
 def field_name(key: str, kind: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asd_policy.errors import CheckpointError
 
-MAX_PICKLE_BYTES = 64 * 2**20  # the names and shapes of a checkpoint; its tensors are other records
+MAX_PICKLE_BYTES = 4 * 2**20  # the names and shapes of a checkpoint; its tensors are other records
 MAX_STRINGS = 200_000
 
 

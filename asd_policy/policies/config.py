@@ -13,6 +13,7 @@ from asd_policy.nets.unet1d import FINAL_GROUPS
 from asd_policy.policies.actions import ActionPart
 
 FORMAT_VERSION = 1
+MAX_LAYERS = 1000  # more would be no network, but an attempt to keep its reader busy
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TransformerConfig:
         _expect(self.name == "transformer", "network.name", self.name, "'transformer'")
         for name in ("n_layer", "n_head", "n_emb"):
             _expect(_is_size(getattr(self, name)), f"network.{name}", getattr(self, name), "a positive integer")
+        _expect(self.n_layer <= MAX_LAYERS, "network.n_layer", self.n_layer, f"at most {MAX_LAYERS}")
         fits = self.n_emb % self.n_head == 0 and self.n_emb % 2 == 0 and self.n_emb >= 4
         _expect(fits, "network.n_emb", self.n_emb, f"even, 4 or more, and a multiple of n_head ({self.n_head})")
 

@@ -16,7 +16,7 @@ from asd_policy.importers.checkpoint import field_name
 from tests.importers import originals, real_stanford
 
 SQUARE = Path(__file__).parents[2] / "checkpoints" / "square"
-STEPS = 24  # three chunks
+STEPS = 16  # two chunks
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def env() -> gymnasium.Env:
     return gymnasium.make("envs:asd/Square-v0")
 
 
-def action_hash(env: gymnasium.Env, path: Path) -> str:
-    """Of the first actions in an episode: one bit that differs anywhere gives another."""
+def action_hash(env: gymnasium.Env, path: Path) -> tuple[str, int]:
+    """Of the first actions in an episode, where any other bit gives another hash; and the last chunk's rounds."""
     policy = load_policy(path, sampler="asd", window=16)
     obs, _ = env.reset(seed=100000)
     policy.reset(seed=0)
@@ -39,7 +39,8 @@ def action_hash(env: gymnasium.Env, path: Path) -> str:
         action = policy.act(obs)
         digest.update(action.tobytes())
         obs, *_ = env.step(action)
-    return digest.hexdigest()
+    assert policy.stats is not None
+    return digest.hexdigest()[:16], int(policy.stats.rounds[0])
 
 
 def write(square: Checkpoint, name: str, path: Path) -> None:
@@ -68,7 +69,7 @@ def write_real_stanford(square: Checkpoint, path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def native_hash(env) -> str:
+def native_hash(env) -> tuple[str, int]:
     return action_hash(env, SQUARE)
 
 
@@ -77,7 +78,8 @@ def test_rollouts_are_equal(square, env, native_hash, tmp_path, name):
     path = tmp_path / "policy"
     write(square, name, path)
     found = action_hash(env, path)
-    print(f"\n{name:18} {STEPS} actions in asd/Square-v0: {found[:16]}, native {native_hash[:16]}")
+    print(f"\n{name:18} {STEPS} actions in asd/Square-v0: {found[0]}, native {native_hash[0]}; ", end="")
+    print(f"rounds of the last chunk: ASD {found[1]}, DDPM {square.config.scheduler.num_train_timesteps}")
     assert read_checkpoint(path).format == name
     assert read_checkpoint(path).config == square.config
     assert found == native_hash

@@ -54,7 +54,11 @@ def test_push_uploads_the_folder(checkpoint, monkeypatch, tmp_path):
             (tmp_path / name).write_bytes(pushed[name])
         return str(tmp_path)
 
+    def download_one(repo_id: str, filename: str, **_: object) -> str:
+        return str(Path(download(repo_id, [filename])) / filename)
+
     monkeypatch.setattr("asd_policy.importers.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download_one)
     assert same(PretrainedPolicy.from_pretrained("me/tiny").checkpoint, checkpoint)
 
 

@@ -11,6 +11,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy.errors import CheckpointError, UnsafeFileError
+from asd_policy.errors import CheckpointError, ConfigError, UnsafeFileError
 from asd_policy.importers import load_policy, read_checkpoint
+from asd_policy.policies.config import TransformerConfig
 from tests.importers import real_stanford
 from tests.importers.originals import GOLDEN_LEROBOT
+from tests.tiny import tiny_checkpoint
 
 pytestmark = pytest.mark.timeout(30)  # nothing here may hang
 
@@ -90,6 +93,15 @@ def test_malicious_pth(all_originals, tmp_path, name):
     with pytest.raises(UnsafeFileError, match=r"nothing was run.*--trust-pickle"):
         load_policy(path)
     assert not marker.exists()
+
+
+def test_trusted_pth(all_originals, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "model.pth"
+    payload = robomimic_payload(all_originals["robomimic"].path)
+    payload["variable_state"] = attacks(marker)["os.system"]
+    torch.save(payload, path)
+    load_policy(path, trust_pickle=True)
+    assert marker.exists()
 
 
 def test_what_is_pickled_inside_is_never_opened(all_originals, tmp_path):
@@ -200,6 +212,27 @@ def test_tensor_larger_than_its_record(all_originals, tmp_path):
     real_stanford.save_payload(tmp_path / "a.ckpt", payload)
     with pytest.raises(CheckpointError, match="does not fit its 4 bytes"):
         load_policy(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"down_dims": [2**40, 2**40]},
+        {"down_dims": [2**20, 2**20]},
+        {"name": "transformer", "n_layer": 10**9},
+        {"name": "transformer", "n_emb": 2**40},
+    ],
+)
+def test_networks_that_fit_into_no_memory(tmp_path, network):
+    folder = tiny_checkpoint(tmp_path / "tiny", {"object": 5}, action_dim=2)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = config["network"] if "down_dims" in network else asdict(TransformerConfig())
+    config["network"] = sizes | network
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        (CheckpointError, ConfigError), match=r"does not fit its configuration|impossible size|at most 1000"
+    ):
+        load_policy(folder)
 
 
 def test_configuration_that_refers_to_itself(tmp_path):
