@@ -39,4 +39,10 @@ class NumericalError(AsdPolicyError, ArithmeticError):
 
 
 class UnsafeFileError(CheckpointError):
-    """A file that asks to run code when it is read."""
+    """A file that asks for code when it is read. The message says which, and the only way past."""
+
+    def __init__(self, path: object, wanted: str):
+        super().__init__(
+            f"{path}: its pickle wants {wanted}, which is neither a tensor nor plain data. Nothing was run. If you "
+            "trust whoever made the file, pass trust_pickle=True (--trust-pickle), which lets it run any code here."
+        )

@@ -51,7 +51,7 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     file = TorchFile.open(path)
     payload = _unpickle_trusted(path) if trust_pickle else read_restricted(file)
     where = str(path)
-    cfg = plain_config(entry(payload, "cfg", where))
+    cfg = plain_config(entry(payload, "cfg", where), where)
     _check_supported(cfg, where)
     name = "ema_model" if _value(cfg, "training.use_ema", where) else "model"
     state: Mapping[str, Any] = entry(payload, f"state_dicts.{name}", where)

@@ -93,31 +93,28 @@ def read_restricted(file: TorchFile) -> Any:
     """
     file.strings()  # refuses memory bombs
     try:
-        return _Unpickler(file.record("data.pkl", MAX_PICKLE_BYTES)).load()
-    except CheckpointError as error:
-        raise type(error)(f"{file.path}: {error}") from None
+        return _Unpickler(file).load()
+    except CheckpointError:
+        raise
     except Exception as error:  # a hostile pickle can fail in any way; it has called nothing but stand-ins
         raise CheckpointError(f"{file.path}: its pickle is damaged: {error!r}. Is the file complete?") from error
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, pickled: bytes):
-        super().__init__(io.BytesIO(pickled))
+    def __init__(self, file: TorchFile):
+        super().__init__(io.BytesIO(file.record("data.pkl", MAX_PICKLE_BYTES)))
+        self._path = file.path
         self._globals = _stand_ins()
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._globals:
-            raise UnsafeFileError(
-                f"its pickle wants {module}.{name}, which is neither a tensor nor a container nor a configuration. "
-                "Nothing was run. If you trust whoever made the file, pass trust_pickle=True (--trust-pickle), "
-                "which lets the file run any code on this machine."
-            )
+            raise UnsafeFileError(self._path, f"{module}.{name}")
         return self._globals[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, record, _, numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(numel, int):
-            raise CheckpointError(f"unknown storage {kind!r} of {dtype!r}")
+            raise CheckpointError(f"{self._path}: unknown storage {kind!r} of {dtype!r}.")
         return Storage(str(record), dtype, numel)
 
 
@@ -154,23 +151,24 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
 def _encoded(text: str, encoding: str) -> bytes:
     """How pickles of protocol 2 hold bytes."""
     if encoding != "latin1":
-        raise CheckpointError(f"unexpected encoding {encoding!r}")
+        raise ValueError(f"unexpected encoding {encoding!r}")
     return text.encode("latin1")
 
 
-def plain_config(node: Any) -> Any:
+def plain_config(node: Any, where: str) -> Any:
     """Dicts, lists and values of an OmegaConf configuration; interpolations stay the strings they are.
 
     Raises:
         CheckpointError: if it contains itself.
     """
-    return _Plain().convert(node)
+    return _Plain(where).convert(node)
 
 
 class _Plain:
     """Converts each node once: a small pickle can refer to the same node from a great many places."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
+        self._where = where
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
 
@@ -178,7 +176,7 @@ class _Plain:
         if not isinstance(node, Node | Mapping | list):
             return node
         if id(node) in self._open or len(self._open) > 100:
-            raise CheckpointError("the configuration contains itself, or is nested more than 100 deep.")
+            raise CheckpointError(f"{self._where}: its configuration contains itself, or is over 100 levels deep.")
         if id(node) not in self._done:
             self._open.add(id(node))
             self._done[id(node)] = self._converted(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,10 @@ def _load(path: Path, trust_pickle: bool) -> Any:
             # Memory-mapped: the optimizer's state, twice the weights, is not read.
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[-1] if "Unsupported" not in str(error) else str(error)
-        raise UnsafeFileError(
-            f"{path} asks for more than tensors and plain values, and nothing was run: {_first_reason(reason)} "
-            "If you trust whoever made it, pass trust_pickle=True (--trust-pickle), which lets the file run any code "
-            "on this machine."
-        ) from error
+        wanted = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        raise UnsafeFileError(path, wanted[1] if wanted else f"something that is not allowed ({error})") from error
     except Exception as error:  # torch's reader of archives raises RuntimeError and more on damaged ones
         raise CheckpointError(f"Cannot read {path}: {error!r}. Is the file complete?") from error
-
-
-def _first_reason(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line]
-    return (lines or message.splitlines() or [""])[0]
 
 
 def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
@@ -148,8 +140,9 @@ def _actions(
     config: dict[str, Any], payload: Any, action_dim: int, where: str
 ) -> tuple[tuple[ActionPart, ...], dict[str, int], bool]:
     """How actions are composed: parts, sizes by key in order, and whether they are absolute poses."""
-    keys: list[str] = entry(config, "train.action_keys", where)
-    settings = entry(config, "train.action_config", where)
+    train = entry(config, "train", where)
+    keys: list[str] = train.get("action_keys", ["actions"])  # robomimic 0.3 has neither
+    settings = train.get("action_config", {})
     stats = payload.get("action_normalization_stats")
     if stats is None and len(keys) > 1:
         raise CheckpointError(f"{where} has actions {keys} but no action_normalization_stats to tell their sizes.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from asd_policy.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 4 * 2**20  # the names and shapes of a checkpoint; its tensors are other records
-MAX_STRINGS = 200_000
+MAX_OPCODES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,13 @@ class TorchFile:
         found: set[str] = set()
         pickled = self.record("data.pkl", MAX_PICKLE_BYTES)
         try:
-            for opcode, argument, _ in pickletools.genops(pickled):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
                 # The unpickler reserves room for as many values as this index says.
+                if count > MAX_OPCODES:
+                    raise CheckpointError(f"{self.path}: its pickle has over {MAX_OPCODES} steps; refused as a bomb.")
                 if isinstance(argument, int) and "PUT" in opcode.name and argument > len(pickled):
                     raise CheckpointError(f"{self.path}: its pickle remembers value {argument}; refused as a bomb.")
-                if isinstance(argument, str) and len(found) < MAX_STRINGS:
+                if isinstance(argument, str):
                     found.add(argument)
         except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: its pickle is damaged: {error}. Is the file complete?") from error

@@ -1,5 +1,6 @@
 """Each format's policy computes here what it computes in its own library. `pytest -s` prints the differences."""
 
+import json
 import shutil
 from dataclasses import replace
 from unittest import mock
@@ -74,6 +75,17 @@ def test_robomimic_without_average_or_observation_normalisation(tmp_path):
     with originals.small_robomimic_unet():
         original = originals.robomimic_original(tmp_path / "model.pth", ema=False, normalise_obs=False)
     np.testing.assert_allclose(actions_with(load_policy(original.path, "ddpm"), original), original.actions, atol=1e-5)
+
+
+def test_robomimic_before_action_keys(all_originals, tmp_path):
+    payload = torch.load(all_originals["robomimic"].path, weights_only=False)
+    config = json.loads(payload["config"])
+    del config["train"]["action_keys"], config["train"]["action_config"], payload["action_normalization_stats"]
+    payload["config"] = json.dumps(config)
+    torch.save(payload, tmp_path / "old.pth")
+    policy = load_policy(tmp_path / "old.pth", "ddpm")
+    assert (policy.config.action_parts, policy.config.action_bound) == ((), 1.0)
+    assert torch.equal(policy.normalizer.fields["action"].scale, torch.ones(10))
 
 
 def test_legacy_lerobot_folder(all_originals, tmp_path):
