@@ -36,3 +36,13 @@ class ObservationError(AsdPolicyError, ValueError):
 
 class NumericalError(AsdPolicyError, ArithmeticError):
     """A network returned NaN or infinity."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A file that asks for code when it is read. The message says which, and the only way past."""
+
+    def __init__(self, path: object, wanted: str):
+        super().__init__(
+            f"{path}: its pickle wants {wanted}, which is neither a tensor nor plain data. Nothing was run. If you "
+            "trust whoever made the file, pass trust_pickle=True (--trust-pickle), which lets it run any code here."
+        )

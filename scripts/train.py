@@ -4,6 +4,7 @@ Examples:
 
     python scripts/train.py new --data data/square.zarr --out runs/square --steps 40000
     python scripts/train.py new --data data/square.zarr --out runs/tuned --init checkpoints/square --steps 10000
+    python scripts/train.py new --data low_dim_v15.hdf5 --filter-key train --out runs/human --steps 40000
     python scripts/train.py resume --out runs/square
 """
 
@@ -44,12 +45,14 @@ class New:
     """Start a run in a new directory."""
 
     data: Path
-    """Store of demonstrations."""
+    """Store of demonstrations, or a robomimic HDF5 file."""
     out: Path
     """Run directory to make."""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
     episodes: int | None = None
     """Train on the first so many episodes; all unless given."""
+    filter_key: str | None = None
+    """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -75,7 +78,7 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
     info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
     normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
     normalizer.load_state_dict(load_file(out / NORMALIZER))
-    demonstrations = Demonstrations.read(info.data, info.episodes)
+    demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
     resumed = isinstance(command, Resume)
     network = load_policy(info.init).network if info.init and not resumed else None
@@ -90,19 +93,18 @@ def begin(command: New) -> None:
     out, init = command.out, command.init
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
-    demonstrations = Demonstrations.read(command.data, command.episodes)
+    demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key)
     if init is None:
-        config, normalizer = (
-            demonstrations.policy_config(command.network),
-            demonstrations.fit_normalizer(command.ignore),
-        )
+        config = demonstrations.policy_config(command.network)
+        normalizer = demonstrations.fit_normalizer(command.ignore)
     else:
         policy = load_policy(init)
         config, normalizer = policy.config, policy.normalizer
         demonstrations.check_fit(config)
     out.mkdir(parents=True)
     episodes = len(demonstrations.episode_ends)
-    info = RunInfo(str(command.data), episodes, command.ignore, str(init) if init else None, command.settings)
+    start = str(init) if init else None
+    info = RunInfo(str(command.data), episodes, command.ignore, start, command.settings, command.filter_key)
     info.save(out / "train.json")
     config.save(out / "config.json")
     save_file(normalizer.state_dict(), out / NORMALIZER)

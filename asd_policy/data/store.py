@@ -36,7 +36,7 @@ class Episode:
     """One demonstration of T steps.
 
     Attributes:
-        seed: of the environment's reset.
+        seed: of the environment's reset; for demonstrations from elsewhere, their number.
         obs: (T, D) float32 per key, each row seen before the action of its step.
         action: (T, A) float32, the expert's action.
         executed_action: (T, A) float32, what the environment was given.

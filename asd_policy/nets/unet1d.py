@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from asd_policy.errors import ConfigError
 from asd_policy.nets.unet1d_channels_last import channels_last_trunk
 
+FINAL_GROUPS = 8
+"""Groups of the last GroupNorm: real-stanford, robomimic and lerobot do not hand their `n_groups` on to it."""
+
 
 class SinusoidalEmbedding(nn.Module):
     """Sine and cosine features of a diffusion timestep: (N,) -> (N, dim)."""
@@ -130,7 +133,7 @@ class ConditionalUnet1D(nn.Module):
         global_cond_dim: G, the size of the flattened observations.
         down_dims: channels of each level; each level but the last halves the length.
         kernel_size: odd kernel size of the convolutions.
-        n_groups: groups of the GroupNorm layers; divides every entry of `down_dims`.
+        n_groups: groups of the GroupNorm layers but the last; divides every entry of `down_dims`.
         diffusion_step_embed_dim: size of the timestep embedding, even.
         cond_predict_scale: FiLM predicts a scale besides the bias.
     """
@@ -179,7 +182,7 @@ class ConditionalUnet1D(nn.Module):
             for narrow, wide in reversed(levels[1:])
         )
         self.final_conv = nn.Sequential(
-            ConvBlock(down_dims[0], down_dims[0], kernel_size, n_groups),
+            ConvBlock(down_dims[0], down_dims[0], kernel_size, FINAL_GROUPS),
             nn.Conv1d(down_dims[0], input_dim, 1),
         )
 

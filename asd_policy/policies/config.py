@@ -9,8 +9,11 @@ from typing import Any
 
 from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.nets.unet1d import FINAL_GROUPS
+from asd_policy.policies.actions import ActionPart
 
 FORMAT_VERSION = 1
+MAX_LAYERS = 1000  # more would be no network, but an attempt to keep its reader busy
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class NetworkConfig:
             self.down_dims,
             f"multiples of n_groups ({self.n_groups})",
         )
+        first = self.down_dims[0]
+        _expect(first % FINAL_GROUPS == 0, "network.down_dims[0]", first, f"a multiple of {FINAL_GROUPS}")
         _expect(
             _is_size(self.kernel_size) and self.kernel_size % 2 == 1, "network.kernel_size", self.kernel_size, "odd"
         )
@@ -45,6 +50,36 @@ class NetworkConfig:
     def downsampling(self) -> int:
         """The horizon must be a multiple of this."""
         return 2 ** (len(self.down_dims) - 1)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the other noise predictor; see `asd_policy.nets.ConditionalTransformer`."""
+
+    name: str = "transformer"
+    n_layer: int = 8
+    n_head: int = 4
+    n_emb: int = 256
+    causal_attn: bool = True
+
+    def __post_init__(self) -> None:
+        _expect(self.name == "transformer", "network.name", self.name, "'transformer'")
+        for name in ("n_layer", "n_head", "n_emb"):
+            _expect(_is_size(getattr(self, name)), f"network.{name}", getattr(self, name), "a positive integer")
+        _expect(self.n_layer <= MAX_LAYERS, "network.n_layer", self.n_layer, f"at most {MAX_LAYERS}")
+        fits = self.n_emb % self.n_head == 0 and self.n_emb % 2 == 0 and self.n_emb >= 4
+        _expect(fits, "network.n_emb", self.n_emb, f"even, 4 or more, and a multiple of n_head ({self.n_head})")
+
+    @property
+    def downsampling(self) -> int:
+        """The horizon may be any."""
+        return 1
+
+
+NETWORKS: Mapping[str, type[NetworkConfig] | type[TransformerConfig]] = {
+    "unet1d": NetworkConfig,
+    "transformer": TransformerConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -89,11 +124,13 @@ class PolicyConfig:
     Attributes:
         env_id: the environment it was trained for.
         obs_keys: observation keys in the order of the global condition, with their sizes.
-        action_dim: A, the size of an action.
+        action_dim: A, the size of an action as the network predicts it.
         n_obs_steps: To, how many observations the condition holds; the last one is now.
         horizon: H, how many actions a chunk holds. Its first action belongs to the oldest observation.
         n_action_steps: Ta, how many actions are executed: chunk[To - 1 : To - 1 + Ta].
         action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
+        action_parts: how the network's actions become the environment's; none if they are the same. Files written
+            before this field existed lack it.
     """
 
     env_id: str
@@ -103,11 +140,13 @@ class PolicyConfig:
     horizon: int = 16
     n_action_steps: int = 8
     action_bound: float | None = 1.0
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig | TransformerConfig = field(default_factory=NetworkConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     format_version: int = FORMAT_VERSION
+    action_parts: tuple[ActionPart, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "action_parts", tuple(self.action_parts))
         _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
@@ -116,6 +155,8 @@ class PolicyConfig:
         _expect(len(self.obs_keys) > 0, "obs_keys", dict(self.obs_keys), "at least one key")
         for key, dim in self.obs_keys.items():
             _expect(_is_size(dim) and "." not in key and key != "action", f"obs_keys[{key!r}]", dim, "a positive size")
+        parts_dim = sum(part.dim for part in self.action_parts)
+        _expect(parts_dim in (0, self.action_dim), "action_parts", parts_dim, f"dims that sum to {self.action_dim}")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(
@@ -131,6 +172,11 @@ class PolicyConfig:
         return sum(self.obs_keys.values())
 
     @property
+    def env_action_dim(self) -> int:
+        """The size of an action as the environment takes it."""
+        return sum(part.env_dim for part in self.action_parts) or self.action_dim
+
+    @property
     def global_cond_dim(self) -> int:
         """To * G, the size of the network's condition."""
         return self.n_obs_steps * self.obs_dim
@@ -141,13 +187,19 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field must be there, and nothing else.
+        """The inverse of `to_dict`. Every field but `action_parts` must be there, and nothing else.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
-        values = _strict_fields(cls, data, "policy config")
-        values["network"] = NetworkConfig(**_strict_fields(NetworkConfig, data["network"], "network"))
+        _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
+        values = _strict_fields(cls, {"action_parts": (), **data}, "policy config")
+        parts = [_strict_fields(ActionPart, part, "action_parts") for part in values["action_parts"]]
+        values["action_parts"] = tuple(ActionPart(**part) for part in parts)
+        name = values["network"].get("name")
+        _expect(name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
+        network = NETWORKS[name]
+        values["network"] = network(**_strict_fields(network, values["network"], "network"))
         values["scheduler"] = SchedulerConfig(**_strict_fields(SchedulerConfig, data["scheduler"], "scheduler"))
         return cls(**values)
 
@@ -172,6 +224,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
     "bool": (bool,),
     "tuple[int, ...]": (list, tuple),
+    "tuple[asd_policy.policies.actions.ActionPart, ...]": (list, tuple),
 }
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy.core import AsdSampler, Calibration, EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
 from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import packed
+from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.samplers import make_sampler
@@ -60,7 +61,7 @@ class DiffusionPolicy:
 
     def __init__(
         self,
-        network: ConditionalUnet1D,
+        network: nn.Module,
         normalizer: LinearNormalizer,
         config: PolicyConfig,
         sampler: str = "asd",
@@ -76,8 +77,9 @@ class DiffusionPolicy:
         scheduler = config.scheduler
         self.schedule = Schedule.from_diffusers(asdict(scheduler))
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
-        compiled_on_cpu = sampler_options.get("capture") == "compile" and self.device.type == "cpu"
-        run = packed(self.network) if compiled_on_cpu else self.network
+        run = self.network
+        if isinstance(run, ConditionalUnet1D) and sampler_options.get("capture") == "compile":
+            run = packed(run) if self.device.type == "cpu" else run
         denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
         options = self._windows.filled_in(sampler_options)
@@ -151,7 +153,7 @@ class DiffusionPolicy:
             obs: for each of the policy's keys an array (D,), or (B, D) after `reset(seeds=...)`; others are ignored.
 
         Returns:
-            (A,), or (B, A) for a batch: float32, within the config's `action_bound`.
+            (A,), or (B, A) for a batch: float32, the environment's actions, within the config's `action_bound`.
 
         Raises:
             ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
@@ -203,7 +205,8 @@ class DiffusionPolicy:
         chunk, cost, predictions = self.sampler.draw(len(cond), cond, self._generators, self._warm)
         self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
-        actions = self.normalizer.unnormalize("action", chunk)[:, first : first + config.n_action_steps]
+        executed = chunk[:, first : first + config.n_action_steps]
+        actions = to_env_actions(self.normalizer.unnormalize("action", executed), config.action_parts)
         if config.action_bound is not None:
             actions = actions.clamp(-config.action_bound, config.action_bound)
         self._queue.extend(actions.cpu().numpy().transpose(1, 0, 2))

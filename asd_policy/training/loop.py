@@ -127,7 +127,7 @@ class Trainer:
         self.step = 0
 
     def _compiled(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and isinstance(self.net, ConditionalUnet1D):
             store_channels_last(self.net)
         return torch.compile(self.net)
 

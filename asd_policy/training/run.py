@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, DataError
@@ -47,12 +48,19 @@ class Demonstrations:
     episode_ends: Tensor
 
     @classmethod
-    def read(cls, path: str | Path, episodes: int | None = None) -> "Demonstrations":
-        """Read the first `episodes` of a store; None reads all.
+    def read(cls, path: str | Path, episodes: int | None = None, filter_key: str | None = None) -> "Demonstrations":
+        """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
+
+        Args:
+            filter_key: the mask of an HDF5 file that names the demonstrations to read.
 
         Raises:
-            DataError: if the store holds fewer.
+            DataError: if there are fewer, or they cannot be used.
         """
+        if Path(path).is_file():
+            return cls._read_hdf5(Path(path), episodes, filter_key)
+        if filter_key is not None:
+            raise DataError(f"{path} is no HDF5 file, so it has no filter {filter_key!r}.")
         store = EpisodeStore.open(path)
         available = store.num_episodes
         episodes = available if episodes is None else episodes
@@ -63,6 +71,18 @@ class Demonstrations:
         obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in store.obs_keys}
         actions = torch.from_numpy(store.actions()[:steps].copy())
         return cls(str(store.attrs["env_id"]), obs, actions, ends)
+
+    @classmethod
+    def _read_hdf5(cls, path: Path, episodes: int | None, filter_key: str | None) -> "Demonstrations":
+        with RobomimicFile.open(path, filter_key) as file:
+            wanted = len(file.demos) if episodes is None else episodes
+            if not 1 <= wanted <= len(file.demos):
+                raise DataError(f"{path} holds {len(file.demos)} episodes; {wanted} are asked for.")
+            read = [file.episode(name) for name in file.demos[:wanted]]
+        obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_dims}
+        actions = torch.from_numpy(np.concatenate([one.action for one in read]))
+        ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
+        return cls(file.recording.env_id, obs, actions, ends)
 
     def policy_config(self, network: NetworkConfig) -> PolicyConfig:
         """The configuration of a policy for this environment."""
@@ -110,6 +130,7 @@ class RunInfo:
     ignored: Mapping[str, Sequence[int]]
     init: str | None
     settings: TrainSettings
+    filter_key: str | None = None
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")

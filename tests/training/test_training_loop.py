@@ -22,7 +22,7 @@ CONFIG = PolicyConfig(
     env_id="asd/Square-v0",
     obs_keys={"object": 3, "robot0_eef_pos": 2},
     action_dim=2,
-    network=NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8),
+    network=NetworkConfig(down_dims=(16, 16), n_groups=4, diffusion_step_embed_dim=8),
 )
 SETTINGS = TrainSettings(steps=20, batch_size=8, warmup_steps=4, snapshot_every=10, log_every=5)
 
@@ -93,7 +93,7 @@ def test_snapshots_are_the_weights_of_a_policy(tmp_path: Path) -> None:
         "ema_000010.safetensors", "ema_000020.safetensors", "last.pt",
     ]  # fmt: skip
     weights = load_file(tmp_path / "ema_000020.safetensors")
-    net = ConditionalUnet1D(2, 10, (8, 16), n_groups=4, diffusion_step_embed_dim=8)
+    net = ConditionalUnet1D(2, 10, (16, 16), n_groups=4, diffusion_step_embed_dim=8)
     net.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
     assert same(net.state_dict(), trainer.ema.module.state_dict())
     assert weights["normalizer.fields.object.scale"].shape == (3,)

@@ -1,0 +1,130 @@
+"""A policy at rest: its configuration and its tensors, whatever file they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.network import build_network
+from asd_policy.policies.normalizer import LinearNormalizer
+
+CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What every importer returns.
+
+    Attributes:
+        source: the file or folder it was read from.
+        format: the name of the format it was found to be in.
+        config: this package's configuration of the policy.
+        tensors: `model.*` of the network and `normalizer.fields.<field>.{scale,offset}`.
+        notes: what the file says and this package does differently, or cannot know.
+    """
+
+    source: Path
+    format: str
+    config: PolicyConfig
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, policy: DiffusionPolicy) -> Checkpoint:
+        """The checkpoint of a policy in memory."""
+        tensors = {f"model.{name}": value for name, value in policy.network.state_dict().items()}
+        tensors |= {f"normalizer.{name}": value for name, value in policy.normalizer.state_dict().items()}
+        return cls(Path(), "native", policy.config, tensors)
+
+    def policy(self, sampler: str = "asd", device: torch.device | str = "cpu", **options: Any) -> DiffusionPolicy:
+        """The policy, ready to act.
+
+        Raises:
+            ConfigError: on an unknown sampler or option.
+            CheckpointError: if the tensors are not exactly those of the configuration.
+        """
+        try:
+            with torch.device("meta"):  # shapes alone: a file can claim sizes that fit into no memory
+                self._check(self._modules())
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.source} describes a network of impossible size: {error}") from error
+        modules = self._modules()
+        modules.load_state_dict(self.tensors)
+        network, normalizer = modules["model"], modules["normalizer"]
+        assert isinstance(normalizer, LinearNormalizer)
+        return DiffusionPolicy(network, normalizer, self.config, sampler, device, self._windows_file(), **options)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the native folder: `config.json` and `model.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save(folder / CONFIG)
+        save_file({name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}, folder / WEIGHTS)
+
+    def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
+        """The same policy with its observation cut into other keys: the same numbers in the same order.
+
+        Raises:
+            ConfigError: if the sizes do not add up to the policy's.
+        """
+        if sum(obs_keys.values()) != self.config.obs_dim:
+            raise ConfigError(
+                f"obs_keys {dict(obs_keys)} have {sum(obs_keys.values())} entries, but the policy in {self.source} "
+                f"observes {self.config.obs_dim}: {dict(self.config.obs_keys)}."
+            )
+        tensors = {name: value for name, value in self.tensors.items() if not name.startswith("normalizer.")}
+        action = {field: self.tensors[field_name("action", field)] for field in ("scale", "offset")}
+        tensors |= {field_name("action", field): value for field, value in action.items()}
+        for field in ("scale", "offset"):
+            whole = torch.cat([self.tensors[field_name(key, field)] for key in self.config.obs_keys])
+            pieces = whole.split(list(obs_keys.values()))
+            tensors |= {field_name(key, field): piece for key, piece in zip(obs_keys, pieces, strict=True)}
+        return replace(self, config=replace(self.config, obs_keys=dict(obs_keys)), tensors=tensors)
+
+    def _windows_file(self) -> Path | None:
+        """Where calibrated windows are kept: in the checkpoint's folder, or beside its file."""
+        if self.source == Path():
+            return None
+        return self.source / WINDOWS if self.source.is_dir() else self.source.with_suffix(f".{WINDOWS}")
+
+    def _modules(self) -> nn.ModuleDict:
+        """The network and the normaliser that the configuration describes."""
+        normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
+        return nn.ModuleDict({"model": build_network(self.config), "normalizer": normalizer})
+
+    def _check(self, modules: nn.Module) -> None:
+        """Raise CheckpointError unless the tensors are exactly those of the modules."""
+        expected: dict[str, Tensor] = modules.state_dict()
+        found = self.tensors
+        wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
+        wrong += [f"{name} is not of this network" for name in found.keys() - expected.keys()]
+        wrong += [
+            f"{name} is {tuple(found[name].shape)}, the config says {tuple(expected[name].shape)}"
+            for name in expected.keys() & found.keys()
+            if found[name].shape != expected[name].shape
+        ]
+        if wrong:
+            listed = "; ".join(sorted(wrong)[:5])
+            raise CheckpointError(f"{self.source} does not fit its configuration in {len(wrong)} tensors: {listed}.")
+
+
+def field_name(key: str, kind: str) -> str:
+    """The name of a normaliser's tensor."""
+    return f"normalizer.fields.{key}.{kind}"
+
+
+def affine_field(key: str, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
+    """The tensors that normalise `key` as y = x * scale + offset, both (D,)."""
+    return {
+        field_name(key, "scale"): scale.float().contiguous(),
+        field_name(key, "offset"): offset.float().contiguous(),
+    }

@@ -1,0 +1,172 @@
+"""Checkpoints of https://github.com/ARISE-Initiative/robomimic 0.5: low-dimensional DiffusionPolicyUNet, `*.pth`."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError, UnsafeFileError
+from asd_policy.importers import robots
+from asd_policy.importers.checkpoint import Checkpoint, affine_field
+from asd_policy.importers.files import TensorPool, entry, json_object
+from asd_policy.importers.network_sizes import unet_sizes
+from asd_policy.importers.torch_file import TorchFile
+from asd_policy.policies.actions import ActionPart
+from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.tasks import env_id
+
+FORMAT = "robomimic"
+N_GROUPS = 8  # robomimic builds its U-Net with the default, whatever the config says
+NETWORK = "policy.noise_pred_net."
+# The training loop's best scores may be numpy's numbers; these rebuild numbers and nothing else.
+_rebuild_number = np.float64(0).__reduce__()[0]
+NUMBERS: list[Any] = [
+    (_rebuild_number, "numpy.core.multiarray.scalar"),
+    (_rebuild_number, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
+    """The policy in a `.pth`: its averaged weights, where it was trained with an average.
+
+    Raises:
+        UnsafeFileError: if the file asks for more than tensors and plain values.
+        CheckpointError: if it is damaged, or a policy of a kind that is not supported.
+    """
+    TorchFile.open(path).strings()  # refuses what is no complete, honest torch file
+    payload = _load(path, trust_pickle)
+    where = str(path)
+    algorithm = entry(payload, "algo_name", where)
+    if algorithm != "diffusion_policy":
+        raise CheckpointError(f"{where} holds a robomimic policy of kind {algorithm!r}; expected 'diffusion_policy'.")
+    config = json_object(entry(payload, "config", where), f"{where}: config")
+    averaged = entry(payload, "model", where).get("ema")
+    state = entry(payload, "model.nets", where) if averaged is None else averaged
+    pool = TensorPool(state, f"{where} ({'nets' if averaged is None else 'ema'})")
+    pool.refuse("policy.obs_encoder.")
+    tensors = {f"model.{name}": value for name, value in pool.take_all(NETWORK).items()}
+    pool.finish()
+    return _checkpoint(path, payload, config, tensors)
+
+
+def _load(path: Path, trust_pickle: bool) -> Any:
+    try:
+        with torch.serialization.safe_globals(NUMBERS):
+            # Memory-mapped: the optimizer's state, twice the weights, is not read.
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        raise UnsafeFileError(path, wanted[1] if wanted else f"something that is not allowed ({error})") from error
+    except Exception as error:  # torch's reader of archives raises RuntimeError and more on damaged ones
+        raise CheckpointError(f"Cannot read {path}: {error!r}. Is the file complete?") from error
+
+
+def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    where = str(path)
+    sizes = unet_sizes({name.removeprefix("model."): value for name, value in tensors.items()}, N_GROUPS, where)
+    # Also the order in which robomimic concatenates them.
+    obs_shapes = entry(payload, "shape_metadata.all_shapes", where)
+    obs_keys = {
+        key: _vector(obs_shapes, key, where) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))
+    }
+    tensors |= _normaliser(payload, obs_keys, "obs_normalization_stats", where)
+    parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
+    tensors |= _action_normaliser(payload, action_dims, where)
+    scheduler, notes = _scheduler(entry(config, "algo", where), where)
+    env = env_id(str(entry(payload, "env_metadata.env_name", where)))
+    policy = PolicyConfig(
+        env_id=env,
+        obs_keys=obs_keys,
+        action_dim=sizes.action_dim,
+        n_obs_steps=entry(config, "algo.horizon.observation_horizon", where),
+        horizon=entry(config, "algo.horizon.prediction_horizon", where),
+        n_action_steps=entry(config, "algo.horizon.action_horizon", where),
+        action_bound=robots.action_bound(env, absolute),
+        network=sizes.network,
+        scheduler=scheduler,
+        action_parts=parts,
+    )
+    return Checkpoint(path, FORMAT, policy, tensors, notes + ((robots.ABSOLUTE_NOTE,) if absolute else ()))
+
+
+def _vector(shapes: Mapping[str, Any], key: str, where: str) -> int:
+    shape = tuple(entry({"all_shapes": dict(shapes)}, "all_shapes", where).get(key, ()))
+    if len(shape) != 1:
+        raise CheckpointError(f"{where}: observation {key!r} has shape {shape}: image policies are not supported yet.")
+    return shape[0]
+
+
+def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[Tensor, Tensor]:
+    """robomimic's (x - offset) / scale as scale and offset of x * scale + offset, each (D,) float64."""
+    values = [torch.tensor(entry(stats, f"{key}", where)[name], dtype=torch.float64) for name in ("scale", "offset")]
+    if any(value.shape != (1, dim) for value in values):
+        raise CheckpointError(
+            f"{where}: normalisation of {key!r} has shape {tuple(values[0].shape)}; expected (1, {dim})."
+        )
+    scale, offset = values[0][0], values[1][0]
+    return 1 / scale, -offset / scale
+
+
+def _normaliser(payload: Any, dims: Mapping[str, int], name: str, where: str) -> dict[str, Tensor]:
+    stats = payload.get(name)
+    tensors: dict[str, Tensor] = {}
+    for key, dim in dims.items():
+        affine = (torch.ones(dim), torch.zeros(dim)) if stats is None else _affine(stats, key, dim, where)
+        tensors |= affine_field(key, *affine)
+    return tensors
+
+
+def _action_normaliser(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
+    stats = payload.get("action_normalization_stats")
+    if stats is None:
+        total = sum(dims.values())
+        return affine_field("action", torch.ones(total), torch.zeros(total))
+    pieces = [_affine(stats, key, dim, where) for key, dim in dims.items()]
+    return affine_field(
+        "action", torch.cat([scale for scale, _ in pieces]), torch.cat([offset for _, offset in pieces])
+    )
+
+
+def _actions(
+    config: dict[str, Any], payload: Any, action_dim: int, where: str
+) -> tuple[tuple[ActionPart, ...], dict[str, int], bool]:
+    """How actions are composed: parts, sizes by key in order, and whether they are absolute poses."""
+    train = entry(config, "train", where)
+    keys: list[str] = train.get("action_keys", ["actions"])  # robomimic 0.3 has neither
+    settings = train.get("action_config", {})
+    stats = payload.get("action_normalization_stats")
+    if stats is None and len(keys) > 1:
+        raise CheckpointError(f"{where} has actions {keys} but no action_normalization_stats to tell their sizes.")
+    dims = {key: action_dim if stats is None else len(entry(stats, key, where)["offset"][0]) for key in keys}
+    if sum(dims.values()) != action_dim:
+        raise CheckpointError(f"{where}: actions {dims} do not add up to the network's {action_dim}.")
+    rotated = {key for key in keys if (settings.get(key) or {}).get("format") == "rot_6d"}
+    other = {key for key in rotated if settings[key].get("convert_at_runtime", "rot_axis_angle") != "rot_axis_angle"}
+    if other:
+        raise CheckpointError(f"{where}: {sorted(other)} become Euler angles at rollout, which is not supported.")
+    parts = (
+        tuple(ActionPart("rot6d" if key in rotated else "keep", dim) for key, dim in dims.items()) if rotated else ()
+    )
+    return parts, dims, any("abs" in key.rpartition("/")[2].split("_") for key in keys)
+
+
+def _scheduler(algo: Any, where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
+    name = "ddpm" if entry(algo, "ddpm.enabled", where) else "ddim"
+    values = entry(algo, name, where)
+    total = entry(values, "num_train_timesteps", where)
+    scheduler = SchedulerConfig(
+        num_train_timesteps=total,
+        beta_schedule=entry(values, "beta_schedule", where),
+        clip_sample=entry(values, "clip_sample", where),
+        prediction_type=entry(values, "prediction_type", where),
+    )
+    return scheduler, robots.scheduler_notes(name.upper(), entry(values, "num_inference_timesteps", where), total)

@@ -1,0 +1,96 @@
+"""The zip file that `torch.save` writes, looked at before anything of it is loaded.
+
+torch stores its records uncompressed. A record that is compressed, or records that together are larger than their file,
+are therefore no checkpoint but a decompression bomb, and are refused before they are read.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from asd_policy.errors import CheckpointError
+
+MAX_PICKLE_BYTES = 4 * 2**20  # the names and shapes of a checkpoint; its tensors are other records
+MAX_OPCODES = 1_000_000
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """A checked torch file.
+
+    Attributes:
+        path: the file.
+        root: the folder in the zip that holds every record.
+    """
+
+    path: Path
+    root: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> TorchFile:
+        """Check the file's directory of records.
+
+        Raises:
+            CheckpointError: if it is no such file, incomplete, compressed, or big-endian.
+        """
+        path = Path(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            raise CheckpointError(
+                f"Cannot read {path}: {error}. Expected the zip file that torch.save writes since torch 1.6. "
+                "Is the file complete?"
+            ) from error
+        packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise CheckpointError(
+                f"{path} holds records that unpack to more than they are ({', '.join(packed[:3]) or 'overlapping'}): "
+                "torch.save writes no such files, and it is not opened."
+            )
+        roots = [entry.filename.removesuffix("/data.pkl") for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise CheckpointError(f"{path} is a zip file with {len(roots)} data.pkl, but torch.save writes one.")
+        file = cls(path, roots[0])
+        if f"{file.root}/byteorder" in {entry.filename for entry in entries} and file.record("byteorder") != b"little":
+            raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported.")
+        return file
+
+    def record(self, name: str, limit: int | None = None) -> bytes:
+        """The bytes of one record.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or larger than `limit` bytes.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                size = archive.getinfo(f"{self.root}/{name}").file_size
+                if limit is not None and size > limit:
+                    raise CheckpointError(f"{self.path}: {name} has {size} bytes, more than the {limit} allowed.")
+                return archive.read(f"{self.root}/{name}")
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{self.path} is damaged at {name}: {error}. Is the file complete?") from error
+
+    def strings(self) -> set[str]:
+        """Every string in the pickle, such as its dictionaries' keys, read without running it.
+
+        Raises:
+            CheckpointError: if it is no pickle, or one that asks for absurd amounts of memory.
+        """
+        found: set[str] = set()
+        pickled = self.record("data.pkl", MAX_PICKLE_BYTES)
+        try:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+                # The unpickler reserves room for as many values as this index says.
+                if count > MAX_OPCODES:
+                    raise CheckpointError(f"{self.path}: its pickle has over {MAX_OPCODES} steps; refused as a bomb.")
+                if isinstance(argument, int) and "PUT" in opcode.name and argument > len(pickled):
+                    raise CheckpointError(f"{self.path}: its pickle remembers value {argument}; refused as a bomb.")
+                if isinstance(argument, str):
+                    found.add(argument)
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"{self.path}: its pickle is damaged: {error}. Is the file complete?") from error
+        return found

@@ -1,0 +1,66 @@
+"""Convert robomimic's HDF5 demonstrations into an episode store, or only say what a file holds.
+
+Examples:
+
+    python scripts/import_dataset.py low_dim_v15.hdf5 --inspect
+    python scripts/import_dataset.py low_dim_v15.hdf5 --filter-key train --out data/human.zarr
+
+`scripts/train.py` also reads the HDF5 file itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from asd_policy.data.robomimic_hdf5 import RobomimicFile
+from asd_policy.errors import AsdPolicyError, ConfigError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which file, and what to do with it."""
+
+    path: tyro.conf.Positional[Path]
+    """A robomimic HDF5 file with low-dimensional observations."""
+    out: Path | None = None
+    """Folder of the store to make."""
+    inspect: bool = False
+    """Only show what the file holds."""
+    filter_key: str | None = None
+    """A mask in the file, such as train; every demonstration unless given."""
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    if (arguments.out is None) != arguments.inspect:
+        raise ConfigError("Pass either --inspect or --out FOLDER.")
+    with RobomimicFile.open(arguments.path, arguments.filter_key) as file:
+        console.print(table(file))
+        for note in file.recording.notes:
+            console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+        if arguments.out is not None:
+            store = file.to_store(arguments.out)
+            wrote = f"Wrote {store.path}: {store.num_episodes} episodes, {store.num_steps} steps"
+            console.print(wrote, soft_wrap=True, highlight=False)
+
+
+def table(file: RobomimicFile) -> Table:
+    """What was found."""
+    recording = file.recording
+    shown = Table("", "found", title=str(file.path))
+    shown.add_row("environment", f"{recording.env_name} -> {recording.env_id}")
+    shown.add_row("robosuite", ".".join(map(str, recording.version)))
+    shown.add_row("demonstrations", str(len(file.demos)))
+    shown.add_row("observations", ", ".join(f"{key} {dim}" for key, dim in file.obs_dims.items()))
+    shown.add_row("actions", f"{file.action_dim}, deltas")
+    return shown
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except AsdPolicyError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None

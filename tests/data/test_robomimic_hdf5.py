@@ -1,0 +1,196 @@
+"""robomimic's HDF5 files: read as robomimic reads them, into a store and into training, or refused with a reason."""
+
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.data.recording import Recording
+from asd_policy.data.robomimic_hdf5 import RobomimicFile
+from asd_policy.data.store import EpisodeStore
+from asd_policy.errors import ConfigError, DataError
+from asd_policy.policies.config import NetworkConfig
+from asd_policy.training.loop import TrainSettings
+from asd_policy.training.run import Demonstrations
+from scripts import download_data, import_dataset
+from scripts.train import Machine, New, Resume, main
+from tests.data.robomimic_file import OBS_DIMS, env_args, write_file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_file(tmp_path / "low_dim_v15.hdf5", env_args())
+
+
+@pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
+def test_into_a_store(tmp_path, version):
+    path = write_file(tmp_path / "low_dim.hdf5", env_args(version))
+    with RobomimicFile.open(path) as file:
+        store = file.to_store(tmp_path / "human.zarr")
+        assert file.demos == ["demo_8", "demo_9", "demo_10"]
+    store = EpisodeStore.open(store.path)
+    assert store.obs_keys == tuple(OBS_DIMS)
+    assert store.attrs["env_id"] == "asd/Square-v0"
+    assert store.seeds.tolist() == [8, 9, 10]
+    assert store.steps_to_success.tolist() == [28, 23, 38]
+    with h5py.File(path) as raw:
+        for index, name in enumerate(("demo_8", "demo_9", "demo_10")):
+            episode = store.episode(index)
+            np.testing.assert_array_equal(episode.action, raw[f"data/{name}/actions"][()].astype(np.float32))
+            for key, values in episode.obs.items():
+                np.testing.assert_array_equal(values, raw[f"data/{name}/obs/{key}"][()].astype(np.float32))
+
+
+def test_robomimic_reads_the_same(file):
+    """robomimic's own split makes the masks, and its own data set reads the windows."""
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.scripts.split_train_val import split_train_val_from_hdf5
+    from robomimic.utils.dataset import SequenceDataset
+
+    np.random.seed(0)  # noqa: NPY002  (robomimic shuffles with it)
+    split_train_val_from_hdf5(str(file), val_ratio=0.34)
+    obs_utils.initialize_obs_modality_mapping_from_dict({"low_dim": list(OBS_DIMS)})
+    theirs = SequenceDataset(
+        str(file),
+        obs_keys=tuple(OBS_DIMS),
+        action_keys=("actions",),
+        dataset_keys=("actions",),
+        action_config={"actions": {"normalization": None}},
+        filter_by_attribute="train",
+        hdf5_cache_mode=None,
+        load_next_obs=False,
+    )
+    ours = Demonstrations.read(file, filter_key="train")
+    assert len(theirs.demos) == len(ours.episode_ends) == 2
+    assert len(theirs) == len(ours.actions)
+    # Both lay the demonstrations end to end; robomimic orders them by number too.
+    for step in (0, 10, 24, len(theirs) - 1):
+        window = theirs[step]
+        np.testing.assert_array_equal(window["actions"][0].astype(np.float32), ours.actions[step])
+        for key in OBS_DIMS:
+            np.testing.assert_array_equal(window["obs"][key][0].astype(np.float32), ours.obs[key][step])
+
+
+def test_train_reads_it_and_resumes(file, tmp_path, capsys):
+    settings = TrainSettings(steps=4, batch_size=8, log_every=2, snapshot_every=4)
+    network = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
+    out = tmp_path / "run"
+    command = New(file, out, settings, episodes=2, network=network, machine=Machine(device="cpu"))
+    assert main(command) == 0
+    assert "2 episodes" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["obs_keys"] == OBS_DIMS
+    assert main(Resume(out, Machine(device="cpu"))) == 0
+    assert main(New(file, tmp_path / "other", settings, filter_key="train", network=network)) == 1
+    assert "Unknown filter" in capsys.readouterr().out
+
+
+def test_episodes_and_windows(file):
+    demonstrations = Demonstrations.read(file, episodes=2)
+    assert demonstrations.episode_ends.tolist() == [30, 55]
+    assert demonstrations.env_id == "asd/Square-v0"
+    assert demonstrations.actions.dtype == torch.float32
+    with pytest.raises(DataError, match="holds 3 episodes; 4 are asked for"):
+        Demonstrations.read(file, episodes=4)
+
+
+@pytest.mark.parametrize(
+    ("args", "absolute", "note"),
+    [
+        (env_args("1.5.1"), False, None),
+        (env_args("1.5.1", input_type="absolute"), True, None),
+        (env_args("1.4.1"), False, "Recorded with robosuite 1.4.1.*low_dim_v15"),
+        (env_args("1.4.1", control_delta=False), True, "robosuite 1.5 has other controllers"),
+        # robosuite 1.5 ignores control_delta: such a file was recorded with deltas, whatever was meant.
+        (env_args("1.5.1", control_delta=False), False, "control_delta, which robosuite 1.5 ignores.*'delta'.*deltas"),
+        (env_args("1.5.1", type="JOINT_VELOCITY"), False, "controller JOINT_VELOCITY"),
+        (env_args("1.5.1", name="PickPlaceCan"), False, "no environment for PickPlaceCan"),
+    ],
+)
+def test_traps_of_versions_and_controllers(args, absolute, note):
+    recording = Recording.parse(json.dumps(args), "file")
+    assert recording.absolute == absolute
+    if note is None:
+        assert recording.notes == ()
+    else:
+        assert any(re.search(note, text) for text in recording.notes)
+
+
+def test_control_frequency_is_noticed():
+    args = env_args()
+    args["env_kwargs"]["control_freq"] = 10
+    assert "Recorded at 10 Hz" in Recording.parse(json.dumps(args), "file").notes[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (env_args("1.5.1", input_type="absolute"), "holds absolute actions"),
+        (env_args() | {"type": 2}, "environment of type 2"),
+        ({"env_name": "Lift"}, "cannot be understood.*env_kwargs"),
+        ({**env_args(), "env_version": "one"}, "cannot be understood"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, args, message):
+    with pytest.raises(DataError, match=message):
+        RobomimicFile.open(write_file(tmp_path / "a.hdf5", args))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["data/demo_8/actions"].write_direct(np.full((30, 7), 1.7)), "reach 1.70; expected deltas"),
+        (lambda f: f.__delitem__("data/demo_8/obs"), "raw file.*dataset_states_to_obs"),
+        (lambda f: f.__delitem__("data/demo_8/obs/object"), r"lacks the low-dimensional observations \['object'\]"),
+        (lambda f: f.move("data", "elsewhere"), "lacks 'data'"),
+        (lambda f: f.__delitem__("data/demo_9/obs/object"), "lacks 'data/demo_9/obs/object'"),
+        (lambda f: f["data"].attrs.__delitem__("env_args"), "env_args cannot be understood"),
+        (lambda f: f["data"].create_group("other"), "such as 'other'"),
+    ],
+)
+def test_damaged_files(file, change, message):
+    with h5py.File(file, "r+") as raw:
+        change(raw)
+    with pytest.raises(DataError, match=message):
+        Demonstrations.read(file)
+
+
+def test_truncated_and_foreign_files(file, tmp_path):
+    whole = file.read_bytes()
+    for keep in (0, 100, len(whole) // 2):
+        file.write_bytes(whole[:keep])
+        with pytest.raises(DataError, match="Cannot read"):
+            Demonstrations.read(file)
+
+
+def test_import_dataset(file, tmp_path, capsys):
+    import_dataset.main(import_dataset.Arguments(file, inspect=True))
+    assert "NutAssemblySquare -> asd/Square-v0" in capsys.readouterr().out
+    import_dataset.main(import_dataset.Arguments(file, out=tmp_path / "human.zarr"))
+    assert "3 episodes, 95 steps" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="either --inspect or --out"):
+        import_dataset.main(import_dataset.Arguments(file))
+
+
+def test_download_asks_robomimics_downloader(tmp_path, monkeypatch):
+    def download(repo: str, source: str, folder: str) -> None:
+        assert (repo, source) == ("robomimic/robomimic_datasets", "v1.5/square/ph/low_dim_v15.hdf5")
+        (Path(folder) / "low_dim_v15.hdf5").touch()
+
+    monkeypatch.setattr("robomimic.utils.file_utils.download_file_from_hf", download)
+    arguments = download_data.Arguments(out=tmp_path)
+    assert download_data.main(arguments) == tmp_path / "square/ph/low_dim_v15.hdf5"
+    with pytest.raises(ConfigError, match="exists already"):
+        download_data.main(arguments)
+    with pytest.raises(ConfigError, match="Available: can"):
+        download_data.main(download_data.Arguments(task="squre", out=tmp_path))
+
+    def fail(*_: str) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("robomimic.utils.file_utils.download_file_from_hf", fail)
+    with pytest.raises(DataError, match="no network"):
+        download_data.main(download_data.Arguments(type="mh", out=tmp_path))

@@ -1,0 +1,128 @@
+"""The shipped policy written in every layout and read back acts as before; robomimic reads what we wrote."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.errors import ConfigError
+from asd_policy.importers import Checkpoint, export, load_policy, read_checkpoint
+from asd_policy.importers.checkpoint import field_name
+from tests.importers import originals, real_stanford
+
+SQUARE = Path(__file__).parents[2] / "checkpoints" / "square"
+STEPS = 16  # two chunks
+
+
+@pytest.fixture(scope="module")
+def square() -> Checkpoint:
+    return read_checkpoint(SQUARE)
+
+
+@pytest.fixture(scope="module")
+def env() -> gymnasium.Env:
+    return gymnasium.make("envs:asd/Square-v0")
+
+
+def action_hash(env: gymnasium.Env, path: Path) -> tuple[str, int]:
+    """Of the first actions in an episode, where any other bit gives another hash; and the last chunk's rounds."""
+    policy = load_policy(path, sampler="asd", window=16)
+    obs, _ = env.reset(seed=100000)
+    policy.reset(seed=0)
+    digest = hashlib.sha256()
+    for _ in range(STEPS):
+        action = policy.act(obs)
+        digest.update(action.tobytes())
+        obs, *_ = env.step(action)
+    assert policy.stats is not None
+    return digest.hexdigest()[:16], int(policy.stats.rounds[0])
+
+
+def write(square: Checkpoint, name: str, path: Path) -> None:
+    if name == "diffusion_policy":
+        write_real_stanford(square, path)
+        return
+    with mock.patch.object(export, "ROBOMIMIC_NETWORK", square.config.network):  # our layout, not robomimic's size
+        export.EXPORTS[name](square, path)
+
+
+def write_real_stanford(square: Checkpoint, path: Path) -> None:
+    """There is no exporter for this one: its generator writes the file."""
+    config = real_stanford.configuration(7, 100)
+    config["policy"]["model"] |= {k: v for k, v in asdict(square.config.network).items() if k != "name"}
+    config["policy"]["model"]["down_dims"] = list(square.config.network.down_dims)
+    network = {n.removeprefix("model."): v for n, v in square.tensors.items() if n.startswith("model.")}
+    fields = {
+        kind: {
+            "obs": torch.cat([square.tensors[field_name(key, kind)] for key in square.config.obs_keys]),
+            "action": square.tensors[field_name("action", kind)],
+        }
+        for kind in ("scale", "offset")
+    }
+    state = real_stanford.policy_state(network, fields["scale"], fields["offset"])
+    real_stanford.save_payload(path, real_stanford.payload(config, state))
+
+
+@pytest.fixture(scope="module")
+def native_hash(env) -> tuple[str, int]:
+    return action_hash(env, SQUARE)
+
+
+@pytest.mark.parametrize("name", ["diffusion_policy", "lerobot", "native", "robomimic"])
+def test_rollouts_are_equal(square, env, native_hash, tmp_path, name):
+    path = tmp_path / "policy"
+    write(square, name, path)
+    found = action_hash(env, path)
+    print(f"\n{name:18} {STEPS} actions in asd/Square-v0: {found[0]}, native {native_hash[0]}; ", end="")
+    print(f"rounds of the last chunk: ASD {found[1]}, DDPM {square.config.scheduler.num_train_timesteps}")
+    assert read_checkpoint(path).format == name
+    assert read_checkpoint(path).config == square.config
+    assert found == native_hash
+
+
+def test_robomimic_reads_what_we_write(all_originals, tmp_path):
+    """Its own policy, imported and exported, acts in robomimic as it did."""
+    from robomimic.utils.file_utils import policy_from_checkpoint
+
+    original = all_originals["robomimic"]
+    checkpoint = read_checkpoint(original.path)
+    path = tmp_path / "model.pth"
+    with mock.patch.object(export, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+        export.to_robomimic(checkpoint, path)
+    with originals.small_robomimic_unet():
+        rollout, _ = policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
+    rollout.start_episode()
+    stacked = {key: np.stack([value] * 2) for key, value in original.obs.items()}
+    with mock.patch("torch.randn", side_effect=[original.start, *original.xi.unbind(dim=1)]):
+        action = rollout(stacked)
+    np.testing.assert_allclose(action, original.actions[0], atol=1e-5)
+    assert read_checkpoint(path).config == checkpoint.config
+
+
+def test_what_robomimic_cannot_express(square, tmp_path):
+    with pytest.raises(ConfigError, match="cannot express the network"):
+        export.to_robomimic(square, tmp_path / "model.pth")
+    reordered = square.with_obs_keys(dict(reversed(square.config.obs_keys.items())))
+    with (
+        mock.patch.object(export, "ROBOMIMIC_NETWORK", square.config.network),
+        pytest.raises(ConfigError, match="cannot express the order of observations"),
+    ):
+        export.to_robomimic(reordered, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lerobot_cannot_express(square, tmp_path):
+    with pytest.raises(ConfigError, match="number of observation keys"):
+        export.to_lerobot(square.with_obs_keys({"all": 23}), tmp_path)
+
+
+def test_a_policy_in_memory_can_be_saved(square, tmp_path):
+    Checkpoint.of(square.policy()).save(tmp_path)
+    saved = read_checkpoint(tmp_path)
+    assert saved.config == square.config
+    assert all(torch.equal(saved.tensors[name], value) for name, value in square.tensors.items())

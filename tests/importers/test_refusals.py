@@ -1,0 +1,173 @@
+"""Files of other kinds and versions, and files under wrong names: refused with the reason, or read all the same."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import dill
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asd_policy.errors import CheckpointError
+from asd_policy.importers import load_policy, read_checkpoint
+from tests.importers import real_stanford
+from tests.importers.originals import GOLDEN_LEROBOT
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.ckpt", b"not a checkpoint", "zip file that torch.save writes"),
+        ("empty.pth", b"", "zip file that torch.save writes"),
+    ],
+)
+def test_mislabelled_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path / name)
+
+
+def test_other_torch_files(tmp_path):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no format that is known.*robomimic: algo_name"):
+        load_policy(tmp_path / "a.pth")
+    torch.save({"algo_name": 1}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"since torch 1\.6"):
+        load_policy(tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match="0 data"):
+        load_policy(tmp_path / "c.pth")
+
+
+def test_the_name_of_a_file_does_not_matter(all_originals, tmp_path):
+    for name, wrong in (("robomimic", "a.ckpt"), ("diffusion_policy", "a.pth")):
+        shutil.copy(all_originals[name].path, tmp_path / wrong)
+        assert read_checkpoint(tmp_path / wrong).format == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.update(algo_name="bc"), "kind 'bc'; expected 'diffusion_policy'"),
+        (lambda p: p.update(config="{"), "config holds no JSON"),
+        (lambda p: p.update(config="[" * 10**5), "config holds no JSON"),
+        (lambda p: p.update(config=json.dumps({"algo": {}})), "lacks 'train'"),
+        (lambda p: p["model"]["ema"].update(stranger=torch.ones(1)), r"\(ema\).*no part of the policy uses: stranger"),
+        (lambda p: p["model"]["ema"].popitem(), "is missing"),
+        (lambda p: p["model"]["ema"].update({"policy.obs_encoder.nets.x": torch.ones(1)}), "image policies are not"),
+        (lambda p: p["action_normalization_stats"].popitem(), "lacks 'action_dict/gripper'"),
+        (lambda p: p["shape_metadata"]["all_shapes"].update(object=[3, 84, 84]), "image policies are not"),
+        (lambda p: p["shape_metadata"]["all_shapes"].update(object=[15]), r"normalisation of 'object' has shape"),
+        (lambda p: p.update(model={"ema": None, "nets": {}}), "no temporal U-Net"),
+        (lambda p: p.update(model=[]), "looks like robomimic|lacks"),
+    ],
+)
+def test_robomimic_files_of_another_kind(all_originals, tmp_path, change, message):
+    payload = torch.load(all_originals["robomimic"].path, weights_only=False)
+    change(payload)
+    torch.save(payload, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("policy._target_", "a.b.DiffusionUnetHybridImagePolicy", "image policies are not supported yet"),
+        ("policy._target_", "a.b.BETLowdimPolicy", "expected DiffusionUnetLowdimPolicy or DiffusionTransformerLowdim"),
+        ("policy._target_", "a.b.DiffusionTransformerLowdimPolicy", "lacks 'policy.obs_as_cond'"),
+        ("policy.oa_step_convention", False, "oa_step_convention.*not supported"),
+        ("policy.obs_as_global_cond", False, "obs_as_global_cond.*not supported"),
+        ("policy.model.down_dims", [32, 64], "says down_dims is .*but its tensors have"),
+        ("policy.model.kernel_size", 3, "says kernel_size is 3"),
+        ("policy.horizon", "${horizon}", "unresolved '.*never evaluated"),
+        ("policy.noise_scheduler._target_", "a.EDMScheduler", "EDMScheduler.*not supported"),
+        ("policy.noise_scheduler.thresholding", True, "thresholding.*not supported"),
+        ("task.obs_keys", ["object", "extra"], "Pass obs_keys"),
+    ],
+)
+def test_real_stanford_files_of_another_kind(all_originals, tmp_path, key, value, message):
+    payload = torch.load(all_originals["diffusion_policy"].path, pickle_module=dill, weights_only=False)
+    cfg = real_stanford.configuration(10, 20)
+    *parents, last = key.split(".")
+    target: Any = cfg
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    changed = real_stanford.payload(cfg, payload["state_dicts"]["ema_model"])
+    real_stanford.save_payload(tmp_path / "a.ckpt", changed)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path / "a.ckpt")
+
+
+def lerobot_copy(folder: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN_LEROBOT, folder / "lerobot"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "act"}, "type 'act'; expected 'diffusion'"),
+        ({"down_dims": [16, 64]}, "says down_dims"),
+        ({"n_groups": 3}, "no temporal U-Net that can be understood"),
+        ({"normalization_mapping": {"STATE": "LOG"}}, "cannot normalise observation.state by LOG"),
+        ({"horizon": "16"}, "horizon"),
+        ({"noise_scheduler_type": None}, "looks like lerobot"),
+    ],
+)
+def test_lerobot_configs_of_another_kind(tmp_path, change, message):
+    folder = lerobot_copy(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ValueError), match=message):
+        load_policy(folder)
+
+
+def test_lerobot_images_and_missing_parts(tmp_path):
+    folder = lerobot_copy(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["input_features"]["observation.image"] = {"type": "VISUAL", "shape": [3, 96, 96]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="image policies are not supported yet"):
+        load_policy(folder)
+    shutil.copy(GOLDEN_LEROBOT / "config.json", folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"diffusion.rgb_encoder.x": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"found encoder keys diffusion\.rgb_encoder\.x"):
+        load_policy(folder)
+    save_file(weights | {"stranger": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no part of the policy uses: stranger"):
+        load_policy(folder)
+    save_file(weights, folder / "model.safetensors")
+    (folder / "policy_preprocessor.json").unlink()
+    with pytest.raises(CheckpointError, match="Without normalisation the policy would act wrongly"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("state_file", ["../../secret.safetensors", "/etc/passwd", "..", 3])
+def test_lerobot_state_files_lie_in_their_folder(tmp_path, state_file):
+    folder = lerobot_copy(tmp_path)
+    pipeline = json.loads((folder / "policy_preprocessor.json").read_text())
+    pipeline["steps"][3]["state_file"] = state_file
+    (folder / "policy_preprocessor.json").write_text(json.dumps(pipeline))
+    with pytest.raises(CheckpointError, match="state file"):
+        load_policy(folder)
+
+
+def test_huge_json_is_refused_unread(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**34)  # sparse
+    with pytest.raises(CheckpointError, match=r"more than the .* allowed"):
+        load_policy(tmp_path)
+
+
+def test_numbers_of_numpy_are_no_threat(all_originals):
+    payload = torch.load(all_originals["robomimic"].path, weights_only=False)
+    assert isinstance(payload["variable_state"]["best_success_rate"]["NutAssemblySquare"], np.float64)
