@@ -98,6 +98,7 @@ class AsdSampler:
         self.draft = make_draft(draft)
         self._draft_name = draft
         self.windows = None if window == "auto" else _table(window, schedule.num_steps)
+        self.capture = capture
         self._loop = make_loop(capture)
 
     def __call__(
@@ -139,14 +140,11 @@ class AsdSampler:
         Returns and raises as a call does.
         """
         check_condition(cond, batch_size)
-        if self.windows is None:
-            raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
         expected = (batch_size, self.schedule.num_steps, *self.event_shape)
         if warm is not None and warm.shape != expected:
             raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
         chain = self.chain(batch_size, cond, generator)
-        windows = shortened(self.windows, self._loop.window_sizes(chain.s.device))
-        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), windows)
+        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), self.windows_run(chain))
         stats = SampleStats.of(state, self.draft)
         return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))
 
@@ -162,6 +160,12 @@ class AsdSampler:
             s=schedule.s.to(device, torch.float32),
             clip=getattr(self.denoiser, "clip", None),
         )
+
+    def windows_run(self, chain: Chain) -> Windows:
+        """The window of each frontier as it is run, which may be cut where fewer steps are left."""
+        if self.windows is None:
+            raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
+        return shortened(self.windows, self._loop.window_sizes(chain.s.device))
 
     def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
         """Choose the windows that are cheapest for this denoiser, draft, backend and device; takes seconds to minutes.

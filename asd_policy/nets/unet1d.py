@@ -214,12 +214,19 @@ class ConditionalUnet1D(nn.Module):
         levels = [*self.down_modules, self.mid_modules, *self.up_modules]
         return [block for level in levels for block in level[:2]]
 
+    def trunk_to(self, dtype: torch.dtype) -> None:
+        """Keep the weights of all that runs at every evaluation in `dtype`; steps and conditions stay as they are."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.GroupNorm):
+                module.to(dtype)
+
     def trunk(self, sample: Tensor, films: Sequence[Tensor]) -> Tensor:
         """sample (N, T, D), the modulation of each residual block -> noise (N, T, D)."""
         if torch.compiler.is_compiling() and sample.device.type == "cpu":
             return channels_last_trunk(self, sample, films)
-        film = iter(films)
-        x = rearrange(sample, "n t d -> n d t")
+        dtype = self.final_conv[1].weight.dtype
+        film = (modulation.to(dtype) for modulation in films)
+        x = rearrange(sample.to(dtype), "n t d -> n d t")
         skips = []
         for first, second, downsample in self.down_modules:
             x = second(first(x, next(film)), next(film))
@@ -231,7 +238,7 @@ class ConditionalUnet1D(nn.Module):
         for first, second, upsample in self.up_modules:
             x = torch.cat([x, skips.pop()], dim=1)
             x = upsample(second(first(x, next(film)), next(film)))
-        return rearrange(self.final_conv(x), "n d t -> n t d")
+        return rearrange(self.final_conv(x), "n d t -> n t d").to(sample.dtype)
 
     def _check_shapes(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> None:
         n = sample.shape[0]

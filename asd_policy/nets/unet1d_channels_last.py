@@ -7,7 +7,6 @@ vectorises. Uncompiled it is slower than the plain trunk.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,20 +26,14 @@ def store_channels_last(net: ConditionalUnet1D) -> None:
             weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def packed(net: ConditionalUnet1D) -> ConditionalUnet1D:
-    """A copy of the network for inference by `channels_last_trunk`, which then rearranges no weight at each call."""
-    copied = copy.deepcopy(net).requires_grad_(False)
-    store_channels_last(copied)
-    return copied
-
-
 def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[Tensor]) -> Tensor:
     """What `net.trunk(sample, films)` returns: (N, T, D).
 
     Between the layers, activations are kept in the type that the matrix products compute in.
     """
+    block, last = net.final_conv
     autocast = torch.is_autocast_enabled(sample.device.type)
-    dtype = torch.get_autocast_dtype(sample.device.type) if autocast else sample.dtype
+    dtype = torch.get_autocast_dtype(sample.device.type) if autocast else last.weight.dtype
     film = iter(films)
     x, skips = sample.to(dtype), []
     for first, second, downsample in net.down_modules:
@@ -52,8 +45,7 @@ def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[
     for first, second, upsample in net.up_modules:
         x = torch.cat([x, skips.pop()], dim=-1)
         x = _upsample(_residual_block(second, _residual_block(first, x, next(film)), next(film)), upsample.conv)
-    block, last = net.final_conv
-    return _convolve(_conv_block(block, x).to(dtype), last)
+    return _convolve(_conv_block(block, x).to(dtype), last).to(sample.dtype)
 
 
 def _mish(x: Tensor) -> Tensor:

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from asd_policy.core import AsdSampler, Calibration, EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
 from asd_policy.errors import ConfigError, ObservationError
-from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import packed
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.network import for_inference
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.samplers import make_sampler
 from asd_policy.policies.windows import CalibratedWindows
@@ -52,6 +51,8 @@ class DiffusionPolicy:
         config: what the two were trained with.
         sampler: "asd", "ddpm" or "ddim".
         device: where to sample.
+        dtype: of the weights that run at every evaluation. torch.bfloat16 is faster on hardware made for it, and
+            another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
         sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
 
@@ -67,19 +68,20 @@ class DiffusionPolicy:
         sampler: str = "asd",
         device: torch.device | str = "cpu",
         windows_file: Path | None = None,
+        dtype: torch.dtype = torch.float32,
         **sampler_options: Any,
     ):
         self.config = config
+        self._dtype = dtype
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
-        self._windows = CalibratedWindows(windows_file, self.device, sampler_options)
+        self._windows = CalibratedWindows(windows_file, self.device, dtype, sampler_options)
         self.normalizer = normalizer.to(self.device)
         scheduler = config.scheduler
         self.schedule = Schedule.from_diffusers(asdict(scheduler))
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
-        run = self.network
-        if isinstance(run, ConditionalUnet1D) and sampler_options.get("capture") == "compile":
-            run = packed(run) if self.device.type == "cpu" else run
+        compiled_on_cpu = self.device.type == "cpu" and sampler_options.get("capture") == "compile"
+        run = for_inference(self.network, dtype, compiled_on_cpu)
         denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
         options = self._windows.filled_in(sampler_options)
@@ -99,7 +101,14 @@ class DiffusionPolicy:
     def with_sampler(self, sampler: str, **sampler_options: Any) -> DiffusionPolicy:
         """A policy of its own that shares this one's weights and is run by another sampler."""
         return DiffusionPolicy(
-            self.network, self.normalizer, self.config, sampler, self.device, self._windows.file, **sampler_options
+            self.network,
+            self.normalizer,
+            self.config,
+            sampler,
+            self.device,
+            self._windows.file,
+            self._dtype,
+            **sampler_options,
         )
 
     def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:

@@ -1,10 +1,14 @@
 """A policy's network from its configuration."""
 
+import copy
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
+from asd_policy.errors import ConfigError
 from asd_policy.nets import ConditionalTransformer, ConditionalUnet1D
+from asd_policy.nets.unet1d_channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 
 
@@ -19,3 +23,22 @@ def build_network(config: PolicyConfig, seed: int = 0) -> ConditionalUnet1D | Co
         return ConditionalTransformer(
             config.action_dim, config.global_cond_dim, config.horizon, config.n_obs_steps, **sizes
         )
+
+
+def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool) -> nn.Module:
+    """The network as a sampler runs it: itself, or a copy with its weights in `dtype`, packed for compiled code.
+
+    Raises:
+        ConfigError: if the network can only be run in float32.
+    """
+    if not isinstance(network, ConditionalUnet1D):
+        if dtype != torch.float32:
+            raise ConfigError(f"dtype is {dtype}, but a {type(network).__name__} runs in torch.float32 alone.")
+        return network
+    if dtype == torch.float32 and not compiled_on_cpu:
+        return network
+    network = copy.deepcopy(network).requires_grad_(False)
+    network.trunk_to(dtype)
+    if compiled_on_cpu:
+        store_channels_last(network)
+    return network

@@ -16,17 +16,18 @@ from asd_policy.errors import CheckpointError
 
 
 class CalibratedWindows:
-    """The entry of one device, thread count, draft and capture in a JSON file.
+    """The entry of one device, thread count, type of weights, draft and capture in a JSON file.
 
     Args:
         file: where to keep it; None keeps nothing.
     """
 
-    def __init__(self, file: Path | None, device: torch.device, sampler_options: Mapping[str, Any]):
+    def __init__(self, file: Path | None, device: torch.device, dtype: torch.dtype, sampler_options: Mapping[str, Any]):
         self.file = file
         gpu = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-        self._key = f"{sampler_options.get('draft', 'path')}, {sampler_options.get('capture', 'eager')}, {name}"
+        draft, capture = sampler_options.get("draft", "path"), sampler_options.get("capture", "eager")
+        self._key = f"{draft}, {capture}, {dtype}, {name}"
 
     def filled_in(self, sampler_options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with `window="auto"` replaced by the table that is kept, if there is one."""

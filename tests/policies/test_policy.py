@@ -233,6 +233,22 @@ def test_bad_sampler_spec(text):
         SamplerSpec.parse(text)
 
 
+@pytest.mark.parametrize("capture", ["eager", "compile"])
+def test_bfloat16_weights_are_another_network_close_by(checkpoint, capture):
+    policy, half = (
+        load_policy(checkpoint, window=4, capture=capture, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    x, cond = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 16)
+    denoisers = [p.sampler.denoiser for p in (policy, half)]
+    exact, close = (denoiser(x, torch.full((3,), 5), cond) for denoiser in denoisers)
+    assert close.dtype == torch.float32
+    assert 0 < (exact - close).abs().max() < 0.1
+    half.reset(seed=0)
+    assert half.act(observation(0)).shape == (2,)
+    assert half.network is not denoisers[1].net
+    assert half.network.final_conv[1].weight.dtype == torch.float32
+
+
 def test_calibrated_windows_are_kept_beside_the_checkpoint(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "tiny", OBS_KEYS, action_dim=2)
     policy = load_policy(checkpoint, window="auto")
