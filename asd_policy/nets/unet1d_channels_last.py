@@ -31,7 +31,7 @@ def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[
 
     Between the layers, activations are kept in the type that the matrix products compute in.
     """
-    block, last = net.final_conv
+    head, last = net.final_conv
     autocast = torch.is_autocast_enabled(sample.device.type)
     dtype = torch.get_autocast_dtype(sample.device.type) if autocast else last.weight.dtype
     film = iter(films)
@@ -45,7 +45,7 @@ def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[
     for first, second, upsample in net.up_modules:
         x = torch.cat([x, skips.pop()], dim=-1)
         x = _upsample(_residual_block(second, _residual_block(first, x, next(film)), next(film)), upsample.conv)
-    return _convolve(_conv_block(block, x).to(dtype), last).to(sample.dtype)
+    return _convolve(_conv_block(head, x).to(dtype), last).to(sample.dtype)
 
 
 def _mish(x: Tensor) -> Tensor:
