@@ -30,7 +30,7 @@ class Arguments:
     """What to evaluate."""
 
     checkpoint: Path
-    """Folder with config.json and model.safetensors."""
+    """Folder with config.json and model.safetensors, or another library's file."""
     samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:16", "asd:path:16")
     """ddpm, ddim[:STEPS], asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
     seeds: str = "100000-100002"
@@ -95,7 +95,8 @@ def run_episodes(
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
     """Write results.json and acceptance.png, and print the table."""
-    weights = (arguments.checkpoint / "model.safetensors").read_bytes()
+    path = arguments.checkpoint
+    weights = (path / "model.safetensors" if path.is_dir() else path).read_bytes()
     provenance = {
         "checkpoint": str(arguments.checkpoint),
         "checkpoint_sha256": hashlib.sha256(weights).hexdigest(),

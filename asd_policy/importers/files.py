@@ -70,9 +70,6 @@ class TensorPool:
             self._left[name] = value
         self._where = where
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
     def take(self, name: str) -> Any:
         """The tensor `name`."""
         if name not in self._left:

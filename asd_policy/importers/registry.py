@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def load_policy(
     trust_pickle: bool = False,
     **sampler_options: Any,
 ) -> DiffusionPolicy:
-    """A policy from its file, in any format.
+    """A policy from its file, in any format. What the file does otherwise than this package is given as a warning.
 
     Args:
         path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`; the format is detected.
@@ -112,7 +113,10 @@ def load_policy(
         ConfigError: on a checkpoint, sampler or option name that does not exist, or a config that makes no sense.
         CheckpointError: on a damaged file, or weights that do not fit the config.
     """
-    return read_checkpoint(path, obs_keys, env_id, trust_pickle).policy(sampler, device, **sampler_options)
+    checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle)
+    for note in checkpoint.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return checkpoint.policy(sampler, device, **sampler_options)
 
 
 def _checkpoints_beside(path: Path) -> list[str]:

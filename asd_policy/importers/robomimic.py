@@ -78,7 +78,7 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
     obs_keys = {
         key: _vector(obs_shapes, key, where) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))
     }
-    tensors |= _normaliser(payload, obs_keys, "obs_normalization_stats", where)
+    tensors |= _obs_normaliser(payload, obs_keys, where)
     parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
     tensors |= _action_normaliser(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
@@ -99,7 +99,7 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
 
 
 def _vector(shapes: Mapping[str, Any], key: str, where: str) -> int:
-    shape = tuple(entry({"all_shapes": dict(shapes)}, "all_shapes", where).get(key, ()))
+    shape = tuple(shapes.get(key, ()))
     if len(shape) != 1:
         raise CheckpointError(f"{where}: observation {key!r} has shape {shape}: image policies are not supported yet.")
     return shape[0]
@@ -107,7 +107,8 @@ def _vector(shapes: Mapping[str, Any], key: str, where: str) -> int:
 
 def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[Tensor, Tensor]:
     """robomimic's (x - offset) / scale as scale and offset of x * scale + offset, each (D,) float64."""
-    values = [torch.tensor(entry(stats, f"{key}", where)[name], dtype=torch.float64) for name in ("scale", "offset")]
+    found = entry(stats, key, where)
+    values = [torch.tensor(found[name], dtype=torch.float64) for name in ("scale", "offset")]
     if any(value.shape != (1, dim) for value in values):
         raise CheckpointError(
             f"{where}: normalisation of {key!r} has shape {tuple(values[0].shape)}; expected (1, {dim})."
@@ -116,8 +117,8 @@ def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[T
     return 1 / scale, -offset / scale
 
 
-def _normaliser(payload: Any, dims: Mapping[str, int], name: str, where: str) -> dict[str, Tensor]:
-    stats = payload.get(name)
+def _obs_normaliser(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
+    stats = payload.get("obs_normalization_stats")
     tensors: dict[str, Tensor] = {}
     for key, dim in dims.items():
         affine = (torch.ones(dim), torch.zeros(dim)) if stats is None else _affine(stats, key, dim, where)

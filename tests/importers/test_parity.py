@@ -58,6 +58,14 @@ def test_conversion_to_the_native_format_changes_nothing(all_originals, name, tm
     assert np.array_equal(actions_with(ours, original), actions_with(converted, original))
 
 
+def test_what_is_done_otherwise_is_a_warning(all_originals, recwarn):
+    with pytest.warns(UserWarning, match="Actions are absolute poses"):
+        load_policy(all_originals["robomimic"].path)
+    recwarn.clear()
+    load_policy(all_originals["lerobot"].path)
+    assert not recwarn.list
+
+
 def test_what_is_found(all_originals):
     robomimic, lerobot, stanford = (
         load_policy(all_originals[name].path).config for name in ("robomimic", "lerobot", "diffusion_policy")
