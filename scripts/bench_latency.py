@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from asd_policy import AsdPolicyError, load_policy
+from asd_policy.benchmarks import latency
+from asd_policy.benchmarks.latency import Timing
 from asd_policy.core import AsdSampler
-from asd_policy.evaluation import latency
-from asd_policy.evaluation.latency import Timing
 from asd_policy.evaluation.summary import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
 from asd_policy.policies.samplers import SamplerSpec
