@@ -42,8 +42,8 @@ class Arguments:
     video: bool = True
     """Record the first seed's episode of each sampler, as an mp4."""
     device: str = "cpu"
-    threads: int = 2
-    """torch's threads on the CPU."""
+    threads: int = 1
+    """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
 
 
 def main(arguments: Arguments) -> int:
