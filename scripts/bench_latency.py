@@ -9,6 +9,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import torch
@@ -67,29 +68,35 @@ def main(arguments: Arguments) -> None:
     histories, warm_rounds = record(policy, arguments, console)
     calibrate(policies, specs, histories, console)
     conds = [policy.condition(history) for history in histories]
-    timings = measure(policy, policies, conds, console)
-    growth = rounds_against_steps(policy, arguments.steps, conds, console)
-
-    console.print(table(timings))
-    console.print(f"asd:path:all started warm, along whole episodes: {warm_rounds:.2f} rounds a chunk")
-    for draft, rounds in growth.items():
-        console.print(f"rounds of {draft} at K = " + ", ".join(f"{k}: {r:.1f}" for k, r in rounds.items()))
     assert isinstance(policy.sampler, AsdSampler)
-    buffers = latency.buffer_bytes(policy.sampler, conds[0])
-    console.print(f"memory of a sampler's buffers, batch 1: {buffers / 1024:.0f} KiB")
-    result = {
+    result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "device": arguments.device,
         "software": software(),
         "conditions": len(conds),
-        "timings": [asdict(timing) for timing in timings],
         "warm_rounds": warm_rounds,
-        "rounds_against_steps": growth,
-        "buffer_bytes": buffers,
+        "buffer_bytes": latency.buffer_bytes(policy.sampler, conds[0]),
     }
-    (arguments.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    timings = measure(policy, policies, conds, console)
+    save(result, arguments.out, timings=[asdict(timing) for timing in timings])
+    timings = with_network_shares(timings, policies, conds, console)
+    save(result, arguments.out, timings=[asdict(timing) for timing in timings])
+    console.print(table(timings))
+    console.print(f"asd:path:all started warm, along whole episodes: {warm_rounds:.2f} rounds a chunk")
+    console.print(f"memory of a sampler's buffers, batch 1: {result['buffer_bytes'] / 1024:.0f} KiB")
+
+    growth = rounds_against_steps(policy, arguments.steps, conds, console)
+    save(result, arguments.out, rounds_against_steps=growth)
+    for draft, rounds in growth.items():
+        console.print(f"rounds of {draft} at K = " + ", ".join(f"{k}: {r:.1f}" for k, r in rounds.items()))
     plot(timings, growth, arguments.out / "latency.png")
     console.print(f"Wrote {arguments.out}/results.json and latency.png")
+
+
+def save(result: dict[str, Any], out: Path, **more: Any) -> None:
+    """Add to the result, and write what there is so far."""
+    result |= more
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def bar(console: Console) -> Progress:
@@ -138,12 +145,20 @@ def measure(
     draws |= {label: latency.sampler_draw(other) for label, other in policies.items()}
     with bar(console) as progress:
         task = progress.add_task("timing", total=len(draws) * (1 + len(conds)))
-        timings = latency.time_in_turn(draws, conds, lambda: progress.advance(task))
-    return [replace(t, network_share=share(policies.get(t.sampler), conds[:20])) for t in timings]
+        return latency.time_in_turn(draws, conds, lambda: progress.advance(task))
 
 
-def share(policy: DiffusionPolicy | None, conds: list[torch.Tensor]) -> float:
-    return latency.network_share(policy, conds) if policy else float("nan")
+def with_network_shares(
+    timings: list[Timing], policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
+) -> list[Timing]:
+    """Fill in the share of this package's samplers, on the first few observations."""
+
+    def share(timing: Timing) -> float:
+        policy = policies.get(timing.sampler)
+        return latency.network_share(policy, conds[:20]) if policy else timing.network_share
+
+    with bar(console) as progress:
+        return [replace(t, network_share=share(t)) for t in progress.track(timings, description="network's share")]
 
 
 def rounds_against_steps(
@@ -155,7 +170,7 @@ def rounds_against_steps(
         task = progress.add_task("rounds against steps", total=len(growth) * len(steps))
         for draft, rounds in growth.items():
             for num_steps in steps:
-                few = torch.cat(conds[:: max(1, len(conds) * num_steps // 3200)])
+                few = torch.cat(conds[:: max(1, len(conds) * num_steps // 2000)])
                 rounds[num_steps] = latency.rounds_at(policy, num_steps, draft, few)
                 progress.advance(task)
     return growth
