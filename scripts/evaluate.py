@@ -20,6 +20,7 @@ from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
 from asd_policy.evaluation.evaluate import evaluate, parse_seeds
 from asd_policy.evaluation.rollout import Episode, replay_frames
 from asd_policy.evaluation.summary import plot_acceptance, software, summarize, table
+from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
 
 VIDEO_STRIDE = 2  # rendering without a GPU takes about 0.2 s a frame
@@ -58,13 +59,14 @@ def main(arguments: Arguments) -> int:
     env = gymnasium.make(f"envs:{policy.config.env_id}")
     results: dict[str, list[Episode]] = {label: [] for label in policies}
     try:
-        run_episodes(env, policies, seeds, arguments, results, console)
-    except KeyboardInterrupt:
-        report(arguments, results, console)
+        stopped = run_episodes(env, policies, seeds, arguments, results, console)
+    except KeyboardInterrupt:  # the second one
+        stopped = True
+    report(arguments, results, console)
+    if stopped:
         console.print("Interrupted: the results hold the episodes that were finished.", style="yellow")
         return 130
     env.close()
-    report(arguments, results, console)
     if arguments.video:
         record_videos(policy, results, arguments.out, console)
     return 0
@@ -77,11 +79,18 @@ def run_episodes(
     arguments: Arguments,
     results: dict[str, list[Episode]],
     console: Console,
-) -> None:
-    """Fill `results` and episodes.jsonl, where whatever happens no finished episode is lost."""
+) -> bool:
+    """Fill `results` and episodes.jsonl, where whatever happens no finished episode is lost.
+
+    Ctrl-C stops after the episode in hand, a second one at once. Returns whether it was stopped.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     record = arguments.out / "episodes.jsonl"
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress, record.open("w") as file:
+    with (
+        stop_requests() as stop_requested,
+        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
+        record.open("w") as file,
+    ):
         bar = progress.add_task("", total=len(seeds) * len(policies))
 
         def started(label: str, seed: int) -> None:
@@ -91,6 +100,9 @@ def run_episodes(
             results[label].append(episode)
             print(json.dumps({"sampler": label, **episode.to_json()}), file=file, flush=True)
             progress.advance(bar)
+            if stop_requested():
+                return True
+    return False
 
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
