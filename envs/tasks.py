@@ -23,8 +23,8 @@ class TaskSpec:
         horizon: time limit in control steps (20 per second).
         robots: one robosuite robot name per arm.
         make_options: further arguments of `robosuite.make`.
-        exploration_noise: standard deviation of the action noise under which demonstrations are collected: as large as
-            the expert reliably corrects (fractions of a full action).
+        exploration_noise: standard deviation of the action noise under which demonstrations are collected, in
+            fractions of a full action.
     """
 
     name: str

@@ -62,7 +62,7 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(arguments.threads)
     specs = [SamplerSpec.parse(text) for text in arguments.samplers]
     policy = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
-    policies = latency.with_specs(policy, specs)
+    policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     histories, warm_rounds = record(policy, arguments, console)
@@ -151,7 +151,7 @@ def measure(
 def with_network_shares(
     timings: list[Timing], policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
 ) -> list[Timing]:
-    """Fill in the share of this package's samplers, on the first few observations."""
+    """Fill in the share of this package's eager samplers, on the first few observations."""
 
     def share(timing: Timing) -> float:
         policy = policies.get(timing.sampler)

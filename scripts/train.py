@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from asd_policy import load_policy
 from asd_policy.errors import AsdPolicyError, ConfigError
@@ -72,25 +73,25 @@ class Resume:
 
 def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
     """The trainer of a new or a resumed run, with its directory made and its files written."""
-    if isinstance(command, New):
-        begin(command)
     out, machine = command.out, command.machine
-    info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
-    normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
-    normalizer.load_state_dict(load_file(out / NORMALIZER))
-    demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key)
+    network = None
+    if isinstance(command, New):
+        info, config, normalizer, demonstrations, network = begin(command)
+    else:
+        info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
+        normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
+        normalizer.load_state_dict(load_file(out / NORMALIZER))
+        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
-    resumed = isinstance(command, Resume)
-    network = load_policy(info.init).network if info.init and not resumed else None
     trainer = Trainer(config, info.settings, windows, normalizer, machine.compile, network)
-    if resumed:
+    if isinstance(command, Resume):
         trainer.load(out / "last.pt")
     return trainer, info
 
 
-def begin(command: New) -> None:
-    """Make the directory of a new run, with everything that decides its course."""
-    out, init = command.out, command.init
+def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, nn.Module | None]:
+    """Make the directory of a new run, with everything that decides its course; the network is that of --init."""
+    out, init, network = command.out, command.init, None
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
     demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key)
@@ -99,7 +100,7 @@ def begin(command: New) -> None:
         normalizer = demonstrations.fit_normalizer(command.ignore)
     else:
         policy = load_policy(init)
-        config, normalizer = policy.config, policy.normalizer
+        config, normalizer, network = policy.config, policy.normalizer, policy.network
         demonstrations.check_fit(config)
     out.mkdir(parents=True)
     episodes = len(demonstrations.episode_ends)
@@ -108,6 +109,7 @@ def begin(command: New) -> None:
     info.save(out / "train.json")
     config.save(out / "config.json")
     save_file(normalizer.state_dict(), out / NORMALIZER)
+    return info, config, normalizer, demonstrations, network
 
 
 def main(command: New | Resume) -> int:

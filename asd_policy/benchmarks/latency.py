@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from asd_policy.core import AsdSampler, EpsilonDenoiser, SampleStats, Schedule
-from asd_policy.core.speculative import Chain, begin
+from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
-from asd_policy.policies.samplers import SamplerSpec
 
 Draw = Callable[[Tensor, torch.Generator], SampleStats | None]
 """(cond (1, ...), generator) -> what the chunk cost, if the sampler tells."""
@@ -110,18 +109,12 @@ def _timing(label: str, seconds: Sequence[float], costs: Sequence[SampleStats]) 
 
 
 def network_share(policy: DiffusionPolicy, conds: Sequence[Tensor]) -> float:
-    """The share of a sampler's time that passes inside the network, its preparation included.
+    """The share of an eager sampler's time that passes inside the network, its preparation included.
 
-    An eager network is watched while the sampler runs. A compiled one is timed alone, compiled alike, on as many states
-    as each round had.
+    NaN for a captured one: nothing can watch inside of it.
     """
-    compiled = isinstance(policy.sampler, AsdSampler) and policy.sampler.capture != "eager"
-    inside, total = (_alone if compiled else _watched)(policy, conds)
-    return inside / total
-
-
-def _watched(policy: DiffusionPolicy, conds: Sequence[Tensor]) -> tuple[float, float]:
-    """Seconds inside the network, and in all."""
+    if isinstance(policy.sampler, AsdSampler) and policy.sampler.capture != "eager":
+        return float("nan")
     network, inside = policy.network, 0.0
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,47 +134,10 @@ def _watched(policy: DiffusionPolicy, conds: Sequence[Tensor]) -> tuple[float, f
         started = _now(conds[0])
         for seed, cond in enumerate(conds):
             policy.sampler.draw(1, cond, [torch.Generator().manual_seed(seed)])
-        return inside, _now(conds[0]) - started
+        return inside / (_now(conds[0]) - started)
     finally:
         for name in methods:
             delattr(network, name)
-
-
-@torch.inference_mode()
-def _alone(policy: DiffusionPolicy, conds: Sequence[Tensor]) -> tuple[float, float]:
-    """Seconds that the network takes for the rounds of the sampler, and that these take in all."""
-    sampler = policy.sampler
-    assert isinstance(sampler, AsdSampler)
-    inside = total = 0.0
-    per_call: dict[int, float] = {}
-    for seed, cond in enumerate(conds):
-        started = _now(cond)
-        stats = sampler.draw(1, cond, [torch.Generator().manual_seed(seed)]).stats
-        total += _now(cond) - started
-        chain = sampler.chain(1, cond, torch.Generator().manual_seed(seed))
-        frontiers = stats.advance[:, 0].cumsum(0) - stats.advance[:, 0]
-        windows = sampler.windows_run(chain)
-        for frontier in frontiers.tolist():
-            for states in [windows[frontier]] + [1] * (sampler.draft.calls - 1):
-                if states not in per_call:
-                    per_call[states] = _seconds_of_a_call(chain, states)
-                inside += per_call[states]
-    return inside, total
-
-
-_compiled_call = torch.compile(lambda chain, x, step: chain.denoise(x, step), dynamic=False)
-
-
-def _seconds_of_a_call(chain: Chain, states: int) -> float:
-    """The median time of a compiled network call on so many states."""
-    x = chain.tape.start.unsqueeze(1).repeat_interleave(states, dim=1)
-    step = torch.arange(states, device=x.device).unsqueeze(0)
-    times = []
-    for _ in range(12):
-        started = _now(x)
-        _compiled_call(chain, x, step)
-        times.append(_now(x) - started)
-    return float(np.median(times[2:]))
 
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
@@ -209,8 +165,3 @@ def rounds_at(policy: DiffusionPolicy, num_steps: int, draft: str, conds: Tensor
     event_shape = policy.config.horizon, policy.config.action_dim
     sampler = AsdSampler(denoiser, schedule, event_shape, draft=draft, window=None)
     return float(sampler(len(conds), conds, torch.Generator().manual_seed(0))[1].rounds.float().mean())
-
-
-def with_specs(policy: DiffusionPolicy, specs: Sequence[SamplerSpec]) -> dict[str, DiffusionPolicy]:
-    """The policy once for each spec."""
-    return {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}

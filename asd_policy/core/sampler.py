@@ -94,6 +94,7 @@ class AsdSampler:
         self.denoiser = denoiser
         self.schedule = schedule
         self.event_shape = tuple(event_shape)
+        self._coefficients = schedule.a.float(), schedule.b.float(), schedule.s.float()
         self.draft = make_draft(draft)
         self._draft_name = draft
         self.windows = None if window == "auto" else _table(window, schedule.num_steps)
@@ -150,13 +151,14 @@ class AsdSampler:
     def chain(self, batch_size: int, cond: Tensor | None, generator: Generator | Sequence[Generator] | None) -> Chain:
         """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
         device, schedule = device_of(self.denoiser), self.schedule
+        a, b, s = (coefficient.to(device) for coefficient in self._coefficients)
         return Chain(
             denoiser=self.denoiser,
             context=prepare(self.denoiser, schedule.timesteps.to(device), cond),
             tape=NoiseTape.draw(batch_size, schedule.num_steps, self.event_shape, generator, device),
-            a=schedule.a.to(device, torch.float32),
-            b=schedule.b.to(device, torch.float32),
-            s=schedule.s.to(device, torch.float32),
+            a=a,
+            b=b,
+            s=s,
             clip=getattr(self.denoiser, "clip", None),
         )
 

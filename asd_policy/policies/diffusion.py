@@ -51,7 +51,7 @@ class DiffusionPolicy:
         config: what the two were trained with.
         sampler: "asd", "ddpm" or "ddim".
         device: where to sample.
-        dtype: of the weights that run at every evaluation. torch.bfloat16 is faster on hardware made for it, and
+        dtype: of the weights that run at every evaluation. torch.bfloat16 is for hardware made for it, and makes
             another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
         sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.

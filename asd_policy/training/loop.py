@@ -112,7 +112,7 @@ class Trainer:
         windows: Windows,
         normalizer: LinearNormalizer,
         compile_net: bool = False,
-        network: ConditionalUnet1D | None = None,
+        network: nn.Module | None = None,
     ):
         self.config, self.settings, self.windows, self.normalizer = config, settings, windows, normalizer
         self.device = windows.obs.device
