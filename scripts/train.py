@@ -56,9 +56,12 @@ class New:
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
+    quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Quaternions in observations whose sign flips: a key and the index of each one's first entry."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     init: Path | None = None
-    """Checkpoint to start from: its weights, network and normalisation, instead of --ignore and --network."""
+    """Checkpoint to start from: its weights, network and treatment of observations. Replaces --ignore, --quaternions
+    and --network."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
@@ -81,7 +84,7 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
         info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
         normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
         normalizer.load_state_dict(load_file(out / NORMALIZER))
-        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key)
+        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key).as_seen_by(config)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
     trainer = Trainer(config, info.settings, windows, normalizer, machine.compile, network)
     if isinstance(command, Resume):
@@ -96,12 +99,14 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
     demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key)
     if init is None:
-        config = demonstrations.policy_config(command.network)
+        config = demonstrations.policy_config(command.network, command.quaternions)
+        demonstrations = demonstrations.as_seen_by(config)
         normalizer = demonstrations.fit_normalizer(command.ignore)
     else:
         policy = load_policy(init)
         config, normalizer, network = policy.config, policy.normalizer, policy.network
         demonstrations.check_fit(config)
+        demonstrations = demonstrations.as_seen_by(config)
     out.mkdir(parents=True)
     episodes = len(demonstrations.episode_ends)
     start = str(init) if init else None

@@ -25,6 +25,8 @@ ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_g
 NEVER_MOVES = 1e30
 """Range of an entry that the policy ignores: whatever its value, it is normalised to the same number."""
 
+STEADY_SIGNS = ("observations", "with quaternions of steady sign", "those that the environment gives")
+
 
 def to_native(checkpoint: Checkpoint, folder: Path) -> None:
     """Write this package's own folder."""
@@ -40,6 +42,7 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
     config = checkpoint.config
     free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")
     fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
+    _require(not config.quaternions, *STEADY_SIGNS)
     _require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
     _require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
     _require(
@@ -81,6 +84,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
         ConfigError: if there is only one observation key, which lerobot refuses.
     """
     config = checkpoint.config
+    _require(not config.quaternions, *STEADY_SIGNS)
     _require(len(config.obs_keys) > 1, "the number of observation keys", len(config.obs_keys), "at least two")
     _require(
         config.scheduler.variance_type == "fixed_small", "the variance", config.scheduler.variance_type, "fixed_small"

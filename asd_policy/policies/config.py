@@ -11,6 +11,7 @@ from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.nets.unet1d import FINAL_GROUPS
 from asd_policy.policies.actions import ActionPart
+from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
 MAX_LAYERS = 1000  # more would be no network, but an attempt to keep its reader busy
@@ -129,8 +130,9 @@ class PolicyConfig:
         horizon: H, how many actions a chunk holds. Its first action belongs to the oldest observation.
         n_action_steps: Ta, how many actions are executed: chunk[To - 1 : To - 1 + Ta].
         action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
-        action_parts: how the network's actions become the environment's; none if they are the same. Files written
-            before this field existed lack it.
+        action_parts: how the network's actions become the environment's; none if they are the same.
+        quaternions: those in the observations whose sign is made steady. Files written before this field or
+            `action_parts` existed lack it.
     """
 
     env_id: str
@@ -144,9 +146,11 @@ class PolicyConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     format_version: int = FORMAT_VERSION
     action_parts: tuple[ActionPart, ...] = ()
+    quaternions: tuple[Quaternion, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "action_parts", tuple(self.action_parts))
+        object.__setattr__(self, "quaternions", tuple(self.quaternions))
         _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
@@ -157,6 +161,9 @@ class PolicyConfig:
             _expect(_is_size(dim) and "." not in key and key != "action", f"obs_keys[{key!r}]", dim, "a positive size")
         parts_dim = sum(part.dim for part in self.action_parts)
         _expect(parts_dim in (0, self.action_dim), "action_parts", parts_dim, f"dims that sum to {self.action_dim}")
+        for quaternion in self.quaternions:
+            dim = self.obs_keys.get(quaternion.key, 0)
+            _expect(quaternion.first + SIZE <= dim, "quaternions", quaternion, f"entries of {dict(self.obs_keys)}")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(
@@ -187,15 +194,15 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field but `action_parts` must be there, and nothing else.
+        """The inverse of `to_dict`. Every field but `action_parts` and `quaternions` must be there, and no other.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
         _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
-        values = _strict_fields(cls, {"action_parts": (), **data}, "policy config")
-        parts = [_strict_fields(ActionPart, part, "action_parts") for part in values["action_parts"]]
-        values["action_parts"] = tuple(ActionPart(**part) for part in parts)
+        values = _strict_fields(cls, {"action_parts": (), "quaternions": (), **data}, "policy config")
+        for name, kind in (("action_parts", ActionPart), ("quaternions", Quaternion)):
+            values[name] = tuple(kind(**_strict_fields(kind, entry, name)) for entry in values[name])
         name = values["network"].get("name")
         _expect(name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
         network = NETWORKS[name]
@@ -224,7 +231,9 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
     "bool": (bool,),
     "tuple[int, ...]": (list, tuple),
+    "tuple[float, ...]": (list, tuple),
     "tuple[asd_policy.policies.actions.ActionPart, ...]": (list, tuple),
+    "tuple[asd_policy.policies.quaternions.Quaternion, ...]": (list, tuple),
 }
 
 

@@ -20,6 +20,7 @@ from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import for_inference
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.quaternions import with_steady_signs
 from asd_policy.policies.samplers import make_sampler
 from asd_policy.policies.windows import CalibratedWindows
 
@@ -199,7 +200,8 @@ class DiffusionPolicy:
     def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
         """The policy's keys of an observation, (B, D) each; `batch` is (B,), or () for one environment."""
         checked = {key: _checked(obs, key, (*batch, dim)) for key, dim in self.config.obs_keys.items()}
-        return {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+        tensors = {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+        return with_steady_signs(tensors, self.config.quaternions)
 
     def _condition(self, history: Sequence[dict[str, Tensor]]) -> Tensor:
         """The network's condition (B, To * G) of the last To observations, oldest first."""

@@ -14,7 +14,7 @@ All of it is written by `scripts/train.py`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, DataError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.quaternions import Quaternion, with_steady_signs
 from asd_policy.training.loop import TrainSettings
 
 
@@ -84,9 +85,24 @@ class Demonstrations:
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
         return cls(file.recording.env_id, obs, actions, ends)
 
-    def policy_config(self, network: NetworkConfig) -> PolicyConfig:
-        """The configuration of a policy for this environment."""
-        return PolicyConfig(self.env_id, self.obs_dims, self.actions.shape[1], network=network)
+    def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
+        """The configuration of a policy for this environment.
+
+        `quaternions` are the first indices of those in the observations whose sign is to be made steady.
+
+        Raises:
+            ConfigError: if the observations have no such entries.
+        """
+        self._check_entries(quaternions)
+        steady = tuple(
+            Quaternion.mean_of(key, first, self.obs[key]) for key, firsts in quaternions.items() for first in firsts
+        )
+        dims, action_dim = self.obs_dims, self.actions.shape[1]
+        return PolicyConfig(self.env_id, dims, action_dim, network=network, quaternions=steady)
+
+    def as_seen_by(self, config: PolicyConfig) -> "Demonstrations":
+        """The demonstrations with the signs of quaternions as the policy is shown them."""
+        return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
 
     def check_fit(self, config: PolicyConfig) -> None:
         """Raise ConfigError unless a policy with this configuration can learn from these demonstrations."""
@@ -104,14 +120,17 @@ class Demonstrations:
 
         `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
         """
-        for key, entries in ignored.items():
-            if key not in self.obs or not all(0 <= entry < self.obs_dims[key] for entry in entries):
-                raise ConfigError(f"Cannot ignore entries {list(entries)} of {key!r}; there are {self.obs_dims}.")
+        self._check_entries(ignored)
         fields = {**self.obs, "action": self.actions}
         normalizer = LinearNormalizer({name: values.shape[1] for name, values in fields.items()})
         for name, values in fields.items():
             normalizer.fit(name, values, ignored.get(name, ()))
         return normalizer
+
+    def _check_entries(self, wanted: Mapping[str, Sequence[int]]) -> None:
+        for key, entries in wanted.items():
+            if key not in self.obs or not all(0 <= entry < self.obs_dims[key] for entry in entries):
+                raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the sizes are {self.obs_dims}.")
 
     def windows(self, config: PolicyConfig, normalizer: LinearNormalizer) -> Windows:
         """The training windows, normalised."""

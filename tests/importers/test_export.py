@@ -1,7 +1,7 @@
 """The shipped policy written in every layout and read back acts as before; robomimic reads what we wrote."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +13,7 @@ import torch
 from asd_policy.errors import ConfigError
 from asd_policy.importers import Checkpoint, export, load_policy, read_checkpoint
 from asd_policy.importers.checkpoint import field_name
+from asd_policy.policies.quaternions import Quaternion
 from tests.importers import originals, real_stanford
 
 SQUARE = Path(__file__).parents[2] / "checkpoints" / "square"
@@ -102,6 +103,14 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
         action = rollout(stacked)
     np.testing.assert_allclose(action, original.actions[0], atol=1e-5)
     assert read_checkpoint(path).config == checkpoint.config
+
+
+@pytest.mark.parametrize("write", [export.to_robomimic, export.to_lerobot])
+def test_no_other_format_steadies_quaternions(square, tmp_path, write):
+    quaternions = (Quaternion("object", 3, (0, 0, 0, 1)),)
+    steady = replace(square, config=replace(square.config, quaternions=quaternions))
+    with pytest.raises(ConfigError, match="cannot express observations with quaternions of steady sign"):
+        write(steady, tmp_path / "out")
 
 
 def test_what_robomimic_cannot_express(square, tmp_path):

@@ -11,6 +11,8 @@ import torch
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.network import build_network
 from asd_policy.training.loop import TrainSettings
 from asd_policy.training.run import Demonstrations, LossLog, RunInfo
 from scripts.train import Machine, New, Resume, main
@@ -34,7 +36,7 @@ def store(tmp_path: Path) -> Path:
 
 def test_demonstrations_become_normalised_windows(store: Path) -> None:
     demonstrations = Demonstrations.read(store, episodes=2)
-    config = demonstrations.policy_config(NETWORK)
+    config = demonstrations.policy_config(NETWORK, {})
     assert list(config.obs_keys.items()) == list(DIMS.items())
     normalizer = demonstrations.fit_normalizer({"object": [1]})
     windows = demonstrations.windows(config, normalizer)
@@ -50,8 +52,22 @@ def test_what_the_store_lacks_is_refused(store: Path) -> None:
     with pytest.raises(DataError, match="holds 3 episodes; 4 are asked for"):
         Demonstrations.read(store, episodes=4)
     for ignored in ({"object": [4]}, {"rgb": [0]}):
-        with pytest.raises(ConfigError, match="Cannot ignore"):
+        with pytest.raises(ConfigError, match="There are no entries"):
             Demonstrations.read(store).fit_normalizer(ignored)
+    with pytest.raises(ConfigError, match="There are no entries"):
+        Demonstrations.read(store).policy_config(NETWORK, {"rgb": [0]})
+
+
+def test_training_and_policy_see_the_same_quaternions(store: Path) -> None:
+    raw = Demonstrations.read(store)
+    config = raw.policy_config(NETWORK, {"object": [0]})
+    seen = raw.as_seen_by(config)
+    normalizer = seen.fit_normalizer({})
+    policy = DiffusionPolicy(build_network(config), normalizer, config, "ddim", num_steps=2)
+    condition, _ = seen.windows(config, normalizer).gather(torch.tensor([1]))
+    history = [{key: values[step].numpy() for key, values in raw.obs.items()} for step in range(2)]
+    torch.testing.assert_close(policy.condition(history), condition)
+    assert not torch.equal(seen.obs["object"], raw.obs["object"])
 
 
 def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
