@@ -77,9 +77,7 @@ def main(arguments: Arguments) -> None:
         "warm_rounds": warm_rounds,
         "buffer_bytes": latency.buffer_bytes(policy.sampler, conds[0]),
     }
-    timings = measure(policy, policies, conds, console)
-    save(result, arguments.out, timings=[asdict(timing) for timing in timings])
-    timings = with_network_shares(timings, policies, conds, console)
+    timings = measure(policy, policies, specs, conds, console)
     save(result, arguments.out, timings=[asdict(timing) for timing in timings])
     console.print(table(timings))
     console.print(f"asd:path:all started warm, along whole episodes: {warm_rounds:.2f} rounds a chunk")
@@ -139,26 +137,24 @@ def calibrate(
 
 
 def measure(
-    policy: DiffusionPolicy, policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
+    policy: DiffusionPolicy,
+    policies: dict[str, DiffusionPolicy],
+    specs: list[SamplerSpec],
+    conds: list[torch.Tensor],
+    console: Console,
 ) -> list[Timing]:
+    """Time every sampler with its network and without, the latter for the network's share."""
+    without = {spec.label: f"{spec.label} without network" for spec in specs}
     draws = {BASELINE: latency.diffusers_loop(policy)}
-    draws |= {label: latency.sampler_draw(other) for label, other in policies.items()}
+    for spec in specs:
+        own = policies[spec.label]
+        draws[spec.label] = latency.sampler_draw(own)
+        draws[without[spec.label]] = latency.sampler_draw(latency.without_network(own, spec))
     with bar(console) as progress:
         task = progress.add_task("timing", total=len(draws) * (1 + len(conds)))
-        return latency.time_in_turn(draws, conds, lambda: progress.advance(task))
-
-
-def with_network_shares(
-    timings: list[Timing], policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
-) -> list[Timing]:
-    """Fill in the share of this package's eager samplers, on the first few observations."""
-
-    def share(timing: Timing) -> float:
-        policy = policies.get(timing.sampler)
-        return latency.network_share(policy, conds[:20]) if policy else timing.network_share
-
-    with bar(console) as progress:
-        return [replace(t, network_share=share(t)) for t in progress.track(timings, description="network's share")]
+        timings = {t.sampler: t for t in latency.time_in_turn(draws, conds, lambda: progress.advance(task))}
+    shares = {label: latency.network_share(timings[label], timings[bare]) for label, bare in without.items()}
+    return [timings[BASELINE], *(replace(timings[label], network_share=share) for label, share in shares.items())]
 
 
 def rounds_against_steps(

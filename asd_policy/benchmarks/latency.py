@@ -6,18 +6,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from asd_policy.core import AsdSampler, EpsilonDenoiser, SampleStats, Schedule
 from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
+from asd_policy.policies.samplers import SamplerSpec
 
 Draw = Callable[[Tensor, torch.Generator], SampleStats | None]
 """(cond (1, ...), generator) -> what the chunk cost, if the sampler tells."""
@@ -32,8 +32,8 @@ class Timing:
     p95_ms: float
     rounds: float  # mean
     evaluations: float  # mean
-    network_share: float  # of the time; NaN where it was not measured
     acceptance: list[float]  # (K,)
+    network_share: float = float("nan")  # of the time; NaN where it was not measured
 
 
 def record_histories(policy: DiffusionPolicy, env: gymnasium.Env, seed: int) -> Iterator[tuple[list[Observation], int]]:
@@ -105,39 +105,31 @@ def _timing(label: str, seconds: Sequence[float], costs: Sequence[SampleStats]) 
     )
     acceptance = torch.stack([c.acceptance for c in costs]).mean(dim=0).tolist() if costs else []
     p95 = float(np.percentile(milliseconds, 95))
-    return Timing(label, float(np.median(milliseconds)), p95, rounds, evaluations, float("nan"), acceptance)
+    return Timing(label, float(np.median(milliseconds)), p95, rounds, evaluations, acceptance)
 
 
-def network_share(policy: DiffusionPolicy, conds: Sequence[Tensor]) -> float:
-    """The share of an eager sampler's time that passes inside the network, its preparation included.
+class NoNetwork(nn.Module):
+    """Stands in for a network and costs nothing: it takes all of a sample for noise."""
 
-    NaN for a captured one: nothing can watch inside of it.
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return x
+
+
+def without_network(policy: DiffusionPolicy, spec: SamplerSpec) -> DiffusionPolicy:
+    """A policy with the sampler that `spec` gave to `policy`, windows included, and a network that costs nothing."""
+    options = dict(spec.options)
+    if isinstance(policy.sampler, AsdSampler):
+        options["window"] = policy.sampler.windows
+    return DiffusionPolicy(NoNetwork(), policy.normalizer, policy.config, spec.name, policy.device, **options)
+
+
+def network_share(timing: Timing, without: Timing) -> float:
+    """The share of a sampler's time that its network takes, from the time `without` one in the same run.
+
+    Rounds are compared, because the stand-in needs another number of them. It needs few, so each of them bears more
+    of what a chunk costs once: the share is rather too small than too large.
     """
-    if isinstance(policy.sampler, AsdSampler) and policy.sampler.capture != "eager":
-        return float("nan")
-    network, inside = policy.network, 0.0
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            nonlocal inside
-            started = _now(conds[0])
-            result = function(*arguments)
-            inside += _now(conds[0]) - started
-            return result
-
-        return run
-
-    methods = [name for name in ("forward", "predict", "prepare") if hasattr(network, name)]
-    for name in methods:
-        setattr(network, name, timed(getattr(network, name)))
-    try:
-        started = _now(conds[0])
-        for seed, cond in enumerate(conds):
-            policy.sampler.draw(1, cond, [torch.Generator().manual_seed(seed)])
-        return inside / (_now(conds[0]) - started)
-    finally:
-        for name in methods:
-            delattr(network, name)
+    return 1 - (without.median_ms / without.rounds) / (timing.median_ms / timing.rounds)
 
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from asd_policy.benchmarks.latency import Timing, network_share
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
 
@@ -31,3 +34,10 @@ def test_table_json_and_plot(tmp_path):
     assert 0 < plain["network_share"] < 1
     assert 0 < path["network_share"] < 1
     assert results["rounds_against_steps"]["path"]["24"] >= results["rounds_against_steps"]["path"]["6"]
+
+
+def test_network_share_of_a_network_that_takes_most_of_the_time():
+    def timing(milliseconds: float, rounds: float) -> Timing:
+        return Timing("asd", milliseconds, milliseconds, rounds, 10, [])
+
+    assert network_share(timing(100, 10), timing(5, 5)) == pytest.approx(0.9)
