@@ -2,12 +2,13 @@
 
 import gymnasium
 
-from envs.tasks import TASKS
+from envs.tasks import ACTIONS, TASKS
 
 for _task in TASKS.values():
-    gymnasium.register(
-        id=_task.env_id,
-        entry_point="envs.robosuite_env:RobosuiteEnv",
-        kwargs={"task": _task.name},
-        max_episode_steps=_task.horizon,
-    )
+    for _actions in ACTIONS:
+        gymnasium.register(
+            id=_task.variant(_actions),
+            entry_point="envs.robosuite_env:RobosuiteEnv",
+            kwargs={"task": _task.name, "actions": _actions},
+            max_episode_steps=_task.horizon,
+        )

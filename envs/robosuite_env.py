@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from envs.tasks import TASKS, TaskSpec
+from envs.tasks import ACTIONS, ARM_ACTION_DIM, TASKS, TaskSpec
 
 if sys.platform == "linux" and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
     # MuJoCo picks its GL library when it is first imported, and its own default needs a display.
@@ -49,7 +49,7 @@ class SimulationError(gymnasium.error.Error):
 
 
 class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
-    """One robosuite task at 20 Hz with OSC_POSE delta actions in [-1, 1] (values beyond are clipped).
+    """One robosuite task at 20 Hz with OSC_POSE actions: deltas in [-1, 1] (values beyond are clipped), or poses.
 
     Observations are a dict of float32 vectors with robomimic's keys in robomimic's order. The reward is 1 on
     every step that ends in success, else 0; `info["success"]` says the same. All randomness comes from
@@ -59,13 +59,21 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         task: a key of `envs.tasks.TASKS`.
         render_mode: None or "rgb_array", a (256, 256, 3) uint8 camera image.
         terminate_on_success: end the episode at the first success.
+        actions: a key of `envs.tasks.ACTIONS`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's declaration)
 
-    def __init__(self, task: str = "square", render_mode: str | None = None, terminate_on_success: bool = True):
-        if task not in TASKS:
-            raise gymnasium.error.Error(f"Unknown task {task!r}. Available: {', '.join(sorted(TASKS))}.")
+    def __init__(
+        self,
+        task: str = "square",
+        render_mode: str | None = None,
+        terminate_on_success: bool = True,
+        actions: str = "delta",
+    ):
+        for kind, name, available in (("task", task, TASKS), ("actions", actions, ACTIONS)):
+            if name not in available:
+                raise gymnasium.error.Error(f"Unknown {kind} {name!r}. Available: {', '.join(sorted(available))}.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise gymnasium.error.UnsupportedMode(
                 f"Unknown render_mode {render_mode!r}. Available: None, {self.metadata['render_modes']}."
@@ -73,12 +81,15 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self.task = TASKS[task]
         self.render_mode = render_mode
         self.terminate_on_success = terminate_on_success
-        self.robosuite = _make_robosuite(self.task)
+        self.actions = actions
+        self.robosuite = _make_robosuite(self.task, actions)
         self.observation_space = spaces.Dict(
             {key: spaces.Box(-np.inf, np.inf, (dim,), np.float32) for key, dim in self.task.obs_dims.items()},
             sort_keys=False,
         )
-        self.action_space = spaces.Box(-1.0, 1.0, (self.task.action_dim,), np.float32)
+        arm = np.ones(ARM_ACTION_DIM) if actions == "delta" else np.array([np.inf] * 6 + [1.0])
+        largest = np.tile(arm, len(self.task.robots)).astype(np.float32)
+        self.action_space = spaces.Box(-largest, largest, dtype=np.float32)
         self._renderer: mujoco.Renderer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
@@ -158,11 +169,14 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
                 )
 
 
-def _make_robosuite(task: TaskSpec) -> Any:
+def _make_robosuite(task: TaskSpec, actions: str) -> Any:
+    controllers = robosuite.load_composite_controller_config(controller="BASIC", robot=task.robots[0])
+    if actions != "delta":
+        controllers["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": actions}
     return robosuite.make(
         task.robosuite_name,
         robots=list(task.robots),
-        controller_configs=robosuite.load_composite_controller_config(controller="BASIC", robot=task.robots[0]),
+        controller_configs=controllers,
         control_freq=CONTROL_HZ,
         has_renderer=False,
         has_offscreen_renderer=False,

@@ -8,7 +8,14 @@ ARM_OBSERVATIONS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 """Low-dimensional observations of one arm (m, unit quaternion xyzw, m), in robomimic's order."""
 
 ARM_ACTION_DIM = 7
-"""OSC_POSE: position delta (3), rotation delta (3), gripper (1)."""
+"""OSC_POSE: position (3), rotation (3), gripper (1)."""
+
+ACTIONS = {"delta": "", "base": "BasePose", "world": "WorldPose"}
+"""What position and rotation are, and how the environment's name says it.
+
+"delta": changes of the achieved pose, 1 being 0.05 m or 0.5 rad. "base", "world": a target pose, in metres and axis
+times angle in radians, in the frame of the arm's base (as in robomimic 0.5) or of the world (as in real-stanford's).
+"""
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class TaskSpec:
 
     Attributes:
         name: key in `TASKS`, and the name of the expert.
-        env_id: gymnasium id.
+        env_id: gymnasium id, with delta actions.
         robosuite_name: robosuite's environment class.
         object_dim: size of the `object` observation.
         horizon: time limit in control steps (20 per second).
@@ -43,6 +50,11 @@ class TaskSpec:
         for arm in range(len(self.robots)):
             dims |= {f"robot{arm}_{key}": dim for key, dim in ARM_OBSERVATIONS.items()}
         return dims
+
+    def variant(self, actions: str) -> str:
+        """The gymnasium id where actions are one of `ACTIONS`."""
+        name, version = self.env_id.rsplit("-", 1)
+        return f"{name}{ACTIONS[actions]}-{version}"
 
     @property
     def action_dim(self) -> int:

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
 from asd_policy.interrupt import stop_requests
-from envs.tasks import ARM_ACTION_DIM, TASKS
+from envs.tasks import ACTIONS, ARM_ACTION_DIM, TASKS
 
 FIRST_EVALUATION_SEED = 100_000
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -48,6 +48,8 @@ class Args:
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
         noise: standard deviation of the exploration noise on executed actions, grippers excluded. By default the
             task's.
+        actions: what is stored, a key of `envs.tasks.ACTIONS`: deltas, or target poses in the frame of the arm's base
+            or of the world.
     """
 
     task: str = "square"
@@ -56,6 +58,7 @@ class Args:
     workers: int = 2
     seed_start: int = 0
     noise: float | None = None
+    actions: str = "delta"
 
     @property
     def path(self) -> Path:
@@ -100,6 +103,8 @@ def collect(store: EpisodeStore, args: Args) -> bool:
 def check(args: Args) -> None:
     if args.task not in TASKS:
         raise UnknownNameError("task", args.task, TASKS)
+    if args.actions not in ACTIONS:
+        raise UnknownNameError("kind of actions", args.actions, ACTIONS)
     if not 0 <= args.seed_start < FIRST_EVALUATION_SEED:
         raise ConfigError(
             f"--seed-start {args.seed_start} is outside 0..{FIRST_EVALUATION_SEED - 1}: "
@@ -115,7 +120,7 @@ def check(args: Args) -> None:
 def open_store(args: Args) -> EpisodeStore:
     """The store to fill: a new one, or an existing one made with the same settings."""
     task = TASKS[args.task]
-    settings = {"env_id": task.env_id, "noise": args.sigma, "seed_start": args.seed_start}
+    settings = {"env_id": task.variant(args.actions), "noise": args.sigma, "seed_start": args.seed_start}
     if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
         return EpisodeStore.create(args.path, task.obs_dims, task.action_dim, attrs)
@@ -148,26 +153,31 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
             for seed in islice(seeds, max(wanted, 0)):
-                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma)))
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma, args.actions)))
             if not pending:
                 return
             seed, future = pending.popleft()
             yield seed, future.result()
 
 
-def roll_out(task: str, seed: int, noise: float) -> Episode | None:
+def roll_out(task: str, seed: int, noise: float, actions: str = "delta") -> Episode | None:
     """One episode of the expert under exploration noise; None if it ends without success."""
     from envs.experts import make_expert  # here, so that the collecting process never loads the simulator
+    from envs.pose_actions import to_pose_action
     from envs.robosuite_env import SimulationError
 
-    env = make_env(task)
+    env = make_env(task, actions)
     obs, info = env.reset(seed=seed)
     style, exploration = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    simulation = env.get_wrapper_attr("robosuite")
     sigma = np.tile([noise] * (ARM_ACTION_DIM - 1) + [0.0], TASKS[task].action_dim // ARM_ACTION_DIM)
     steps: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
     successes = []
     for action in make_expert(env, style):
-        executed = np.clip(action + sigma * exploration.standard_normal(len(action)), -1.0, 1.0).astype(np.float32)
+        executed = np.clip(action + sigma * exploration.standard_normal(len(action)), -1.0, 1.0)
+        if actions != "delta":
+            action, executed = (to_pose_action(simulation, a, actions) for a in (action, executed))
+        executed = executed.astype(np.float32)
         steps.append((obs, action, executed))
         try:
             obs, _, _, truncated, info = env.step(executed)
@@ -189,8 +199,8 @@ def roll_out(task: str, seed: int, noise: float) -> Episode | None:
 
 
 @cache
-def make_env(task: str) -> gymnasium.Env:
-    return gymnasium.make(f"envs:{TASKS[task].env_id}", terminate_on_success=False)
+def make_env(task: str, actions: str) -> gymnasium.Env:
+    return gymnasium.make(f"envs:{TASKS[task].variant(actions)}", terminate_on_success=False)
 
 
 def record(store: EpisodeStore, seed: int, episode: Episode | None) -> None:

@@ -31,13 +31,15 @@ class Arguments:
     """Only show what the file holds."""
     filter_key: str | None = None
     """A mask in the file, such as train; every demonstration unless given."""
+    absolute: bool = False
+    """Take the target poses that the file keeps beside its delta actions."""
 
 
 def main(arguments: Arguments) -> None:
     console = Console()
     if (arguments.out is None) != arguments.inspect:
         raise ConfigError("Pass either --inspect or --out FOLDER.")
-    with RobomimicFile.open(arguments.path, arguments.filter_key) as file:
+    with RobomimicFile.open(arguments.path, arguments.filter_key, arguments.absolute) as file:
         console.print(table(file))
         for note in file.recording.notes:
             console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
@@ -51,11 +53,11 @@ def table(file: RobomimicFile) -> Table:
     """What was found."""
     recording = file.recording
     shown = Table("", "found", title=str(file.path))
-    shown.add_row("environment", f"{recording.env_name} -> {recording.env_id}")
+    shown.add_row("environment", f"{recording.env_name} -> {file.env_id}")
     shown.add_row("robosuite", ".".join(map(str, recording.version)))
     shown.add_row("demonstrations", str(len(file.demos)))
     shown.add_row("observations", ", ".join(f"{key} {dim}" for key, dim in file.obs_dims.items()))
-    shown.add_row("actions", f"{file.action_dim}, deltas")
+    shown.add_row("actions", f"{file.action_dim}, {'target poses' if file.absolute else 'deltas'}")
     return shown
 
 

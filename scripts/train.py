@@ -54,6 +54,8 @@ class New:
     """Train on the first so many episodes; all unless given."""
     filter_key: str | None = None
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
+    absolute: bool = False
+    """Learn target poses, which robomimic's files keep beside their delta actions."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
     quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -84,7 +86,8 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
         info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
         normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
         normalizer.load_state_dict(load_file(out / NORMALIZER))
-        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key).as_seen_by(config)
+        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key, info.absolute)
+        demonstrations = demonstrations.as_seen_by(config)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
     trainer = Trainer(config, info.settings, windows, normalizer, machine.compile, network)
     if isinstance(command, Resume):
@@ -97,7 +100,7 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
     out, init, network = command.out, command.init, None
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
-    demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key)
+    demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key, command.absolute)
     if init is None:
         config = demonstrations.policy_config(command.network, command.quaternions)
         demonstrations = demonstrations.as_seen_by(config)
@@ -110,7 +113,9 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
     out.mkdir(parents=True)
     episodes = len(demonstrations.episode_ends)
     start = str(init) if init else None
-    info = RunInfo(str(command.data), episodes, command.ignore, start, command.settings, command.filter_key)
+    info = RunInfo(
+        str(command.data), episodes, command.ignore, start, command.settings, command.filter_key, command.absolute
+    )
     info.save(out / "train.json")
     config.save(out / "config.json")
     save_file(normalizer.state_dict(), out / NORMALIZER)

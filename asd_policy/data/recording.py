@@ -24,6 +24,7 @@ class Recording:
         env_id: ours, or robosuite's where there is none.
         version: robosuite's, as (major, minor).
         absolute: actions are target poses, not deltas.
+        frame: of target poses, "base" or "world".
         notes: what somebody who trains on the file should know.
     """
 
@@ -31,6 +32,7 @@ class Recording:
     env_id: str
     version: tuple[int, int]
     absolute: bool
+    frame: str
     notes: tuple[str, ...]
 
     @classmethod
@@ -60,7 +62,8 @@ class Recording:
             notes += (f"Recorded at {freq} Hz; the environments here run at {CONTROL_HZ} Hz.",)
         if env_id(name) == name:
             notes += (f"There is no environment for {name} here: a policy can be trained, but not rolled out.",)
-        return cls(name, env_id(name), version, modes.pop(), notes)
+        frame = controllers[0].get("input_ref_frame", "base") if version >= (1, 5) and controllers else "world"
+        return cls(name, env_id(name), version, modes.pop(), str(frame), notes)
 
 
 def _arm_controllers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

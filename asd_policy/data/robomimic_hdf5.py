@@ -1,4 +1,4 @@
-"""robomimic's HDF5 demonstrations (versions 1.4 and 1.5): low-dimensional observations and delta actions.
+"""robomimic's HDF5 demonstrations (versions 1.4 and 1.5): low-dimensional observations; delta actions or target poses.
 
 Format: https://robomimic.github.io/docs/datasets/overview.html
 """
@@ -16,9 +16,10 @@ import numpy as np
 from asd_policy.data.recording import Recording
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import DataError, UnknownNameError
-from asd_policy.policies.tasks import ARM_DIMS
+from asd_policy.policies.tasks import ARM_DIMS, env_id
 
 ARM_ACTION_DIM = 7
+POSES = "actions_abs"
 LARGEST_DELTA = 1.0 + 1e-4
 
 
@@ -29,26 +30,27 @@ class RobomimicFile:
         recording: how the demonstrations were recorded.
         demos: their names in numerical order, those of the filter alone if there is one.
         obs_dims: observation keys in robomimic's order, with their sizes.
+        absolute: whether actions are target poses, and not deltas.
+        env_id: our environment that takes such actions.
     """
 
-    def __init__(self, file: h5py.File, path: Path, filter_key: str | None):
+    def __init__(self, file: h5py.File, path: Path, filter_key: str | None, absolute: bool):
         self._file, self.path = file, path
         self.recording = Recording.parse(str(self._entry("data").attrs.get("env_args", "")), str(path))
-        if self.recording.absolute:
-            raise DataError(
-                f"{path} holds absolute actions, but the environments here take deltas. Train on robomimic's file with "
-                "delta actions."
-            )
+        self.absolute = absolute or self.recording.absolute
+        self.env_id = env_id(self.recording.env_name, self.recording.frame if self.absolute else None)
         self.demos = self._selected(filter_key)
         self.obs_dims = self._obs_dims()
-        self.action_dim = int(self._rows(self.demos[0], "actions").shape[1])
+        self._actions = POSES if self.absolute and not self.recording.absolute else "actions"
+        self.action_dim = int(self._action_rows(self.demos[0]).shape[1])
 
     @classmethod
-    def open(cls, path: str | Path, filter_key: str | None = None) -> RobomimicFile:
+    def open(cls, path: str | Path, filter_key: str | None = None, absolute: bool = False) -> RobomimicFile:
         """Open a file.
 
         Args:
             filter_key: a mask in the file, such as "train"; None takes every demonstration.
+            absolute: take the target poses that robomimic's robosuite_add_absolute_actions.py has put beside deltas.
 
         Raises:
             UnknownNameError: on a filter that is not in the file.
@@ -59,7 +61,7 @@ class RobomimicFile:
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error}. Expected a robomimic HDF5 file. Is it complete?") from error
         try:
-            return cls(file, Path(path), filter_key)
+            return cls(file, Path(path), filter_key, absolute)
         except BaseException:
             file.close()
             raise
@@ -76,14 +78,15 @@ class RobomimicFile:
         """One demonstration.
 
         Raises:
-            DataError: if it is damaged, or its actions are no deltas in [-1, 1].
+            DataError: if it is damaged, or its actions are not of the kind that they are said to be.
         """
-        actions = self._rows(name, "actions")
+        actions = self._action_rows(name)
         largest = float(np.abs(actions).max(initial=0))
-        if largest > LARGEST_DELTA or actions.shape[1:] != (self.action_dim,) or self.action_dim % ARM_ACTION_DIM:
+        limit = np.inf if self.absolute else LARGEST_DELTA
+        if not largest <= limit or actions.shape[1:] != (self.action_dim,) or self.action_dim % ARM_ACTION_DIM:
             raise DataError(
                 f"{self.path}: the actions of {name} have shape {actions.shape} and reach {largest:.2f}; expected "
-                f"deltas in [-1, 1], {ARM_ACTION_DIM} per arm. Absolute poses under this name cannot be used."
+                f"{'finite poses' if self.absolute else 'deltas in [-1, 1]'}, {ARM_ACTION_DIM} per arm."
             )
         obs = {key: self._rows(name, f"obs/{key}") for key in self.obs_dims}
         if any(values.shape != (len(actions), self.obs_dims[key]) for key, values in obs.items()):
@@ -93,7 +96,7 @@ class RobomimicFile:
 
     def to_store(self, path: str | Path) -> EpisodeStore:
         """Copy the demonstrations into a new episode store."""
-        attrs = {"env_id": self.recording.env_id, "source": self.path.name, "notes": list(self.recording.notes)}
+        attrs = {"env_id": self.env_id, "source": self.path.name, "notes": list(self.recording.notes)}
         store = EpisodeStore.create(path, self.obs_dims, self.action_dim, attrs)
         for name in self.demos:
             store.append(self.episode(name))
@@ -139,6 +142,14 @@ class RobomimicFile:
             return steps
         rewarded = np.flatnonzero(self._entry(f"data/{name}/rewards")[()])
         return int(rewarded[0]) + 1 if len(rewarded) else steps
+
+    def _action_rows(self, demo: str) -> Any:
+        if self._actions == POSES and f"data/{demo}/{POSES}" not in self._file:
+            raise DataError(
+                f"{self.path} has no absolute actions ({POSES}); add them with robomimic's "
+                "robosuite_add_absolute_actions.py."
+            )
+        return self._rows(demo, self._actions)
 
     def _rows(self, demo: str, name: str) -> Any:
         """A dataset of a demonstration, float32."""

@@ -18,11 +18,12 @@ from asd_policy.importers.files import TensorPool, entry
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
 from asd_policy.importers.restricted import LazyTensor, plain_config, read_restricted
 from asd_policy.importers.torch_file import TorchFile
-from asd_policy.policies.actions import ROT6D, ActionPart
+from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "diffusion_policy"
+OLD_ROBOSUITE = (1, 2)  # which these policies were trained with
 UNET, TRANSFORMER = "DiffusionUnetLowdimPolicy", "DiffusionTransformerLowdimPolicy"
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     UNET: {"obs_as_global_cond": True, "pred_action_steps_only": False, "oa_step_convention": True},
@@ -37,8 +38,6 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
 """Policy -> the settings of its configuration that are supported."""
 
 DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty: they carry a device
-ABSOLUTE_ARM = (ActionPart("keep", 3), ActionPart("rot6d", ROT6D), ActionPart("keep", 1))
-ABSOLUTE_ARM_DIM = sum(part.dim for part in ABSOLUTE_ARM)
 
 
 def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
@@ -108,7 +107,8 @@ def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
     sizes = _sizes(cfg, network, where)
     policy, task = _value(cfg, "policy", where), cfg.get("task", {})
     absolute = bool(task.get("abs_action", False))
-    env = env_id(str(task.get("task_name", task.get("name", "unknown"))))
+    name = str(task.get("task_name", task.get("name", "unknown")))
+    env = env_id(name, "world" if absolute else None)
     scheduler, notes = _scheduler(policy, where)
     obs_dim = len(tensors["normalizer.fields.obs.scale"])
     config = PolicyConfig(
@@ -118,12 +118,12 @@ def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
         n_obs_steps=_value(policy, "n_obs_steps", where),
         horizon=_value(policy, "horizon", where),
         n_action_steps=_value(policy, "n_action_steps", where),
-        action_bound=robots.action_bound(env, absolute),
+        action_bound=robots.action_bound(env),
         network=sizes.network,
         scheduler=scheduler,
         action_parts=_action_parts(absolute, sizes.action_dim, where),
     )
-    notes += (robots.ABSOLUTE_NOTE,) if absolute else ()
+    notes += robots.pose_notes(env, OLD_ROBOSUITE) if absolute else ()
     for field in ("obs", "action"):
         scale, offset = (tensors[f"normalizer.fields.{field}.{kind}"] for kind in ("scale", "offset"))
         tensors |= affine_field(field, scale, offset)
@@ -148,9 +148,9 @@ def _scheduler(policy: Mapping[str, Any], where: str) -> tuple[SchedulerConfig, 
 def _action_parts(absolute: bool, dim: int, where: str) -> tuple[ActionPart, ...]:
     if not absolute:
         return ()
-    if dim % ABSOLUTE_ARM_DIM:
-        raise CheckpointError(f"{where}: absolute actions of {dim} entries; expected {ABSOLUTE_ARM_DIM} per arm.")
-    return ABSOLUTE_ARM * (dim // ABSOLUTE_ARM_DIM)
+    if dim % POSE_ARM_DIM:
+        raise CheckpointError(f"{where}: absolute actions of {dim} entries; expected {POSE_ARM_DIM} per arm.")
+    return POSE_ARM * (dim // POSE_ARM_DIM)
 
 
 def _value(cfg: Any, path: str, where: str) -> Any:

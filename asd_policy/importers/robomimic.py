@@ -82,7 +82,10 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
     parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
     tensors |= _action_normaliser(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
-    env = env_id(str(entry(payload, "env_metadata.env_name", where)))
+    metadata = entry(payload, "env_metadata", where)
+    version = _robosuite_version(metadata)
+    frame = "base" if version >= robots.NEW_CONTROLLERS else "world"
+    env = env_id(str(entry(metadata, "env_name", where)), frame if absolute else None)
     policy = PolicyConfig(
         env_id=env,
         obs_keys=obs_keys,
@@ -90,12 +93,18 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
         n_obs_steps=entry(config, "algo.horizon.observation_horizon", where),
         horizon=entry(config, "algo.horizon.prediction_horizon", where),
         n_action_steps=entry(config, "algo.horizon.action_horizon", where),
-        action_bound=robots.action_bound(env, absolute),
+        action_bound=robots.action_bound(env),
         network=sizes.network,
         scheduler=scheduler,
         action_parts=parts,
     )
-    return Checkpoint(path, FORMAT, policy, tensors, notes + ((robots.ABSOLUTE_NOTE,) if absolute else ()))
+    return Checkpoint(path, FORMAT, policy, tensors, notes + (robots.pose_notes(env, version) if absolute else ()))
+
+
+def _robosuite_version(metadata: Mapping[str, Any]) -> tuple[int, int]:
+    """Major and minor; robomimic 0.5 writes it, and is used with 1.5."""
+    found = re.match(r"(\d+)\.(\d+)", str(metadata.get("env_version", "")))
+    return (int(found[1]), int(found[2])) if found else robots.NEW_CONTROLLERS
 
 
 def _vector(shapes: Mapping[str, Any], key: str, where: str) -> int:

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 from asd_policy.errors import CheckpointError
-from asd_policy.policies.tasks import ARM_DIMS
+from asd_policy.policies.tasks import ARM_DIMS, takes_poses
+
+NEW_CONTROLLERS = (1, 5)
+"""The robosuite that the environments here are made with, and which changed the arms' controllers."""
 
 
 def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, int]:
@@ -23,15 +26,19 @@ def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, 
     return {key: known.get(key, rest) for key in keys}
 
 
-def action_bound(env: str, absolute: bool) -> float | None:
+def action_bound(env: str) -> float | None:
     """Delta actions of this package's environments lie in [-1, 1]; of others nothing is known."""
-    return None if absolute or not env.startswith("asd/") else 1.0
+    return None if takes_poses(env) or not env.startswith("asd/") else 1.0
 
 
-ABSOLUTE_NOTE = (
-    "Actions are absolute poses: run them in an environment whose controller takes absolute input, "
-    "not in one that takes deltas."
-)
+def pose_notes(env: str, robosuite: tuple[int, int]) -> tuple[str, ...]:
+    """What somebody should know of a policy whose actions are absolute poses."""
+    if not takes_poses(env):
+        return ("Actions are absolute poses: run them in an environment whose controller takes absolute input.",)
+    if robosuite < NEW_CONTROLLERS:
+        version = ".".join(map(str, robosuite))
+        return (f"Trained in robosuite {version}, with other controllers than {env} has: success may not carry over.",)
+    return ()
 
 
 def scheduler_notes(name: str, steps: int | None, total: int) -> tuple[str, ...]:

@@ -39,6 +39,19 @@ class ActionPart:
         return AXIS_ANGLE if self.kind == "rot6d" else self.dim
 
 
+POSE_ARM = (ActionPart("keep", 3), ActionPart("rot6d", ROT6D), ActionPart("keep", 1))
+"""A target pose and a gripper: 10 entries for the network, 7 for the environment."""
+
+POSE_ARM_DIM = sum(part.dim for part in POSE_ARM)
+POSE_ARM_ENV_DIM = sum(part.env_dim for part in POSE_ARM)
+
+
+def from_env_poses(actions: Tensor) -> Tensor:
+    """The environment's pose actions (..., 7 per arm) -> what a network learns, (..., 10 per arm) as in `POSE_ARM`."""
+    position, rotation, gripper = actions.unflatten(-1, (-1, POSE_ARM_ENV_DIM)).split((3, AXIS_ANGLE, 1), dim=-1)
+    return torch.cat([position, axis_angle_to_rot6d(rotation), gripper], dim=-1).flatten(-2)
+
+
 def to_env_actions(actions: Tensor, parts: Sequence[ActionPart]) -> Tensor:
     """actions (..., A) of the network -> (..., A_env) of the environment; no parts leave them as they are."""
     if not parts:

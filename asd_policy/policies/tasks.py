@@ -10,10 +10,23 @@ ENV_IDS = {
 }
 """robomimic's name of a task, and robosuite's of its environment -> our environment."""
 
+POSES = {"base": "BasePose", "world": "WorldPose"}
+"""The frame of target poses -> how the names of our environments that take them say it."""
+
 ARM_DIMS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 """Low-dimensional observations of one arm, in robomimic's order."""
 
 
-def env_id(name: str) -> str:
-    """The id of the environment that others call `name`; a name that is not known stays as it is."""
-    return ENV_IDS.get(name, name)
+def env_id(name: str, poses: str | None = None) -> str:
+    """The id of the environment that others call `name`; a name that is not known stays as it is.
+
+    Args:
+        poses: a key of `POSES` where actions are target poses.
+    """
+    ours = ENV_IDS.get(name)
+    return name if ours is None else ours if poses is None else ours.replace("-", f"{POSES[poses]}-")
+
+
+def takes_poses(env: str) -> bool:
+    """Whether the actions of one of our environments are target poses."""
+    return env.startswith("asd/") and any(f"{name}-" in env for name in POSES.values())

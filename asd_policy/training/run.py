@@ -26,9 +26,11 @@ from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, from_env_poses
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import Quaternion, with_steady_signs
+from asd_policy.policies.tasks import takes_poses
 from asd_policy.training.loop import TrainSettings
 
 
@@ -39,7 +41,7 @@ class Demonstrations:
     Attributes:
         env_id: the environment.
         obs: (N, D) per key.
-        actions: (N, A), the expert's.
+        actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
     """
 
@@ -49,19 +51,22 @@ class Demonstrations:
     episode_ends: Tensor
 
     @classmethod
-    def read(cls, path: str | Path, episodes: int | None = None, filter_key: str | None = None) -> "Demonstrations":
+    def read(
+        cls, path: str | Path, episodes: int | None = None, filter_key: str | None = None, absolute: bool = False
+    ) -> "Demonstrations":
         """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
 
         Args:
             filter_key: the mask of an HDF5 file that names the demonstrations to read.
+            absolute: take the target poses that an HDF5 file keeps beside its delta actions.
 
         Raises:
             DataError: if there are fewer, or they cannot be used.
         """
         if Path(path).is_file():
-            return cls._read_hdf5(Path(path), episodes, filter_key)
-        if filter_key is not None:
-            raise DataError(f"{path} is no HDF5 file, so it has no filter {filter_key!r}.")
+            return cls._read_hdf5(Path(path), episodes, filter_key, absolute)
+        if filter_key is not None or absolute:
+            raise DataError(f"{path} is no HDF5 file: it has no filter {filter_key!r}, and one kind of actions.")
         store = EpisodeStore.open(path)
         available = store.num_episodes
         episodes = available if episodes is None else episodes
@@ -71,11 +76,12 @@ class Demonstrations:
         steps = int(ends[-1])
         obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in store.obs_keys}
         actions = torch.from_numpy(store.actions()[:steps].copy())
-        return cls(str(store.attrs["env_id"]), obs, actions, ends)
+        return cls._of(str(store.attrs["env_id"]), obs, actions, ends)
 
     @classmethod
-    def _read_hdf5(cls, path: Path, episodes: int | None, filter_key: str | None) -> "Demonstrations":
-        with RobomimicFile.open(path, filter_key) as file:
+    def _read_hdf5(cls, path: Path, episodes: int | None, filter_key: str | None, absolute: bool) -> "Demonstrations":
+        with RobomimicFile.open(path, filter_key, absolute) as file:
+            env = file.env_id
             wanted = len(file.demos) if episodes is None else episodes
             if not 1 <= wanted <= len(file.demos):
                 raise DataError(f"{path} holds {len(file.demos)} episodes; {wanted} are asked for.")
@@ -83,7 +89,11 @@ class Demonstrations:
         obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_dims}
         actions = torch.from_numpy(np.concatenate([one.action for one in read]))
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls(file.recording.env_id, obs, actions, ends)
+        return cls._of(env, obs, actions, ends)
+
+    @classmethod
+    def _of(cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor) -> "Demonstrations":
+        return cls(env, obs, from_env_poses(actions) if takes_poses(env) else actions, ends)
 
     def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
         """The configuration of a policy for this environment.
@@ -97,8 +107,11 @@ class Demonstrations:
         steady = tuple(
             Quaternion.mean_of(key, first, self.obs[key]) for key, firsts in quaternions.items() for first in firsts
         )
-        dims, action_dim = self.obs_dims, self.actions.shape[1]
-        return PolicyConfig(self.env_id, dims, action_dim, network=network, quaternions=steady)
+        dim = self.actions.shape[1]
+        config = PolicyConfig(self.env_id, self.obs_dims, dim, network=network, quaternions=steady)
+        if takes_poses(self.env_id):
+            config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
+        return config
 
     def as_seen_by(self, config: PolicyConfig) -> "Demonstrations":
         """The demonstrations with the signs of quaternions as the policy is shown them."""
@@ -150,6 +163,7 @@ class RunInfo:
     init: str | None
     settings: TrainSettings
     filter_key: str | None = None
+    absolute: bool = False
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")

@@ -85,6 +85,14 @@ def test_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
     check_replay(TASKS[task].env_id, episode)
 
 
+def test_stored_poses_replay_bit_for_bit(script):
+    episode = script.roll_out("square", 200_000, noise=0.05, actions="base")
+    assert episode is not None
+    assert np.abs(episode.action[:, 0]).max() < 1  # metres from the base
+    assert 0.001 < np.abs(episode.action - episode.executed_action)[:, :3].max() < 0.02  # 0.05 of 0.05 m, some sigmas
+    check_replay("asd/SquareBasePose-v0", episode)
+
+
 def check_replay(env_id: str, episode: Episode) -> None:
     """The executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
     env = gymnasium.make(f"envs:{env_id}", terminate_on_success=False)

@@ -119,6 +119,34 @@ def test_traps_of_versions_and_controllers(args, absolute, note):
         assert any(re.search(note, text) for text in recording.notes)
 
 
+@pytest.mark.parametrize(
+    ("args", "env_id"),
+    [
+        (env_args("1.5.1"), "asd/SquareBasePose-v0"),
+        (env_args("1.5.1", input_ref_frame="world"), "asd/SquareWorldPose-v0"),
+        (env_args("1.4.1"), "asd/SquareWorldPose-v0"),
+    ],
+)
+def test_target_poses_beside_deltas(tmp_path, args, env_id):
+    path = write_file(tmp_path / "a.hdf5", args)
+    with pytest.raises(DataError, match=r"no absolute actions.*robosuite_add_absolute_actions"):
+        RobomimicFile.open(path, absolute=True)
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            demo["actions_abs"] = 2.0 * demo["actions"][()]
+    with RobomimicFile.open(path, absolute=True) as poses, RobomimicFile.open(path) as deltas:
+        assert (poses.env_id, deltas.env_id) == (env_id, "asd/Square-v0")
+        name = poses.demos[0]
+        np.testing.assert_array_equal(poses.episode(name).action, 2 * deltas.episode(name).action)
+
+
+def test_a_recording_with_poses_alone(tmp_path):
+    with RobomimicFile.open(write_file(tmp_path / "a.hdf5", env_args("1.5.1", input_type="absolute"))) as file:
+        assert file.absolute
+        assert file.env_id == "asd/SquareBasePose-v0"
+        assert file.episode(file.demos[0]).action.shape[1] == 7
+
+
 def test_control_frequency_is_noticed():
     args = env_args()
     args["env_kwargs"]["control_freq"] = 10
@@ -128,7 +156,6 @@ def test_control_frequency_is_noticed():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (env_args("1.5.1", input_type="absolute"), "holds absolute actions"),
         (env_args() | {"type": 2}, "environment of type 2"),
         ({"env_name": "Lift"}, "cannot be understood.*env_kwargs"),
         ({**env_args(), "env_version": "one"}, "cannot be understood"),

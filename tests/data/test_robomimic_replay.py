@@ -33,6 +33,7 @@ def record(env: gymnasium.Env, demo: Episode, group: h5py.Group) -> None:
 @pytest.mark.slow
 def test_through_robomimics_tools(tmp_path: Path) -> None:
     import robomimic.utils.obs_utils as obs_utils
+    from robomimic.scripts.conversion.robosuite_add_absolute_actions import add_absolute_actions_to_dataset
     from robomimic.scripts.dataset_states_to_obs import dataset_states_to_obs
 
     demos = [demo for seed in SEEDS if (demo := roll_out("square", seed, noise=0.05)) is not None]
@@ -59,7 +60,18 @@ def test_through_robomimics_tools(tmp_path: Path) -> None:
     options |= {"compress": False, "exclude_next_obs": True, "dataset": str(tmp_path / "demo.hdf5")}
     dataset_states_to_obs(Namespace(**options))
 
-    with RobomimicFile.open(tmp_path / "low_dim.hdf5") as file:
+    check_deltas(tmp_path / "low_dim.hdf5", demos, env)
+    add_absolute_actions_to_dataset(tmp_path / "low_dim.hdf5", num_workers=1)
+    poses = gymnasium.make("envs:asd/SquareBasePose-v0", terminate_on_success=False)
+    with RobomimicFile.open(tmp_path / "low_dim.hdf5", absolute=True) as file:
+        assert file.env_id == "asd/SquareBasePose-v0"
+        for name, demo in zip(file.demos, demos, strict=True):
+            assert replay(poses, demo.seed, file.episode(name).action)
+
+
+def check_deltas(path: Path, demos: list[Episode], env: gymnasium.Env) -> None:
+    """The file holds what was recorded, and replaying it succeeds."""
+    with RobomimicFile.open(path) as file:
         assert file.recording.env_id == "asd/Square-v0"
         assert not file.recording.absolute
         for name, demo in zip(file.demos, demos, strict=True):

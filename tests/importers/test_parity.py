@@ -59,8 +59,8 @@ def test_conversion_to_the_native_format_changes_nothing(all_originals, name, tm
 
 
 def test_what_is_done_otherwise_is_a_warning(all_originals, recwarn):
-    with pytest.warns(UserWarning, match="Actions are absolute poses"):
-        load_policy(all_originals["robomimic"].path)
+    with pytest.warns(UserWarning, match="Trained in robosuite 1.2"):
+        load_policy(all_originals["diffusion_policy"].path)
     recwarn.clear()
     load_policy(all_originals["lerobot"].path)
     assert not recwarn.list
@@ -71,7 +71,7 @@ def test_what_is_found(all_originals):
         load_policy(all_originals[name].path).config for name in ("robomimic", "lerobot", "diffusion_policy")
     )
     assert list(robomimic.obs_keys.items()) == list(stanford.obs_keys.items()) == list(originals.OBS.items())
-    assert robomimic.env_id == stanford.env_id == "asd/Square-v0"
+    assert (robomimic.env_id, stanford.env_id) == ("asd/SquareBasePose-v0", "asd/SquareWorldPose-v0")
     assert robomimic.action_parts == stanford.action_parts
     assert (stanford.env_action_dim, stanford.action_bound) == (7, None)
     assert (lerobot.horizon, lerobot.n_action_steps, lerobot.network.n_groups) == (8, 5, 4)

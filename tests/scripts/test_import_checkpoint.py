@@ -21,7 +21,13 @@ GOLDEN = Path(__file__).parents[1] / "importers" / "golden"
         ),
         (
             "real_stanford/transformer.ckpt",
-            ["diffusion_policy", "asd/Square-v0", "2 layers, 4 heads", "causal", "10 -> 7: keep 3, rot6d 6, keep 1"],
+            [
+                "diffusion_policy",
+                "asd/SquareWorldPose-v0",
+                "2 layers, 4 heads",
+                "causal",
+                "10 -> 7: keep 3, rot6d 6, keep 1",
+            ],
         ),
     ],
 )
@@ -30,7 +36,7 @@ def test_inspect(path, shown, capsys):
     found = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     for text in shown:
         assert text in found
-    assert ("note: Actions are absolute poses" in found) == path.endswith("ckpt")
+    assert ("note: Trained in robosuite 1.2" in found) == path.endswith("ckpt")
 
 
 def test_convert(tmp_path, capsys):

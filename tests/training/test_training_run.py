@@ -10,6 +10,7 @@ import torch
 
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.network import build_network
@@ -46,6 +47,19 @@ def test_demonstrations_become_normalised_windows(store: Path) -> None:
     history = {key: values[:2][None] for key, values in demonstrations.obs.items()}
     condition, _ = windows.gather(torch.tensor([1]))  # window 0 begins one step before the episode
     torch.testing.assert_close(condition, normalizer.global_condition(history, config.obs_keys))
+
+
+def test_target_poses_are_learned_with_rotations_in_six_numbers(tmp_path: Path) -> None:
+    episodes = EpisodeStore.create(tmp_path / "poses.zarr", DIMS, 14, {"env_id": "asd/TransportBasePose-v0"})
+    generator = np.random.default_rng(0)
+    obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
+    action = generator.uniform(-1, 1, size=(30, 14)).astype(np.float32)
+    episodes.append(Episode(0, obs, action, action, 30))
+    demonstrations = Demonstrations.read(tmp_path / "poses.zarr")
+    config = demonstrations.policy_config(NETWORK, {})
+    assert (config.action_dim, config.env_action_dim, config.action_bound) == (20, 14, None)
+    back = to_env_actions(demonstrations.actions, config.action_parts)
+    np.testing.assert_allclose(back, action, atol=1e-5)
 
 
 def test_what_the_store_lacks_is_refused(store: Path) -> None:
