@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
-from scipy.stats import binomtest
 
 from asd_policy.evaluation.rollout import Episode
+from asd_policy.evaluation.stats import wilson
 
 Results = Mapping[str, Sequence[Episode]]
 """Sampler's label -> its episodes."""
@@ -44,12 +44,11 @@ def summarize(results: Results) -> list[Row]:
 def _row(sampler: str, episodes: Sequence[Episode]) -> Row:
     latency = 1000 * np.concatenate([episode.latency for episode in episodes])
     successes = sum(episode.success for episode in episodes)
-    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
     return Row(
         sampler=sampler,
         episodes=len(episodes),
         successes=successes,
-        success_interval=(float(interval.low), float(interval.high)),
+        success_interval=wilson(successes, len(episodes)),
         length=float(np.median([episode.length for episode in episodes])),
         latency_ms=float(np.median(latency)),
         latency_p95_ms=float(np.percentile(latency, 95)),
