@@ -14,8 +14,8 @@ from scipy.stats import binomtest, bootstrap, norm
 from asd_policy.errors import ConfigError
 
 LEVEL = 0.95
-"""Of every interval here. Equivalence is then Schuirmann's two one-sided tests (1987) at 2.5 % each. Their customary 90 %
-interval would do for a normal estimate; among few episodes with a rare difference it says "equivalent" too easily."""
+"""Of every interval here. Equivalence is then Schuirmann's two one-sided tests (1987) at 2.5 % each. Their customary
+90 % interval would do for a normal estimate; of few episodes with a rare difference it says "equivalent" too easily."""
 RESAMPLES = 9999
 POWER = 0.8
 

@@ -138,7 +138,7 @@ def test_coverage(seeds, repeats, fewer_resamples):
 
 @pytest.mark.parametrize("seeds", [59, 100])
 def test_equivalence_is_rarely_claimed_at_the_margin(seeds, fewer_resamples):
-    """A sampler that loses 5 points, and wins nothing back, is called equivalent within 5 points at most 1 time in 20."""
+    """A sampler that loses 5 points and wins none is called equivalent within 5 points at most 1 time in 20."""
     rng = np.random.default_rng(1)
     verdicts = [compared(rng.random(seeds) >= 0.05, np.ones(seeds)).verdict for _ in range(300)]
     assert verdicts.count("equivalent") / 300 < 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 300)
