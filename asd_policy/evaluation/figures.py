@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.summary import mean_acceptance
@@ -91,6 +91,7 @@ def rounds(cells: Cells, prefix: str) -> str:
         axes.fill_between(number, low, high, color=_line(index)["color"], alpha=0.2, linewidth=0)
         axes.plot(number, [np.mean(calls) for calls in chunks], **_line(index))
     _log_ticks(axes.yaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure, prefix)
 
 

@@ -18,6 +18,7 @@ LEVEL = 0.95
 90 % interval would do for a normal estimate; of few episodes with a rare difference it says "equivalent" too easily."""
 RESAMPLES = 9999
 POWER = 0.8
+PILOT = 5  # seeds on which the samplers differ, before their number allows to plan
 
 Outcomes = Mapping[tuple[int, int], bool]
 """(env seed, repeat) -> success."""
@@ -140,8 +141,11 @@ def _difference_interval(
 def _more_seeds(wins: NDArray[np.float64], sizes: NDArray[np.float64], margin: float) -> int | None:
     """Env seeds to add so that "equivalent" comes out with probability POWER, were the samplers equally good.
 
-    The seeds vary as they have so far. None if there are enough already: then the difference seen is the obstacle.
+    The seeds vary as they have so far. None if fewer than PILOT tell of that, or if there are enough already: then the
+    difference seen is the obstacle.
     """
+    if np.count_nonzero(wins) < PILOT:
+        return None
     padded, weights = _with_imaginary(wins, sizes)
     deviation = np.sqrt(np.mean((padded - weights * padded.sum() / weights.sum()) ** 2)) / weights.mean()
     quantiles = norm.ppf((1 + LEVEL) / 2) + norm.ppf((1 + POWER) / 2)
