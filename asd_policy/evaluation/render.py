@@ -30,7 +30,7 @@ def number(value: float, digits: int = 0) -> str:
 
 def times(baseline: float, value: float) -> str:
     """How many times less than the baseline."""
-    return f"{baseline / value:.1f}x" if value > 0 and not math.isnan(baseline) else "-"
+    return "-" if math.isnan(baseline / value) else f"{baseline / value:.1f}x"
 
 
 def lowest(rows: dict[str, Row]) -> float:

@@ -142,16 +142,17 @@ def _check(records: Sequence[Record]) -> None:
         if checkpoints.setdefault(record.task, record.checkpoint_sha256) != record.checkpoint_sha256:
             raise ConfigError(f"The files hold {record.task} of several checkpoints. Report each apart.")
         costs = (record.latency, record.rounds, record.evaluations)
-        numbers = [*record.latency, *record.rounds, *record.evaluations, *record.acceptance, record.length]
-        if len({len(cost) for cost in costs}) > 1 or not all(map(_is_cost, numbers)):
-            raise DataError(
-                f"{record.job}: latency, rounds and evaluations need a number of each chunk, none of them negative."
-            )
+        lengths = {len(cost) for cost in costs}
+        shares = all(_is_number(share) and 0 <= share <= 1 for share in record.acceptance)
+        if len(lengths) > 1 or not all(_is_number(value) and value > 0 for cost in costs for value in cost):
+            raise DataError(f"{record.job}: latency, rounds and evaluations need a positive number of each chunk.")
+        if not shares or not _is_number(record.length):
+            raise DataError(f"{record.job}: length must be a number, and acceptance numbers from 0 to 1.")
         if record.acceptance:
             cell = (record.task, record.sampler)
             if steps.setdefault(cell, len(record.acceptance)) != len(record.acceptance):
                 raise DataError(f"{record.job}: acceptance has {len(record.acceptance)} steps, others {steps[cell]}.")
 
 
-def _is_cost(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12

@@ -187,15 +187,26 @@ def test_a_cell_of_nothing_but_errors():
     assert "nan" not in to_markdown(tasks)
 
 
+def test_nothing_but_errors():
+    page = Page(to_html(analyze([failed(episode("square", "ddpm", 1, 0, False), error="OSError: x")])))
+    assert [row[0] for row in page.tables[0][1:]] == ["ddpm"]
+    assert page.tables[1][1] == ["ddpm", "seed 1", "0", "OSError: x"]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({}, ConfigError, "more than once"),
         ({"env_seed": 2, "checkpoint_sha256": "f" * 64}, ConfigError, "several checkpoints"),
-        ({"env_seed": 2, "rounds": [1]}, DataError, "a number of each chunk"),
-        ({"env_seed": 2, "latency": ["1"], "rounds": [1], "evaluations": [1]}, DataError, "a number of each chunk"),
-        ({"env_seed": 2, "latency": [float("nan")], "rounds": [1], "evaluations": [1]}, DataError, "a number of"),
-        ({"env_seed": 2, "latency": [-1.0], "rounds": [1], "evaluations": [1]}, DataError, "none of them negative"),
+        ({"env_seed": 2, "rounds": [1]}, DataError, "a positive number of each chunk"),
+        (
+            {"env_seed": 2, "latency": ["1"], "rounds": [1], "evaluations": [1]},
+            DataError,
+            "a positive number of each chunk",
+        ),
+        ({"env_seed": 2, "latency": [float("nan")], "rounds": [1], "evaluations": [1]}, DataError, "a positive number"),
+        ({"env_seed": 2, "latency": [-1.0], "rounds": [1], "evaluations": [1]}, DataError, "a positive number"),
+        ({"env_seed": 2, "acceptance": [2.0] * 100}, DataError, "from 0 to 1"),
         ({"env_seed": 2, "acceptance": [1.0]}, DataError, "acceptance has 1 steps, others 100"),
     ],
 )

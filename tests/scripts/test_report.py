@@ -86,7 +86,7 @@ def test_choice_of_episodes(script):
 
 
 @pytest.mark.slow
-def test_films(tmp_path):
+def test_films(script, tmp_path, monkeypatch):
     """Real episodes of a policy with random weights: filmed they are the same, with other noise they are not."""
     task = TASKS["square"]
     checkpoint = tiny_checkpoint(tmp_path / "tiny", task.obs_dims, task.action_dim)
@@ -98,8 +98,9 @@ def test_films(tmp_path):
     same, other = (Record(**episode.to_json(), **common) for episode in episodes)
     changed = Record(**other.to_json() | {"noise_seed": 5})
     results = write(tmp_path / "results.jsonl", [same, changed])
-    done = run(results, "--out", tmp_path / "report", "--videos", 2, "--checkpoints", checkpoint)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("asd_policy.evaluation.videos.STRIDE", 100)  # rendering takes its time
+    arguments = script["Arguments"]((results,), tmp_path / "report", videos=("2",), checkpoints=(checkpoint,))
+    assert script["main"](arguments) == 0
     films = sorted((tmp_path / "report" / "videos").glob("*.mp4"))
     assert [film.name for film in films] == [f"asd-Square-v0-ddim-1-{seed}-0.mp4" for seed in (100000, 100001)]
     page = (tmp_path / "report" / "index.html").read_text()
