@@ -3,7 +3,6 @@
 python scripts/evaluate.py --checkpoint checkpoints/square --samplers ddpm asd:reuse:24 --seeds 100000-100049
 """
 
-import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -17,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
 from asd_policy.evaluation.evaluate import evaluate, parse_seeds
+from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.rollout import Episode
-from asd_policy.evaluation.summary import plot_acceptance, software, summarize, table
+from asd_policy.evaluation.summary import plot_acceptance, summarize, table
 from asd_policy.evaluation.videos import write_video
+from asd_policy.importers.checkpoint import fingerprint
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
 
@@ -105,11 +106,9 @@ def run_episodes(
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
     """Write results.json and acceptance.png, and print the table."""
-    path = arguments.checkpoint
-    weights = (path / "model.safetensors" if path.is_dir() else path).read_bytes()
     provenance = {
         "checkpoint": str(arguments.checkpoint),
-        "checkpoint_sha256": hashlib.sha256(weights).hexdigest(),
+        "checkpoint_sha256": fingerprint(arguments.checkpoint),
         "seeds": arguments.seeds,
         "repeat": arguments.repeat,
         "device": arguments.device,

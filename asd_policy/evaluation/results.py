@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType, UnionType
@@ -183,7 +183,7 @@ def _line(record: Record) -> bytes:
     return json.dumps(record.to_json()).encode() + b"\n"
 
 
-def check_same_settings(records: Sequence[Record], checkpoints: dict[str, str], settings: dict[str, Any]) -> None:
+def check_same_settings(records: Sequence[Record], checkpoints: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the records were made with these settings and, per task, this checkpoint.
 
     Args:
@@ -198,5 +198,5 @@ def check_same_settings(records: Sequence[Record], checkpoints: dict[str, str], 
             )
         if record.settings != settings:
             raise ConfigError(
-                f"The file holds episodes made with {record.settings}, now {settings}. Write to another file."
+                f"The file holds episodes made with {record.settings}, now {dict(settings)}. Write to another file."
             )

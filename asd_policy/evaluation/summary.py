@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -113,19 +110,3 @@ def plot_acceptance(results: Results, path: Path) -> None:
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def software() -> dict[str, str]:
-    """Versions of what a result depends on, and the git commit if this is a checkout."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("asd-policy", "torch", "numpy", "gymnasium", "mujoco", "robosuite"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=False
-    )
-    versions["git"] = git.stdout.strip() or "not a checkout"
-    return versions

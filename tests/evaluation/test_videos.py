@@ -9,7 +9,7 @@ import pytest
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import rollout
 from asd_policy.evaluation.videos import film
-from tests.evaluation.test_evaluation import Push, Walk
+from tests.evaluation.toy import Push, Walk
 
 
 class Filmed(Walk):

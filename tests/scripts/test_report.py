@@ -86,6 +86,7 @@ def test_choice_of_episodes(script):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_films(script, tmp_path, monkeypatch):
     """Real episodes of a policy with random weights: filmed they are the same, with other noise they are not."""
     task = TASKS["square"]
