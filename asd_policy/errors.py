@@ -2,10 +2,15 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AsdPolicyError(Exception):
     """Root of every error that this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes the message alone travels, whatever a subclass is made from.
+        return type(self).__new__, (type(self), *self.args)
 
 
 class ConfigError(AsdPolicyError, ValueError):
@@ -46,3 +51,7 @@ class UnsafeFileError(CheckpointError):
             f"{path}: its pickle wants {wanted}, which is neither a tensor nor plain data. Nothing was run. If you "
             "trust whoever made the file, pass trust_pickle=True (--trust-pickle), which lets it run any code here."
         )
+
+
+class WorkerError(AsdPolicyError):
+    """Worker processes that are lost again and again."""

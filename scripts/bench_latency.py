@@ -24,7 +24,7 @@ from asd_policy import AsdPolicyError, load_policy
 from asd_policy.benchmarks import latency
 from asd_policy.benchmarks.latency import Timing
 from asd_policy.core import AsdSampler
-from asd_policy.evaluation.summary import software
+from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
 from asd_policy.policies.samplers import SamplerSpec
 

@@ -3,14 +3,12 @@
 python scripts/evaluate.py --checkpoint checkpoints/square --samplers ddpm asd:reuse:24 --seeds 100000-100049
 """
 
-import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gymnasium
-import imageio
 import torch
 import tyro
 from rich.console import Console
@@ -18,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
 from asd_policy.evaluation.evaluate import evaluate, parse_seeds
-from asd_policy.evaluation.rollout import Episode, replay_frames
-from asd_policy.evaluation.summary import plot_acceptance, software, summarize, table
+from asd_policy.evaluation.provenance import software
+from asd_policy.evaluation.rollout import Episode
+from asd_policy.evaluation.summary import plot_acceptance, summarize, table
+from asd_policy.evaluation.videos import write_video
+from asd_policy.importers.checkpoint import fingerprint
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
-
-VIDEO_STRIDE = 2  # rendering without a GPU takes about 0.2 s a frame
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,9 @@ def run_episodes(
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
     """Write results.json and acceptance.png, and print the table."""
-    path = arguments.checkpoint
-    weights = (path / "model.safetensors" if path.is_dir() else path).read_bytes()
     provenance = {
         "checkpoint": str(arguments.checkpoint),
-        "checkpoint_sha256": hashlib.sha256(weights).hexdigest(),
+        "checkpoint_sha256": fingerprint(arguments.checkpoint),
         "seeds": arguments.seeds,
         "repeat": arguments.repeat,
         "device": arguments.device,
@@ -129,13 +126,11 @@ def report(arguments: Arguments, results: dict[str, list[Episode]], console: Con
 def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], out: Path, console: Console) -> None:
     """An mp4 of each sampler's first episode, replayed from its seed and actions."""
     env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array")
-    fps = env.metadata["render_fps"] / VIDEO_STRIDE
     with console.status("Rendering videos") as status:
         for label, episodes in results.items():
             status.update(f"Rendering {label}")
             path = out / f"{label.replace(':', '-')}-seed{episodes[0].env_seed}.mp4"
-            frames = replay_frames(env, episodes[0].env_seed, episodes[0].actions, VIDEO_STRIDE)
-            imageio.mimwrite(path, frames, fps=fps)
+            write_video(env, episodes[0].env_seed, episodes[0].actions, path)
             console.print(f"Wrote {path}")
     env.close()
 

@@ -70,31 +70,61 @@ def rollout(env: gymnasium.Env, policy: Policy, env_seed: int, noise_seed: int) 
     """
     obs, _ = env.reset(seed=env_seed)
     policy.reset(seed=noise_seed)
-    actions: list[NDArray[np.float32]] = []
-    chunks: list[ChunkStats] = []
-    success = over = False
-    while not (success or over):
+    trace = Trace(env_seed, noise_seed)
+    while not trace.over:
         action = policy.act(obs)
-        if not np.isfinite(action).all():
-            raise NumericalError(f"The policy's action at step {len(actions)} of env seed {env_seed} is {action}.")
-        if policy.stats is not None and (not chunks or policy.stats is not chunks[-1]):
-            chunks.append(policy.stats)
+        trace.acted(action, policy.stats)
         obs, _, terminated, truncated, info = env.step(action)
-        actions.append(action)
-        success, over = bool(info["success"]), terminated or truncated
-    stream = np.stack(actions)
-    return Episode(
-        env_seed=env_seed,
-        noise_seed=noise_seed,
-        success=success,
-        length=len(actions),
-        latency=[chunk.latency for chunk in chunks],
-        rounds=[int(chunk.rounds[0]) for chunk in chunks],
-        evaluations=[int(chunk.evaluations[0]) for chunk in chunks],
-        acceptance=np.mean([np.asarray(chunk.acceptance) for chunk in chunks], axis=0).tolist(),
-        action_sha256=hashlib.sha256(stream.tobytes()).hexdigest(),
-        actions=stream,
-    )
+        trace.moved(bool(info["success"]), terminated or truncated)
+    return trace.episode()
+
+
+class Trace:
+    """An episode in the making.
+
+    Args:
+        row: the episode's place in the policy's batch.
+    """
+
+    def __init__(self, env_seed: int, noise_seed: int, row: int = 0):
+        self._seeds, self._row = (env_seed, noise_seed), row
+        self._actions: list[NDArray[np.float32]] = []
+        self._chunks: list[ChunkStats] = []
+        self._success = self.over = False
+
+    def acted(self, action: NDArray[np.float32], stats: ChunkStats | None) -> None:
+        """Note an action (A,), and what its chunk cost if it is the first of the chunk.
+
+        Raises:
+            NumericalError: if the action is not finite.
+        """
+        if not np.isfinite(action).all():
+            step, seed = len(self._actions), self._seeds[0]
+            raise NumericalError(f"The policy's action at step {step} of env seed {seed} is {action}.")
+        if stats is not None and (not self._chunks or stats is not self._chunks[-1]):
+            self._chunks.append(stats)
+        self._actions.append(action)
+
+    def moved(self, success: bool, over: bool) -> None:
+        """Note what the environment said of it."""
+        self._success, self.over = success, success or over
+
+    def episode(self) -> Episode:
+        stream = np.stack(self._actions)
+        acceptance = [np.asarray(chunk.acceptance) for chunk in self._chunks]
+        env_seed, noise_seed = self._seeds
+        return Episode(
+            env_seed=env_seed,
+            noise_seed=noise_seed,
+            success=self._success,
+            length=len(stream),
+            latency=[chunk.latency for chunk in self._chunks],
+            rounds=[int(chunk.rounds[self._row]) for chunk in self._chunks],
+            evaluations=[int(chunk.evaluations[self._row]) for chunk in self._chunks],
+            acceptance=np.mean(acceptance, axis=0).tolist() if acceptance else [],
+            action_sha256=hashlib.sha256(stream.tobytes()).hexdigest(),
+            actions=stream,
+        )
 
 
 def replay_frames(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from scipy.stats import binomtest
 
+from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import Episode
+from asd_policy.evaluation.stats import wilson
 
-Results = Mapping[str, Sequence[Episode]]
+Results = Mapping[str, Sequence[Episode] | Sequence[Record]]
 """Sampler's label -> its episodes."""
 
 
@@ -30,7 +29,7 @@ class Row:
     successes: int
     success_interval: tuple[float, float]  # Wilson, 95 %
     length: float  # median control steps
-    latency_ms: float  # median per chunk
+    latency_ms: float  # median per chunk; NaN, as what follows, if every episode broke before its first
     latency_p95_ms: float
     rounds: float  # mean per chunk
     evaluations: float  # mean per chunk
@@ -41,20 +40,23 @@ def summarize(results: Results) -> list[Row]:
     return [_row(sampler, episodes) for sampler, episodes in results.items() if episodes]
 
 
-def _row(sampler: str, episodes: Sequence[Episode]) -> Row:
-    latency = 1000 * np.concatenate([episode.latency for episode in episodes])
+def _row(sampler: str, episodes: Sequence[Episode] | Sequence[Record]) -> Row:
     successes = sum(episode.success for episode in episodes)
-    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
+    # (C, 3) of all chunks: ms, rounds, evaluations
+    chunks = np.array([chunk for e in episodes for chunk in zip(e.latency, e.rounds, e.evaluations, strict=True)])
+    if not len(chunks):
+        chunks = np.full((1, 3), np.nan)
+    latency = 1000 * chunks[:, 0]
     return Row(
         sampler=sampler,
         episodes=len(episodes),
         successes=successes,
-        success_interval=(float(interval.low), float(interval.high)),
+        success_interval=wilson(successes, len(episodes)),
         length=float(np.median([episode.length for episode in episodes])),
         latency_ms=float(np.median(latency)),
         latency_p95_ms=float(np.percentile(latency, 95)),
-        rounds=float(np.concatenate([episode.rounds for episode in episodes]).mean()),
-        evaluations=float(np.concatenate([episode.evaluations for episode in episodes]).mean()),
+        rounds=float(chunks[:, 1].mean()),
+        evaluations=float(chunks[:, 2].mean()),
     )
 
 
@@ -87,34 +89,24 @@ def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
     return result
 
 
-def plot_acceptance(results: Results, path: Path) -> None:
-    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG.
+def mean_acceptance(episodes: Sequence[Episode] | Sequence[Record]) -> NDArray[np.float64]:
+    """The share of drafts kept at each step (K - 1,), zeros for a sampler without drafts.
 
     The last step is left out: it adds no noise, so it is computed, not drawn.
     """
+    known = [episode.acceptance for episode in episodes if episode.acceptance]
+    return np.mean(known, axis=0)[:-1] if known else np.zeros(0)
+
+
+def plot_acceptance(results: Results, path: Path) -> None:
+    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
     for sampler, episodes in results.items():
-        acceptance = np.mean([episode.acceptance for episode in episodes], axis=0) if episodes else np.zeros(1)
+        acceptance = mean_acceptance(episodes)
         if acceptance.any():
-            axes.plot(acceptance[:-1], label=sampler)
+            axes.plot(acceptance, label=sampler)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def software() -> dict[str, str]:
-    """Versions of what a result depends on, and the git commit if this is a checkout."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("asd-policy", "torch", "numpy", "gymnasium", "mujoco", "robosuite"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=False
-    )
-    versions["git"] = git.stdout.strip() or "not a checkout"
-    return versions

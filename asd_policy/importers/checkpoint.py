@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +63,8 @@ class Checkpoint:
         modules.load_state_dict(self.tensors)
         network, normalizer = modules["model"], modules["normalizer"]
         assert isinstance(normalizer, LinearNormalizer)
-        return DiffusionPolicy(network, normalizer, self.config, sampler, device, self._windows_file(), **options)
+        windows = windows_file(self.source) if self.source != Path() else None
+        return DiffusionPolicy(network, normalizer, self.config, sampler, device, windows, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write the native folder: `config.json` and `model.safetensors`."""
@@ -90,12 +93,6 @@ class Checkpoint:
             tensors |= {field_name(key, field): piece for key, piece in zip(obs_keys, pieces, strict=True)}
         return replace(self, config=replace(self.config, obs_keys=dict(obs_keys)), tensors=tensors)
 
-    def _windows_file(self) -> Path | None:
-        """Where calibrated windows are kept: in the checkpoint's folder, or beside its file."""
-        if self.source == Path():
-            return None
-        return self.source / WINDOWS if self.source.is_dir() else self.source.with_suffix(f".{WINDOWS}")
-
     def _modules(self) -> nn.ModuleDict:
         """The network and the normaliser that the configuration describes."""
         normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
@@ -115,6 +112,32 @@ class Checkpoint:
         if wrong:
             listed = "; ".join(sorted(wrong)[:5])
             raise CheckpointError(f"{self.source} does not fit its configuration in {len(wrong)} tensors: {listed}.")
+
+
+def windows_file(source: Path) -> Path:
+    """Where calibrated windows are kept: in the checkpoint's folder, or beside its file."""
+    return source / WINDOWS if source.is_dir() else source.with_suffix(f".{WINDOWS}")
+
+
+def fingerprint(source: Path, windows: bool = False) -> str:
+    """SHA-256 of a checkpoint's file, or of the names and contents of what a policy is read from in its folder.
+
+    Args:
+        windows: include the calibrated windows, for samplers that use them.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    kept = windows_file(source)
+    files = sorted({*source.glob("*.json"), *source.glob("*.safetensors")} - {kept}) if source.is_dir() else [source]
+    files += [kept] if windows and kept.exists() else []
+    try:
+        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the checkpoint {source}: {error}") from error
+    if files == [source]:
+        return digests[source.name]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def field_name(key: str, kind: str) -> str:

@@ -2,53 +2,14 @@
 
 import json
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
 
 from asd_policy.errors import ConfigError, NumericalError
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.rollout import replay_frames, rollout
 from asd_policy.evaluation.summary import plot_acceptance, summarize, table
-from asd_policy.policies.diffusion import ChunkStats
-
-
-class Walk(gymnasium.Env):
-    """A point must be brought beyond 1; the episode is cut after 12 steps."""
-
-    observation_space = gymnasium.spaces.Dict({"x": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)})
-    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x, self.t = self.np_random.uniform(0, 0.1, 1).astype(np.float32), 0
-        return {"x": self.x}, {"success": False}
-
-    def step(self, action):
-        self.x, self.t = self.x + 0.2 * action, self.t + 1
-        success = bool(self.x[0] > 1)
-        return {"x": self.x}, float(success), success, self.t == 12, {"success": success}
-
-    def render(self):
-        return np.full((2, 2, 3), self.t, dtype=np.uint8)
-
-
-class Push:
-    """Acts by noise around a constant; samples a chunk every four steps."""
-
-    def __init__(self, strength: float, rounds: int):
-        self.strength, self.rounds, self.stats = strength, rounds, None
-
-    def reset(self, seed):
-        self.rng, self.t = np.random.default_rng(seed), 0
-
-    def act(self, obs):
-        if self.t % 4 == 0:
-            calls = torch.tensor([self.rounds])
-            self.stats = ChunkStats(0.001 * self.rounds, calls, 2 * calls, torch.tensor([1.0, 0.5]))
-        self.t += 1
-        return (self.strength + 0.1 * self.rng.standard_normal(1)).astype(np.float32)
+from tests.evaluation.toy import Push, Walk
 
 
 def test_episode_records_every_chunk_and_stops_at_success():

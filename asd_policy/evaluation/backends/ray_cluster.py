@@ -1,0 +1,103 @@
+"""A Ray cluster: the engine schedules, begins again what was lost, and bears the loss of nodes."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Generator, Iterable
+from functools import cache
+from itertools import islice
+from typing import Any
+
+from asd_policy.errors import ConfigError
+from asd_policy.evaluation.backends import ATTEMPTS, MakeWorker, Worker, check_counts
+from asd_policy.evaluation.results import Record
+from asd_policy.evaluation.vector import THREAD_COUNTS
+from asd_policy.evaluation.worker import Wave
+
+log = logging.getLogger(__name__)
+
+
+class Ray:
+    """Waves as Ray tasks. A process of the cluster makes its worker with its first wave and keeps it.
+
+    Args:
+        workers: how many waves run at once; None takes as many as the cluster has room for.
+        threads: CPUs of a worker.
+        address: of a running cluster; None starts one on this machine, unless Ray is running in this process already.
+        gpu: whether the workers share the cluster's GPUs.
+
+    Raises:
+        ConfigError: if Ray is not installed, or there is no cluster, or no node with this many CPUs, or a count is not
+            positive.
+    """
+
+    def __init__(self, workers: int | None, threads: int = 1, address: str | None = None, gpu: bool = False):
+        try:
+            import ray  # here: an extra of its own
+        except ImportError as error:
+            raise ConfigError("Ray is not installed. Do: pip install 'asd-policy[ray]'.") from error
+        check_counts(1 if workers is None else workers, threads)
+        self._ray: Any = ray
+        self._started = not ray.is_initialized()
+        cpus = None if workers is None else workers * threads
+        here: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+        if self._started:
+            try:
+                ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(f"There is no Ray cluster at {address!r}: {error}") from error
+        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        if largest < threads:
+            raise ConfigError(f"A worker has {threads} threads; the cluster's largest node has {largest:g} CPUs.")
+        room = ray.cluster_resources()
+        self.workers = workers or int(room["CPU"] // threads)
+        environment = {"env_vars": dict.fromkeys(THREAD_COUNTS, str(threads))}
+        self._options = {
+            "num_cpus": threads,
+            "num_gpus": min(1.0, room.get("GPU", 0) / self.workers) if gpu else 0,
+            "max_retries": ATTEMPTS - 1,
+            "retry_exceptions": [MemoryError],
+            "runtime_env": environment,
+        }
+
+    def run(self, waves: Iterable[Wave], make_worker: MakeWorker) -> Generator[list[Record], None, None]:
+        ray, left = self._ray, iter(waves)
+        task = ray.remote(_run).options(**self._options)
+        factory = ray.cloudpickle.dumps(make_worker)
+        running: dict[Any, Wave] = {}
+        try:
+            while True:
+                for wave in islice(left, self.workers - len(running)):
+                    running[task.remote(factory, wave)] = wave
+                if not running:
+                    return
+                [done], _ = ray.wait(list(running), num_returns=1)
+                wave = running.pop(done)
+                try:
+                    records = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, MemoryError):
+                        log.warning("Memory ran out %d times in %s; given up.", ATTEMPTS, wave[0])
+                    else:
+                        raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    log.warning("Lost %d times: %s; given up. %s", ATTEMPTS, wave[0], error)
+                else:
+                    yield records
+        finally:
+            if self._started:
+                ray.shutdown()
+            else:
+                for reference in running:
+                    ray.cancel(reference, force=True)
+
+
+def _run(factory: bytes, wave: Wave) -> list[Record]:
+    return _worker(factory)(wave)
+
+
+@cache
+def _worker(factory: bytes) -> Worker:
+    make_worker: MakeWorker = pickle.loads(factory)
+    return make_worker()

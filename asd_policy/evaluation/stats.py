@@ -1,0 +1,153 @@
+"""What the successes of a sampler, and of two on the same episodes, allow to say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap, norm
+
+from asd_policy.errors import ConfigError
+
+LEVEL = 0.95
+"""Of every interval here. Equivalence is then Schuirmann's two one-sided tests (1987) at 2.5 % each. Their customary
+90 % interval would do for a normal estimate; of few episodes with a rare difference it says "equivalent" too easily."""
+RESAMPLES = 9999
+POWER = 0.8
+PILOT = 5  # seeds on which the samplers differ, before their number allows to plan
+
+Outcomes = Mapping[tuple[int, int], bool]
+"""(env seed, repeat) -> success."""
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """Wilson's interval of a success rate, at LEVEL; takes the episodes to be independent."""
+    interval = binomtest(successes, episodes).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sampler beside a baseline, on the episodes that both have run."""
+
+    seeds: int  # env seeds, n
+    both: int  # episodes in which both succeed
+    only_sampler: int
+    only_baseline: int
+    neither: int
+    p_value: float  # McNemar's exact test, which takes the episodes to be independent
+    difference: float  # success rate, the sampler's less the baseline's
+    interval: tuple[float, float]  # of the difference, at LEVEL
+    margin: float
+    verdict: str  # "equivalent" (within the margin), "worse", "better" or "undecided"
+    more_seeds: int | None  # see `_more_seeds`; None unless undecided
+
+    @property
+    def episodes(self) -> int:
+        return self.both + self.only_sampler + self.only_baseline + self.neither
+
+
+def compare(sampler: Outcomes, baseline: Outcomes, rng: np.random.Generator, margin: float = 0.05) -> Comparison:
+    """Compare success on the shared episodes.
+
+    "equivalent" is said when the whole interval lies within the margin, even where it excludes zero; otherwise "worse"
+    or "better" when it excludes zero. No significant difference alone is "undecided".
+
+    Args:
+        rng: draws the bootstrap's resamples.
+        margin: the largest difference that does not matter, set before the results are seen.
+
+    Raises:
+        ConfigError: if no episode is shared, or the margin is not between 0 and 1.
+    """
+    if not 0 < margin < 1:
+        raise ConfigError(f"The margin is {margin}; expected a share between 0 and 1, such as 0.05 for 5 points.")
+    shared = sorted(sampler.keys() & baseline.keys())
+    if not shared:
+        raise ConfigError("The two samplers share no (env seed, repeat); run both on the same seeds.")
+    table = Counter((sampler[key], baseline[key]) for key in shared)
+    only_sampler, only_baseline = table[True, False], table[False, True]
+    wins, sizes = _per_seed(sampler, baseline, shared)
+    low, high = interval = _difference_interval(wins, sizes, rng)
+    if -margin < low and high < margin:
+        verdict = "equivalent"
+    else:
+        verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
+    discordant = only_sampler + only_baseline
+    return Comparison(
+        seeds=len(wins),
+        both=table[True, True],
+        only_sampler=only_sampler,
+        only_baseline=only_baseline,
+        neither=table[False, False],
+        p_value=float(binomtest(only_sampler, discordant).pvalue) if discordant else 1.0,
+        difference=(only_sampler - only_baseline) / len(shared),
+        interval=interval,
+        margin=margin,
+        verdict=verdict,
+        more_seeds=_more_seeds(wins, sizes, margin) if verdict == "undecided" else None,
+    )
+
+
+def _per_seed(
+    sampler: Outcomes, baseline: Outcomes, shared: list[tuple[int, int]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each env seed the sampler's wins less its losses, and the number of its episodes; (n,) each."""
+    wins: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for key in shared:
+        wins[key[0]] += int(sampler[key]) - int(baseline[key])
+        sizes[key[0]] += 1
+    return np.array([wins[seed] for seed in sizes], float), np.array(list(sizes.values()), float)
+
+
+def _with_imaginary(
+    wins: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add two imaginary seeds, one that the sampler wins and one that it loses.
+
+    Without them samplers that never differed in three episodes would have the interval [0, 0]. For one repeat this is
+    the adjustment of Bonett and Price (J. Educ. Behav. Stat. 37, 2012).
+    """
+    size = sizes.mean()
+    return np.append(wins, [size, -size]), np.append(sizes, [size, size])
+
+
+def _difference_interval(
+    wins: NDArray[np.float64], sizes: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile bootstrap over env seeds: the repeats of a seed are not independent, so they stay together."""
+
+    def difference(wins: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return wins.sum(axis) / sizes.sum(axis)
+
+    interval = bootstrap(
+        _with_imaginary(wins, sizes),
+        difference,
+        paired=True,
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        batch=1000,
+        rng=rng,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _more_seeds(wins: NDArray[np.float64], sizes: NDArray[np.float64], margin: float) -> int | None:
+    """Env seeds to add so that "equivalent" comes out with probability POWER, were the samplers equally good.
+
+    The seeds vary as they have so far. None if fewer than PILOT tell of that, or if there are enough already: then the
+    difference seen is the obstacle.
+    """
+    if np.count_nonzero(wins) < PILOT:
+        return None
+    padded, weights = _with_imaginary(wins, sizes)
+    deviation = np.sqrt(np.mean((padded - weights * padded.sum() / weights.sum()) ** 2)) / weights.mean()
+    quantiles = norm.ppf((1 + LEVEL) / 2) + norm.ppf((1 + POWER) / 2)
+    more = ceil((quantiles * deviation / margin) ** 2) - len(wins)
+    return more if more > 0 else None

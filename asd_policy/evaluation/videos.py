@@ -1,0 +1,46 @@
+"""Episodes as mp4 files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gymnasium
+import imageio
+import numpy as np
+from numpy.typing import NDArray
+
+from asd_policy.evaluation.report import Video
+from asd_policy.evaluation.results import Record
+from asd_policy.evaluation.rollout import Policy, replay_frames, rollout
+
+STRIDE = 2  # rendering without a GPU takes about 0.2 s a frame
+
+
+def write_video(env: gymnasium.Env, env_seed: int, actions: NDArray[np.float32], path: Path) -> None:
+    """Render an episode again from its seed and its actions (length, action_dim), at the speed of life.
+
+    Args:
+        env: made with `render_mode="rgb_array"`.
+    """
+    frames = replay_frames(env, env_seed, actions, STRIDE)
+    imageio.mimwrite(path, frames, fps=env.metadata["render_fps"] / STRIDE)
+
+
+def film(env: gymnasium.Env, policy: Policy, record: Record, page: Path) -> Video:
+    """Run an episode again from its seeds, and write its video to a folder beside the page.
+
+    Args:
+        env: made with `render_mode="rgb_array"`.
+        policy: what the record was made with.
+
+    Raises:
+        NumericalError: as `rollout`.
+    """
+    episode = rollout(env, policy, record.env_seed, record.noise_seed)
+    name = f"{record.task}-{record.sampler}-{record.env_seed}-{record.repeat}"
+    path = page.parent / "videos" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(env, record.env_seed, episode.actions, path)
+    same = episode.action_sha256 == record.action_sha256
+    return Video(record, path.relative_to(page.parent).as_posix(), same, episode.success)

@@ -1,0 +1,144 @@
+"""What one worker of a sweep does: episodes in, records out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv
+
+from asd_policy.errors import ConfigError
+from asd_policy.evaluation.evaluate import noise_seed
+from asd_policy.evaluation.provenance import software
+from asd_policy.evaluation.results import Job, Record
+from asd_policy.evaluation.rollout import Episode, rollout
+from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
+
+Wave = tuple[Job, ...]
+"""Episodes of one task and sampler that one policy serves at once."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One task's environment and policy, in memory."""
+
+    make_env: Callable[[], gymnasium.Env]  # picklable, for waves of several episodes
+    make_policy: Callable[[str], Any]  # sampler's label -> Policy, or BatchPolicy for waves of several episodes
+
+
+class EpisodeWorker:
+    """Runs waves of episodes; loads a task when its first one comes.
+
+    An episode that raises is a failure, on record; the others of its wave are run again, each by itself. ConfigError
+    and MemoryError are raised: they tell of the whole sweep, or of the machine.
+
+    Args:
+        load: task -> its parts.
+        checkpoints: task -> SHA-256, for the records.
+        settings: for the records; `batch` is the number of episodes of a wave.
+    """
+
+    def __init__(self, load: Callable[[str], Parts], checkpoints: Mapping[str, str], settings: Mapping[str, Any]):
+        self._load = load
+        self._checkpoints, self._settings, self._software = checkpoints, settings, software()
+        self._parts: dict[str, Parts] = {}
+        self._policies: dict[tuple[str, str], Any] = {}
+        self._env: tuple[str, gymnasium.Env] | None = None
+        self._envs: tuple[str, AsyncVectorEnv] | None = None
+
+    def __call__(self, wave: Wave) -> list[Record]:
+        if self._settings["batch"] == 1:
+            return [self._alone(job) for job in wave]
+        try:
+            episodes = self._together(wave)
+        except (ConfigError, MemoryError):
+            raise
+        except Exception:  # of one of them, and it took the others along
+            self._close_envs()
+            return [self._alone(job) for job in wave]
+        return [self._record(job, episode) for job, episode in zip(wave, episodes, strict=True)]
+
+    def close(self) -> None:
+        self._close_env()
+        self._close_envs()
+
+    def _alone(self, job: Job) -> Record:
+        policy, env = self._policy(job), self._single_env(job.task)
+        try:
+            return self._record(job, rollout(env, policy, job.env_seed, noise_seed(job.env_seed, job.repeat)))
+        except (ConfigError, MemoryError):
+            raise
+        except Exception as error:
+            self._close_env()  # the next episode must not depend on what this one has left behind
+            return self._failure(job, error)
+
+    def _together(self, wave: Wave) -> list[Episode]:
+        policy, envs = self._policy(wave[0]), self._vector_env(wave[0].task)
+        full = [*wave, *wave[-1:] * (envs.num_envs - len(wave))]  # the last wave's empty places repeat an episode
+        noise_seeds = [noise_seed(job.env_seed, job.repeat) for job in full]
+        return rollout_batch(envs, policy, [job.env_seed for job in full], noise_seeds)[: len(wave)]
+
+    def _task(self, task: str) -> Parts:
+        if task not in self._parts:
+            self._parts[task] = self._load(task)
+        return self._parts[task]
+
+    def _policy(self, job: Job) -> Any:
+        key = job.task, job.sampler
+        if key not in self._policies:
+            self._policies[key] = self._task(job.task).make_policy(job.sampler)
+        return self._policies[key]
+
+    def _single_env(self, task: str) -> gymnasium.Env:
+        if self._env is None or self._env[0] != task:
+            self._close_env()
+            self._env = task, self._task(task).make_env()
+        return self._env[1]
+
+    def _vector_env(self, task: str) -> AsyncVectorEnv:
+        if self._envs is None or self._envs[0] != task:
+            self._close_envs()
+            self._envs = task, vector_env(self._task(task).make_env, self._settings["batch"])
+        return self._envs[1]
+
+    def _close_env(self) -> None:
+        if self._env is not None:
+            with suppress(Exception):  # it may be broken
+                self._env[1].close()
+            self._env = None
+
+    def _close_envs(self) -> None:
+        if self._envs is not None:
+            kill_envs(self._envs[1])
+            self._envs = None
+
+    def _record(self, job: Job, episode: Episode) -> Record:
+        return Record(**episode.to_json(), **self._common(job), error=None)
+
+    def _failure(self, job: Job, error: Exception) -> Record:
+        return Record(
+            env_seed=job.env_seed,
+            noise_seed=noise_seed(job.env_seed, job.repeat),
+            success=False,
+            length=0,
+            latency=[],
+            rounds=[],
+            evaluations=[],
+            acceptance=[],
+            action_sha256="",
+            error=f"{type(error).__name__}: {error}",
+            **self._common(job),
+        )
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        return {
+            "task": job.task,
+            "sampler": job.sampler,
+            "repeat": job.repeat,
+            "checkpoint_sha256": self._checkpoints[job.task],
+            "settings": dict(self._settings),
+            "software": self._software,
+        }
