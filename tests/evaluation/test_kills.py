@@ -19,7 +19,7 @@ from tests.evaluation.toy import Toy, toy_plan
 
 ROOT = Path(__file__).parents[2]
 EPISODES = len(toy_plan().jobs)
-ray = pytest.param("ray", marks=pytest.mark.slow)  # a cluster of its own for each
+BACKENDS = ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("serial", "ray"))]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def check_resumed(folder, backend, undisturbed, what, at_most):
     print(f"\n| {what}, {backend} | {len(before)} of {EPISODES} | {repeated} | {EPISODES - len(finished(folder))} |")
 
 
-@pytest.mark.parametrize("backend", ["serial", "processes", ray])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_driver_is_killed(backend, undisturbed, tmp_path):
     process = start(tmp_path, backend)
     wait_for(lambda: len(finished(tmp_path)) >= 5, process)
@@ -100,7 +100,7 @@ def test_driver_is_killed(backend, undisturbed, tmp_path):
     check_resumed(tmp_path, backend, undisturbed, "SIGKILL of the driver", at_most=2)
 
 
-@pytest.mark.parametrize("backend", ["processes", ray])
+@pytest.mark.parametrize("backend", BACKENDS[::2])
 def test_worker_is_killed(backend, undisturbed, tmp_path):
     process = start(tmp_path, backend)
     wait_for(lambda: len(finished(tmp_path)) >= 5, process)
@@ -112,7 +112,7 @@ def test_worker_is_killed(backend, undisturbed, tmp_path):
     check_resumed(tmp_path, backend, undisturbed, "SIGKILL of a worker", at_most=1)
 
 
-@pytest.mark.parametrize("backend", ["serial", "processes", ray])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_interrupt_finishes_what_has_begun(backend, undisturbed, tmp_path):
     process = start(tmp_path, backend)
     wait_for(lambda: len(finished(tmp_path)) >= 5, process)
@@ -123,6 +123,7 @@ def test_interrupt_finishes_what_has_begun(backend, undisturbed, tmp_path):
     check_resumed(tmp_path, backend, undisturbed, "Ctrl-C", at_most=0)
 
 
+@pytest.mark.slow
 def test_second_interrupt_quits_at_once(undisturbed, tmp_path):
     process = start(tmp_path, "processes")
     wait_for(lambda: len(finished(tmp_path)) >= 5, process)
@@ -147,6 +148,7 @@ def test_full_disk(undisturbed, tmp_path):
     check_resumed(tmp_path, "processes", undisturbed, "Disk full", at_most=2)
 
 
+@pytest.mark.slow
 def test_torn_last_line(undisturbed, tmp_path):
     process = start(tmp_path, "serial")
     wait_for(lambda: len(finished(tmp_path)) >= 5, process)

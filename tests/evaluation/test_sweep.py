@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import socket
 from collections import Counter
 from dataclasses import replace
 
@@ -111,9 +112,8 @@ def test_bugs_are_raised(backend, tmp_path):
         run(tmp_path / "sweep.jsonl", toy_plan(samplers=("fast",)), backend, Toy())
 
 
-@pytest.mark.parametrize("kind", ["processes", "ray"])
-def test_only_the_episode_of_a_lost_worker_is_repeated(kind, tmp_path, request):
-    backend = Processes(2) if kind == "processes" else Ray(2 if request.getfixturevalue("cluster") is None else 1)
+@pytest.mark.parametrize("backend", ["2 processes", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+def test_only_the_episode_of_a_lost_worker_is_repeated(backend, tmp_path):
     plan = toy_plan(samplers=("0.9",), repeats=1)
     run(tmp_path / "sweep.jsonl", plan, backend, Toy({2: "kill once"}, tmp_path, delay=0.01))
     run(tmp_path / "undisturbed.jsonl", plan, Serial(), Toy())
@@ -230,6 +230,16 @@ def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install 'asd-policy\\[ray\\]'"):
         Ray(1)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_cluster_that_does_not_answer(scheme, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests have started
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # and nobody listens there
+        address = f"{scheme}127.0.0.1:{reserved.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"There is no Ray cluster at .*refused"):
+            Ray(1, address=address)
 
 
 def test_more_threads_than_a_node_has(cluster):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 from collections.abc import Generator, Iterable
 from functools import cache
 from itertools import islice
@@ -44,8 +45,9 @@ class Ray:
         here: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
         if self._started:
             try:
+                _check_that_it_listens(address or "local")
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise ConfigError(f"There is no Ray cluster at {address!r}: {error}") from error
         largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
         if largest < threads:
@@ -91,6 +93,13 @@ class Ray:
             else:
                 for reference in running:
                     ray.cancel(reference, force=True)
+
+
+def _check_that_it_listens(address: str) -> None:
+    """Raise OSError if HOST:PORT does not answer; Ray itself tries for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _run(factory: bytes, wave: Wave) -> list[Record]:
