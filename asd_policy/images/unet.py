@@ -54,7 +54,8 @@ class UnetNetwork:
         if cond is None:
             return self.unet(x, t).sample.float()
         halves = cond.shape[1]
-        name = "class_labels" if isinstance(self.unet, UNet2DModel) else "encoder_hidden_states"
+        # By its configuration: a compiled U-Net is of another class.
+        name = "encoder_hidden_states" if "cross_attention_dim" in self.unet.config else "class_labels"
         conditions = {name: cond.transpose(0, 1).flatten(0, 1)}
         output = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **conditions).sample.float()
         if halves == 1:

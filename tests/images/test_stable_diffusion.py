@@ -65,6 +65,13 @@ def test_what_matters_and_what_does_not(pipe):
     torch.testing.assert_close(cut, base, rtol=1e-3, atol=1e-2)
 
 
+def test_half_precision(tmp_path):
+    """The network computes in its own precision, the sampler in float32."""
+    fast = accelerate_pipeline(stable_diffusion(tmp_path).to(torch.bfloat16), window=8)
+    assert fast("a", **CALL, generator=generators(1)).images.dtype == torch.float32
+    assert fast("a", generator=generators(1)).images[0].size == (8, 8)
+
+
 def test_a_tuple_if_asked(pipe):
     images, flags = accelerate_pipeline(pipe)("a", generator=generators(1), return_dict=False)
     assert len(images) == 1

@@ -48,6 +48,15 @@ def test_guidance_is_two_calls_mixed():
     assert (got - toward).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_a_compiled_unet_is_told_its_labels_too():
+    unet = pixel_unet(num_class_embeds=3)
+    x, t = states()
+    labels = torch.tensor([[0], [1], [2]] * 2)
+    compiled = torch.compile(unet, backend="eager")
+    torch.testing.assert_close(UnetNetwork(compiled)(x, t, labels), UnetNetwork(unet)(x, t, labels))
+
+
 @pytest.mark.parametrize(("max_states", "largest"), [(1, 2), (4, 4), (5, 4), (100, 12)])
 @torch.no_grad()
 def test_cutting_a_batch_changes_nothing(max_states, largest):
