@@ -8,15 +8,12 @@ Examples:
     python scripts/train.py resume --out runs/square
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,21 +21,11 @@ from asd_policy import load_policy
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
-from asd_policy.training.loop import Trainer, TrainSettings, train
-from asd_policy.training.run import Demonstrations, LossLog, RunInfo
+from asd_policy.training.loop import Trainer, TrainSettings, policy_trainer
+from asd_policy.training.progress import train_with_progress
+from asd_policy.training.run import Demonstrations, Machine, RunInfo
 
 NORMALIZER = "normalizer.safetensors"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to run: changes how fast, not what is learned."""
-
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    threads: int | None = None
-    """CPU threads; all cores unless given."""
-    compile: bool = False
-    """Run the network through torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +63,8 @@ class Resume:
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
-def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
-    """The trainer of a new or a resumed run, with its directory made and its files written."""
+def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
+    """The trainer of a new or a resumed run, with its directory made and its files written; and how many windows."""
     out, machine = command.out, command.machine
     network = None
     if isinstance(command, New):
@@ -89,10 +76,10 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo]:
         demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key, info.absolute)
         demonstrations = demonstrations.as_seen_by(config)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
-    trainer = Trainer(config, info.settings, windows, normalizer, machine.compile, network)
+    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, network)
     if isinstance(command, Resume):
         trainer.load(out / "last.pt")
-    return trainer, info
+    return trainer, info, len(windows)
 
 
 def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, nn.Module | None]:
@@ -125,43 +112,20 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
 def main(command: New | Resume) -> int:
     """Run the command; 0 when the run is over, 1 when it was stopped or failed."""
     console = Console()
-    if command.machine.threads:
-        torch.set_num_threads(command.machine.threads)
+    command.machine.set_threads()
     try:
-        trainer, info = prepare(command)
+        trainer, info, windows = prepare(command)
         parameters = sum(p.numel() for p in trainer.net.parameters())
         console.print(
-            f"{info.episodes} episodes, {len(trainer.windows)} windows, {parameters / 1e6:.1f}M parameters, "
+            f"{info.episodes} episodes, {windows} windows, {parameters / 1e6:.1f}M parameters, "
             f"from step {trainer.step} to {info.settings.steps}"
         )
-        finished = run(trainer, command.out, console)
+        finished = train_with_progress(trainer, command.out, console)
     except AsdPolicyError as error:
         console.print(f"[red]{type(error).__name__}:[/red] {error}")
         return 1
     console.print("finished" if finished else f"stopped; go on with: train.py resume --out {command.out}")
     return 0 if finished else 1
-
-
-def run(trainer: Trainer, out: Path, console: Console) -> bool:
-    """Train under a progress bar, keeping `log.jsonl` and `loss.png` up to date."""
-    settings = trainer.settings
-    losses = LossLog(out / "log.jsonl", trainer.step)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    last_step, last_time = trainer.step, time.monotonic()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=settings.steps, completed=trainer.step)
-
-        def log(step: int, loss: float) -> None:
-            nonlocal last_step, last_time
-            now = time.monotonic()
-            rate = (step - last_step) / (now - last_time)
-            last_step, last_time = step, now
-            losses.append(step=step, loss=loss, steps_per_second=round(rate, 3))
-            progress.update(task, completed=step, description=f"loss {loss:.5f}, {rate:.1f} steps/s")
-            if step % settings.snapshot_every == 0 or step == settings.steps:
-                losses.plot(out / "loss.png")
-
-        return train(trainer, out, log)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The sampler: exact draws of any DDPM in a fraction of its sequential network calls. Needs torch alone."""
 
-from asd_policy.core.denoiser import Denoiser, EpsilonDenoiser, SampleDenoiser, VDenoiser
+from asd_policy.core.denoiser import DENOISERS, Denoiser, EpsilonDenoiser, SampleDenoiser, VDenoiser
 from asd_policy.core.drafts import DRAFTS
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sampler import AsdSampler, Calibration, Draws, SampleStats
 from asd_policy.core.schedule import Schedule
-from asd_policy.core.sequential import sample_ddim, sample_ddpm
+from asd_policy.core.sequential import OnRound, sample_ddim, sample_ddpm
 
 __all__ = [
+    "DENOISERS",
     "DRAFTS",
     "AsdSampler",
     "Calibration",
@@ -15,6 +16,7 @@ __all__ = [
     "Draws",
     "EpsilonDenoiser",
     "NoiseTape",
+    "OnRound",
     "SampleDenoiser",
     "SampleStats",
     "Schedule",

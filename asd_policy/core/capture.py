@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from asd_policy.core.cuda_graph import CudaGraph
 from asd_policy.core.drafts.protocol import Draft
+from asd_policy.core.sequential import OnRound
 from asd_policy.core.speculative import Chain, State, speculative_round
 from asd_policy.core.window import Windows, stages
 from asd_policy.errors import ConfigError, UnknownNameError
@@ -41,11 +42,15 @@ class Eager:
     def window_sizes(self, device: torch.device) -> None:
         return None
 
-    def __call__(self, chain: Chain, draft: Draft, state: State, windows: Windows) -> State:
+    def __call__(
+        self, chain: Chain, draft: Draft, state: State, windows: Windows, on_round: OnRound | None = None
+    ) -> State:
         slowest = 0
         while slowest < len(windows):
             state = speculative_round(chain, draft, state, windows[slowest])
             slowest = int(state.frontier.min())
+            if on_round is not None:
+                on_round(state.frontier, state.x)
         return state
 
 

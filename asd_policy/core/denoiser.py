@@ -88,6 +88,10 @@ class SampleDenoiser(_AffineDenoiser):
         super().__init__(net, torch.zeros_like(abar), torch.ones_like(abar), clip)
 
 
+DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": SampleDenoiser}
+"""By what a network predicts, as diffusers' `prediction_type` names it."""
+
+
 class Context(NamedTuple):
     """What a denoiser is told about a batch of B samples, for all K steps."""
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core.capture import make_loop
+from asd_policy.core.capture import Eager, make_loop
 from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
+from asd_policy.core.sequential import OnRound
 from asd_policy.core.speculative import Chain, State, begin
 from asd_policy.core.window import Windows, cheapest_windows, shortened
 from asd_policy.errors import ConfigError
@@ -101,6 +103,11 @@ class AsdSampler:
         self.capture = capture
         self._loop = make_loop(capture)
 
+    @property
+    def num_steps(self) -> int:
+        """K, the steps of a sample."""
+        return self.schedule.num_steps
+
     def __call__(
         self,
         batch_size: int = 1,
@@ -130,23 +137,33 @@ class AsdSampler:
         cond: Tensor | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         warm: Tensor | None = None,
+        on_round: OnRound | None = None,
     ) -> Draws:
         """Draw as a call does, beginning with guesses from an earlier, related draw.
 
         Args:
             warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: the predictions of an earlier
                 draw, moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
+            on_round: called after each round; for capture="eager" alone, the others run all rounds as one program.
 
-        Returns and raises as a call does.
+        Returns and raises as a call does; ConfigError also if there is nowhere to call `on_round` from.
         """
         check_condition(cond, batch_size)
         expected = (batch_size, self.schedule.num_steps, *self.event_shape)
         if warm is not None and warm.shape != expected:
             raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
         chain = self.chain(batch_size, cond, generator)
-        state = self._loop(chain, self.draft, begin(chain, self.draft, warm), self.windows_run(chain))
+        state = self._watched(on_round)(chain, self.draft, begin(chain, self.draft, warm), self.windows_run(chain))
         stats = SampleStats.of(state, self.draft)
         return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))
+
+    def _watched(self, on_round: OnRound | None) -> Callable[[Chain, Draft, State, Windows], State]:
+        """The loop, telling `on_round` of each round."""
+        if on_round is None:
+            return self._loop
+        if not isinstance(self._loop, Eager):
+            raise ConfigError(f"capture={self.capture!r} runs all rounds as one program: take 'eager' to watch them.")
+        return partial(self._loop, on_round=on_round)
 
     def chain(self, batch_size: int, cond: Tensor | None, generator: Generator | Sequence[Generator] | None) -> Chain:
         """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""

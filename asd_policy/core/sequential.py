@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -10,6 +10,9 @@ from torch import Generator, Tensor
 from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, denoise, device_of, prepare
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
+
+OnRound = Callable[[Tensor, Tensor], None]
+"""Told after each round how far the chains are: the frontier (B,) int64, the steps that are certain, and x (B, *E)."""
 
 
 @torch.inference_mode()
@@ -20,12 +23,14 @@ def sample_ddpm(
     batch_size: int = 1,
     cond: Tensor | None = None,
     generator: Generator | Sequence[Generator] | None = None,
+    on_round: OnRound | None = None,
 ) -> Tensor:
     """Ancestral sampling in K steps (Ho et al. 2020, Algorithm 2).
 
     Args:
         cond: (B, ...) or None, handed to the denoiser.
         generator: one for the batch or one per sample; the tape drawn is the one `AsdSampler` draws.
+        on_round: called after each step.
 
     Returns:
         x (B, *event_shape), float32, on the denoiser's device.
@@ -44,6 +49,8 @@ def sample_ddpm(
     for k in range(schedule.num_steps):
         x0 = denoise(denoiser, x, step[k], row, context)
         x = a[k] * x + b[k] * x0 + s[k] * tape.xi[:, k]
+        if on_round is not None:
+            on_round(step[k] + 1, x)
     return check_finite(x)
 
 
@@ -57,6 +64,7 @@ def sample_ddim(
     generator: Generator | Sequence[Generator] | None = None,
     num_steps: int = 10,
     eta: float = 0.0,
+    on_round: OnRound | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12, https://arxiv.org/abs/2010.02502): fewer steps, but another distribution.
 
@@ -82,6 +90,8 @@ def sample_ddim(
         x0 = denoise(denoiser, x, step[k], row, context)
         epsilon = (x - float(abar[k].sqrt()) * x0) / float((1 - abar[k]).sqrt())
         x = float(abar_next[k].sqrt()) * x0 + float(direction[k]) * epsilon + float(sigma[k]) * tape.xi[:, k]
+        if on_round is not None:
+            on_round(step[k] + 1, x)
     return check_finite(x)
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from asd_policy.core import AsdSampler, Calibration, EpsilonDenoiser, SampleDenoiser, Schedule, VDenoiser
+from asd_policy.core import DENOISERS, AsdSampler, Calibration, Schedule
 from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
@@ -25,8 +25,6 @@ from asd_policy.policies.samplers import make_sampler
 from asd_policy.policies.windows import CalibratedWindows
 
 Observation = Mapping[str, NDArray[np.floating]]
-
-DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": SampleDenoiser}
 
 
 @dataclass(frozen=True)

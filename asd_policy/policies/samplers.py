@@ -10,15 +10,27 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core import AsdSampler, Denoiser, Draws, SampleStats, Schedule, sample_ddim, sample_ddpm
+from asd_policy.core import AsdSampler, Denoiser, Draws, OnRound, SampleStats, Schedule, sample_ddim, sample_ddpm
 from asd_policy.errors import ConfigError, UnknownNameError
 
 
 class ChunkSampler(Protocol):
     """Whatever draws chunks: an AsdSampler, or a plain sampler dressed as one."""
 
-    def draw(self, batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None = None) -> Draws:
-        """cond (B, ...), a generator per chunk, warm (B, K, *E) or None -> chunks (B, *E) and what they cost."""
+    @property
+    def num_steps(self) -> int:
+        """The steps of a sample."""
+        ...
+
+    def draw(
+        self,
+        batch_size: int,
+        cond: Tensor | None,
+        generator: Generator | Sequence[Generator] | None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Draws:
+        """cond (B, ...) or None, warm (B, K, *E) or None -> chunks (B, *E) and what they cost; see AsdSampler.draw."""
         ...
 
 
@@ -56,12 +68,19 @@ def make_sampler(
 class Sequential:
     """A plain sampler, telling what it cost as AsdSampler does: one step per round, and no draft to keep."""
 
-    sample: Callable[[int, Tensor, Sequence[Generator]], Tensor]
+    sample: Callable[..., Tensor]
     num_steps: int
 
-    def draw(self, batch_size: int, cond: Tensor, generator: Sequence[Generator], warm: Tensor | None = None) -> Draws:
+    def draw(
+        self,
+        batch_size: int,
+        cond: Tensor | None,
+        generator: Generator | Sequence[Generator] | None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Draws:
         """As `ChunkSampler.draw`; there is nothing to start warm."""
-        x = self.sample(batch_size, cond, generator)
+        x = self.sample(batch_size, cond, generator, on_round=on_round)
         every_step = torch.full((batch_size,), self.num_steps)
         ones = torch.ones(self.num_steps, batch_size, dtype=torch.int64)
         stats = SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(self.num_steps))

@@ -1,4 +1,4 @@
-"""The training loop: noise prediction on action chunks, resumable bit for bit.
+"""The training loop: noise prediction, resumable bit for bit.
 
 Loss: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239). Every random number of a step comes from a generator
 seeded by (seed, step), so a checkpoint holds no random state and a resumed run repeats the uninterrupted one exactly.
@@ -69,27 +69,27 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 def noise_prediction_loss(
     net: Callable[[Tensor, Tensor, Tensor], Tensor],
     condition: Tensor,
-    actions: Tensor,
+    clean: Tensor,
     alphas_cumprod: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the predicted noise.
 
     Args:
-        net: (sample (B, H, A), timestep (B,), condition) -> noise (B, H, A).
-        condition: (B, To * G).
-        actions: (B, H, A) clean chunks.
+        net: (sample (B, *E), timestep (B,), condition) -> noise (B, *E).
+        condition: (B, ...), of a policy (B, To * G).
+        clean: (B, *E) clean samples, of a policy chunks (B, H, A).
         alphas_cumprod: (T,) float32.
         generator: of the timesteps and the noise.
     """
-    batch, total = len(actions), len(alphas_cumprod)
+    batch, total = len(clean), len(alphas_cumprod)
     # One timestep from each of B equal slices of the schedule: less variance than independent draws.
-    slices = torch.arange(batch, device=actions.device)
-    jitter = torch.rand(batch, generator=generator, device=actions.device)
+    slices = torch.arange(batch, device=clean.device)
+    jitter = torch.rand(batch, generator=generator, device=clean.device)
     timestep = ((slices + jitter) * (total / batch)).long().clamp(max=total - 1)
-    noise = torch.randn(actions.shape, generator=generator, device=actions.device)
-    abar = alphas_cumprod[timestep][:, None, None]
-    noisy = abar.sqrt() * actions + (1 - abar).sqrt() * noise
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    abar = alphas_cumprod[timestep].view((-1,) + (1,) * (clean.ndim - 1))
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     return nn.functional.mse_loss(net(noisy, timestep, condition).float(), noise)
 
 
@@ -97,48 +97,40 @@ class Trainer:
     """The state of a run (network, EMA, optimizer, step) and the update that advances it.
 
     Args:
-        config: the policy to train.
+        net: the network, on the device to train on.
         settings: how.
-        windows: normalised training windows, on the device to train on.
-        normalizer: what normalised them; saved with every snapshot.
-        compile_net: run the network through torch.compile, on a CPU in its channels-last form.
-        network: what to start from; fresh weights, made from the settings' seed, if None.
+        draw: what an update learns from: generator -> condition (B, ...), clean samples (B, *E).
+        schedule: the diffusion.
+        write: writes a snapshot: (averaged network, path without a suffix).
+        forward: runs the network, as `noise_prediction_loss` calls it; the network itself if None.
     """
 
     def __init__(
         self,
-        config: PolicyConfig,
+        net: nn.Module,
         settings: TrainSettings,
-        windows: Windows,
-        normalizer: LinearNormalizer,
-        compile_net: bool = False,
-        network: nn.Module | None = None,
+        draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+        schedule: Schedule,
+        write: Callable[[nn.Module, Path], None],
+        forward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ):
-        self.config, self.settings, self.windows, self.normalizer = config, settings, windows, normalizer
-        self.device = windows.obs.device
-        self.net = (build_network(config, settings.seed) if network is None else network.train()).to(self.device)
-        self._forward = self._compiled() if compile_net else self.net
+        self.net, self.settings = net, settings
+        self.device = next(net.parameters()).device
+        self._draw, self._write, self._forward = draw, write, forward or net
         self.ema = make_ema(self.net)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
         )
-        schedule = Schedule.from_diffusers(asdict(config.scheduler))
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(self.device)
         self.step = 0
-
-    def _compiled(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        if self.device.type == "cpu" and isinstance(self.net, ConditionalUnet1D):
-            store_channels_last(self.net)
-        return torch.compile(self.net)
 
     def update(self) -> Tensor:
         """One optimizer step; returns its loss () without waiting for the device."""
         settings = self.settings
         generator = step_generator(settings.seed, self.step, self.device)
-        indices = torch.randint(len(self.windows), (settings.batch_size,), generator=generator, device=self.device)
-        condition, actions = self.windows.gather(indices)
+        condition, clean = self._draw(generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            loss = noise_prediction_loss(self._forward, condition, actions, self.alphas_cumprod, generator)
+            loss = noise_prediction_loss(self._forward, condition, clean, self.alphas_cumprod, generator)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), settings.max_grad_norm)
@@ -175,12 +167,46 @@ class Trainer:
                     moments[name] = torch.empty_like(parameter).copy_(value)
         self.step = state["step"]
 
-    def save_weights(self, path: Path) -> None:
-        """Write the policy's weights: `model.*` (the EMA) and `normalizer.*`."""
-        tensors = {f"model.{name}": value for name, value in self.ema.module.state_dict().items()}
-        tensors |= {f"normalizer.{name}": value for name, value in self.normalizer.state_dict().items()}
+    def snapshot(self, path: Path) -> None:
+        """Write the averaged network to `path`, to which the kind of run adds a suffix."""
+        self._write(self.ema.module, path)
+
+
+def policy_trainer(
+    config: PolicyConfig,
+    settings: TrainSettings,
+    windows: Windows,
+    normalizer: LinearNormalizer,
+    compile_net: bool = False,
+    network: nn.Module | None = None,
+) -> Trainer:
+    """The trainer of a policy. Its snapshots are safetensors with `model.*` (the EMA) and `normalizer.*`.
+
+    Args:
+        config: the policy to train.
+        settings: how.
+        windows: normalised training windows, on the device to train on.
+        normalizer: what normalised them; saved with every snapshot.
+        compile_net: run the network through torch.compile, on a CPU in its channels-last form.
+        network: what to start from; fresh weights, made from the settings' seed, if None.
+    """
+    device = windows.obs.device
+    net = (build_network(config, settings.seed) if network is None else network.train()).to(device)
+    if compile_net and device.type == "cpu" and isinstance(net, ConditionalUnet1D):
+        store_channels_last(net)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        indices = torch.randint(len(windows), (settings.batch_size,), generator=generator, device=device)
+        return windows.gather(indices)
+
+    def write(averaged: nn.Module, path: Path) -> None:
+        tensors = {f"model.{name}": value for name, value in averaged.state_dict().items()}
+        tensors |= {f"normalizer.{name}": value for name, value in normalizer.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        write_atomically(path, lambda target: save_file(tensors, target))
+        write_atomically(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
+
+    schedule = Schedule.from_diffusers(asdict(config.scheduler))
+    return Trainer(net, settings, draw, schedule, write, torch.compile(net) if compile_net else None)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -193,7 +219,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def train(trainer: Trainer, out: Path, log: Callable[[int, float], None] = lambda step, loss: None) -> bool:
     """Update until the run is over or a stop is asked for, saving to the run directory `out`.
 
-    Writes `last.pt` (to resume from) and `ema_<step>.safetensors` every `snapshot_every` updates and at the end.
+    Writes `last.pt` (to resume from) and the snapshot `ema_<step>` every `snapshot_every` updates and at the end.
     Calls `log(step, mean loss)` every `log_every` updates.
 
     Returns:
@@ -222,7 +248,7 @@ def train(trainer: Trainer, out: Path, log: Callable[[int, float], None] = lambd
             if snapshot or stopping:
                 trainer.save(out / "last.pt")
             if snapshot:
-                trainer.save_weights(out / f"ema_{step:06d}.safetensors")
+                trainer.snapshot(out / f"ema_{step:06d}")
             if stopping:
                 break
     return trainer.step == settings.steps

@@ -154,6 +154,21 @@ class Demonstrations:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where to run: changes how fast, not what is learned."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    threads: int | None = None
+    """CPU threads; all cores unless given."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+    def set_threads(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """`train.json`: with the code and `config.json`, what is needed to train the same weights again."""
 

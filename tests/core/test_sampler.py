@@ -169,3 +169,30 @@ def test_network_that_fails_at_one_step(value, failing_step):
     for plain in (sample_ddpm, sample_ddim):
         with pytest.raises(NumericalError, match="NaN or infinity"):
             plain(lambda x, t, cond: x * value, mixture.schedule, (2,), 2, generator=generator())
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_on_round_is_told_how_far_the_chains_are(draft):
+    told = []
+    draws = sampler(draft=draft, window=8).draw(
+        4, generator=generator(), on_round=lambda frontier, x: told.append((frontier.clone(), x.clone()))
+    )
+    frontiers, states = zip(*told, strict=True)
+    assert torch.equal(torch.stack(frontiers).diff(dim=0, prepend=torch.zeros(1, 4)), draws.stats.advance)
+    assert torch.equal(states[-1], draws.x)
+
+
+def test_on_round_of_the_plain_samplers():
+    mixture, told = GaussianMixture(K), []
+    x = sample_ddpm(mixture, mixture.schedule, (2,), 2, None, generator(), lambda *now: told.append(now))
+    assert [frontier.tolist() for frontier, _ in told] == [[k + 1] * 2 for k in range(K)]
+    assert torch.equal(told[-1][1], x)
+    told.clear()
+    x = sample_ddim(mixture, mixture.schedule, (2,), 2, None, generator(), 5, on_round=lambda *now: told.append(now))
+    assert [frontier.tolist() for frontier, _ in told] == [[k + 1] * 2 for k in range(5)]
+    assert torch.equal(told[-1][1], x)
+
+
+def test_on_round_needs_a_loop_in_python():
+    with pytest.raises(ConfigError, match="take 'eager'"):
+        sampler(capture="compile").draw(1, generator=generator(), on_round=lambda frontier, x: None)

@@ -5,10 +5,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from asd_policy.core import EpsilonDenoiser, NoiseTape, SampleDenoiser, Schedule, VDenoiser, sample_ddim, sample_ddpm
+from asd_policy.core import DENOISERS, EpsilonDenoiser, NoiseTape, Schedule, sample_ddim, sample_ddpm
 from asd_policy.errors import ConfigError
 
-DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": SampleDenoiser}
 SHAPE = (3, 2)
 
 

@@ -16,7 +16,15 @@ from asd_policy.nets.unet1d_channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import ema_decay
-from asd_policy.training.loop import Trainer, TrainSettings, learning_rate, noise_prediction_loss, step_generator, train
+from asd_policy.training.loop import (
+    Trainer,
+    TrainSettings,
+    learning_rate,
+    noise_prediction_loss,
+    policy_trainer,
+    step_generator,
+    train,
+)
 
 CONFIG = PolicyConfig(
     env_id="asd/Square-v0",
@@ -32,7 +40,7 @@ def make_trainer(settings: TrainSettings = SETTINGS, actions: Tensor | None = No
     obs = torch.rand(60, 5, generator=generator) * 2 - 1
     actions = obs[:, :2].clone() if actions is None else actions
     windows = make_windows(obs, actions, torch.tensor([25, 60]), 2, 16, 8)
-    return Trainer(CONFIG, settings, windows, LinearNormalizer({"object": 3, "robot0_eef_pos": 2, "action": 2}))
+    return policy_trainer(CONFIG, settings, windows, LinearNormalizer({"object": 3, "robot0_eef_pos": 2, "action": 2}))
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

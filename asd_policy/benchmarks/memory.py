@@ -1,0 +1,44 @@
+"""The peak of memory while something runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+PROCESS = Path("/proc/self")
+
+
+class PeakMemory:
+    """Within the block, how much more memory than at its start was in use at most; `peak` in bytes afterwards.
+
+    Of a CUDA device, torch's allocations; else of this process, which Linux tells and other systems do not (NaN).
+    """
+
+    peak: float
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif PROCESS.exists():
+            (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+        self._before = self._read("VmRSS")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.peak = self._read("VmHWM") - self._before
+
+    def _read(self, field: str) -> float:
+        if self._device.type == "cuda":
+            read = torch.cuda.memory_allocated if field == "VmRSS" else torch.cuda.max_memory_allocated
+            return float(read(self._device))
+        if not PROCESS.exists():
+            return float("nan")
+        [line] = [line for line in (PROCESS / "status").read_text().splitlines() if line.startswith(field)]
+        return 1024.0 * int(line.split()[1])

@@ -1,0 +1,14 @@
+"""Images on the same core: diffusers' U-Nets and pipelines, sampled exactly with a fraction of the sequential calls."""
+
+from asd_policy.images.pipeline import AsdImagePipeline
+from asd_policy.images.stable_diffusion import AsdStableDiffusion, accelerate_pipeline
+from asd_policy.images.unet import UnetNetwork, ddpm_scheduler, make_denoiser
+
+__all__ = [
+    "AsdImagePipeline",
+    "AsdStableDiffusion",
+    "UnetNetwork",
+    "accelerate_pipeline",
+    "ddpm_scheduler",
+    "make_denoiser",
+]

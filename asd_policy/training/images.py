@@ -1,0 +1,97 @@
+"""Training a class-conditional DDPM on images; the run's snapshots are folders that diffusers loads."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from asd_policy.core import Schedule
+from asd_policy.training.loop import Trainer, TrainSettings
+
+
+@dataclass(frozen=True)
+class UnetSizes:
+    """A U-Net with attention at its lowest resolution alone.
+
+    Attributes:
+        channels: of each resolution, the image's own first; each further one halves it.
+        layers: residual blocks per resolution.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    layers: int = 1
+
+
+def build_unet(sizes: UnetSizes, image_size: int, image_channels: int, classes: int, seed: int) -> UNet2DModel:
+    """A class-conditional U-Net with fresh weights made from `seed`. Label `classes` stands for "no class"."""
+    plain = len(sizes.channels) - 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # layers have no generator argument
+        return UNet2DModel(
+            sample_size=image_size,
+            in_channels=image_channels,
+            out_channels=image_channels,
+            block_out_channels=sizes.channels,
+            layers_per_block=sizes.layers,
+            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+            attention_head_dim=sizes.channels[-1],
+            norm_num_groups=max(1, sizes.channels[0] // 4),  # one channel each would wipe out time and class
+            num_class_embeds=classes + 1,
+        )
+
+
+def image_trainer(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    settings: TrainSettings,
+    images: Tensor,
+    labels: Tensor,
+    label_dropout: float = 0.1,
+    compile_net: bool = False,
+    on_snapshot: Callable[[DDPMPipeline, Path], object] = lambda pipe, folder: None,
+) -> Trainer:
+    """The trainer of an image DDPM.
+
+    Args:
+        unet: class-conditional; its last class stands for "no class".
+        images: (N, C, H, W) from -1 to 1, on the U-Net's device.
+        labels: (N,) int64.
+        label_dropout: the share of labels that are replaced by "no class", for guidance.
+        on_snapshot: called with the averaged pipeline and its folder after each snapshot.
+    """
+    no_class = unet.config.num_class_embeds - 1
+    if unet.device.type == "cpu":
+        unet.to(memory_format=torch.channels_last)
+    run = torch.compile(unet) if compile_net else unet
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        shape = (settings.batch_size,)
+        indices = torch.randint(len(images), shape, generator=generator, device=images.device)
+        dropped = torch.rand(shape, generator=generator, device=images.device) < label_dropout
+        return labels[indices].masked_fill(dropped, no_class), images[indices]
+
+    def forward(x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
+        return run(x, timestep, class_labels=classes, return_dict=False)[0]
+
+    def write(averaged: nn.Module, path: Path) -> None:
+        assert isinstance(averaged, UNet2DModel)
+        pipe = DDPMPipeline(averaged, scheduler)
+        replace_folder(path, pipe.save_pretrained)
+        on_snapshot(pipe, path)
+
+    return Trainer(unet.train(), settings, draw, Schedule.from_diffusers(scheduler), write, forward)
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside its place and move it there: what lies at `path` is always whole."""
+    partial = path.with_name(path.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(partial, path)

@@ -1,0 +1,95 @@
+"""Draw a grid of images from a DDPM that diffusers can load.
+
+    python scripts/generate_images.py --model checkpoints/digits --labels 0 1 2 3 4 5 6 7 8 9 --out digits.png
+    python scripts/generate_images.py --model google/ddpm-cifar10-32 --sampler asd:path:64 --count 16 --out cifar.png
+
+Image i is drawn from a generator seeded by --seed plus i, whatever the sampler and the batch: `ddpm` and `asd` get the
+same noise, at the start and at each step.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from diffusers.utils import make_image_grid
+from PIL import Image
+from rich.console import Console
+
+from asd_policy.errors import AsdPolicyError
+from asd_policy.images import AsdImagePipeline
+from asd_policy.policies.samplers import SamplerSpec
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to draw."""
+
+    model: str
+    """Folder of a DDPMPipeline, or its name on the Hugging Face hub."""
+    out: Path
+    """PNG file to write."""
+    sampler: str = "asd:path:64"
+    """ddpm, ddim[:STEPS] or asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
+    count: int = 10
+    labels: tuple[int, ...] = ()
+    """Classes for a class-conditional model, repeated until there is one for each image."""
+    guidance: float = 1.0
+    """Classifier-free guidance; above 1 it needs --negative-label."""
+    negative_label: int | None = None
+    """Class to move away from: the one that was trained as "no class", 10 for the digits."""
+    steps: int | None = None
+    """Denoising steps of ddpm and asd; all that the model was trained on unless given."""
+    seed: int = 0
+    columns: int = 10
+    batch_size: int = 10
+    """Images drawn together."""
+    max_states: int | None = None
+    """States that one call of the network may have: bounds the memory that a wide window takes."""
+    device: str = "cpu"
+    threads: int = 1
+    """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    torch.set_num_threads(arguments.threads)
+    spec = SamplerSpec.parse(arguments.sampler)
+    pipeline = AsdImagePipeline.from_pretrained(
+        arguments.model, arguments.device, spec.name, arguments.max_states, **spec.options
+    )
+    labels = [arguments.labels[i % len(arguments.labels)] for i in range(arguments.count)] if arguments.labels else None
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    images: list[Image.Image] = []
+    rounds: list[int] = []
+    while len(images) < arguments.count:
+        rows = range(len(images), min(len(images) + arguments.batch_size, arguments.count))
+        console.print(f"images {rows.start + 1} to {rows.stop} of {arguments.count}, {spec.label}")
+        images += pipeline(
+            len(rows),
+            class_labels=labels and [labels[row] for row in rows],
+            guidance_scale=arguments.guidance,
+            negative_label=arguments.negative_label,
+            generator=[torch.Generator().manual_seed(arguments.seed + row) for row in rows],
+            num_inference_steps=arguments.steps,
+        ).images
+        assert pipeline.stats is not None
+        rounds += pipeline.stats.rounds.tolist()
+        save_grid(images, arguments.columns, arguments.out)  # what is finished is not lost
+    console.print(f"Wrote {arguments.out}; sequential network calls of an image: {sum(rounds) / len(rounds):.1f}")
+
+
+def save_grid(images: list[Image.Image], columns: int, path: Path) -> None:
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    empty = Image.new(images[0].mode, images[0].size)
+    make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(path)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except AsdPolicyError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

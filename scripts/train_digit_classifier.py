@@ -1,0 +1,85 @@
+"""Train the small digit classifier whose features measure generated digits, and keep the data's statistics with it.
+
+    python scripts/train_digit_classifier.py --data mnist.npz --out checkpoints/digits/features.safetensors
+
+A tenth of the images is held back to report the accuracy; the reference statistics are of all of them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from asd_policy.data.digits import Digits
+from asd_policy.errors import AsdPolicyError
+from asd_policy.images.frechet import DigitClassifier, accuracy, frechet_distance, save_reference
+from asd_policy.training.loop import write_atomically
+
+SHIFT = 2  # pixels that a training image may be moved by
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train on."""
+
+    data: Path
+    """An .npz file with images (N, 28, 28) uint8 and labels (N,), or torchvision's root folder of MNIST."""
+    out: Path
+    """File to write: the classifier's weights and the reference statistics."""
+    steps: int = 1500
+    batch_size: int = 128
+    seed: int = 0
+    threads: int = 1
+    """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
+
+
+def fit(images: Tensor, labels: Tensor, arguments: Arguments, console: Console) -> DigitClassifier:
+    """A trained classifier, in inference mode."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)  # layers have no generator argument
+        classifier = DigitClassifier()
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=arguments.steps)
+    for _ in track(range(arguments.steps), "training", console=console):
+        rows = torch.randint(len(labels), (arguments.batch_size,), generator=generator)
+        down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+        logits = classifier.logits(images[rows].roll((down, right), dims=(2, 3)))
+        loss = nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return classifier.eval()
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    torch.set_num_threads(arguments.threads)
+    digits = Digits.read(arguments.data)
+    images, labels = digits.padded(), digits.labels
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(arguments.seed))
+    held_back, rest = order[: len(order) // 10], order[len(order) // 10 :]
+    classifier = fit(images[rest], labels[rest], arguments, console)
+    console.print(f"accuracy on the {len(held_back)} images held back: ", end="")
+    console.print(f"{accuracy(classifier, images[held_back], labels[held_back]):.4f}")
+
+    metric = frechet_distance(classifier)
+    with torch.inference_mode():
+        for some in images.split(500):
+            metric.update(some, real=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.out, lambda path: save_reference(path, metric))
+    console.print(f"Wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except AsdPolicyError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,130 @@
+"""Train a class-conditional DDPM on MNIST, or go on with a run that was stopped.
+
+Examples:
+
+    python scripts/train_images.py new --data mnist.npz --out runs/digits --steps 20000
+    python scripts/train_images.py resume --out runs/digits
+
+Each snapshot is a folder that diffusers loads (`DDPMPipeline.from_pretrained`), with a grid of samples beside it.
+Class 10 stands for "no class".
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.utils import make_image_grid
+from rich.console import Console
+
+from asd_policy.data.digits import CLASSES, Digits
+from asd_policy.errors import AsdPolicyError, CheckpointError, ConfigError
+from asd_policy.images import AsdImagePipeline
+from asd_policy.training.images import UnetSizes, build_unet, image_trainer
+from asd_policy.training.loop import Trainer, TrainSettings, step_generator
+from asd_policy.training.progress import train_with_progress
+from asd_policy.training.run import Machine
+
+GRID_ROWS = 2
+GRID_STEPS = 50  # of DDIM: a look at the run, not a measurement
+SCHEDULER = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+
+
+@dataclass(frozen=True)
+class Run:
+    """`train.json`: with the code and the data, what is needed to train the same weights again."""
+
+    data: str
+    settings: TrainSettings
+    sizes: UnetSizes
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Run":
+        try:
+            values = json.loads(path.read_text())
+            sizes = UnetSizes(tuple(values["sizes"]["channels"]), values["sizes"]["layers"])
+            return cls(values["data"], TrainSettings(**values["settings"]), sizes)
+        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class New:
+    """Start a run in a new directory."""
+
+    data: Path
+    """An .npz file with images (N, 28, 28) uint8 and labels (N,), or torchvision's root folder of MNIST."""
+    out: Path
+    """Run directory to make."""
+    settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
+    sizes: Annotated[UnetSizes, tyro.conf.arg(name="")] = field(default_factory=UnetSizes)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its last checkpoint."""
+
+    out: Path
+    """Run directory."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+def prepare(command: New | Resume) -> Trainer:
+    """The trainer of a new or a resumed run, with its directory made and its files written."""
+    out, device = command.out, command.machine.device
+    if isinstance(command, New):
+        if out.exists():
+            raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+        run = Run(str(command.data), command.settings, command.sizes)
+    else:
+        run = Run.load(out / "train.json")
+    digits = Digits.read(run.data)
+    images = digits.padded().to(device)
+    unet = build_unet(run.sizes, images.shape[-1], images.shape[1], CLASSES, run.settings.seed).to(device)
+    labels = digits.labels.to(device)
+    scheduler, compile_net = DDPMScheduler(**SCHEDULER), command.machine.compile
+    trainer = image_trainer(
+        unet, scheduler, run.settings, images, labels, compile_net=compile_net, on_snapshot=draw_grid
+    )
+    if isinstance(command, Resume):
+        trainer.load(out / "last.pt")
+    else:
+        out.mkdir(parents=True)
+        run.save(out / "train.json")
+    return trainer
+
+
+def draw_grid(pipe: DDPMPipeline, folder: Path) -> None:
+    """Two samples of each digit, always from the same noise, beside a snapshot."""
+    pipe.set_progress_bar_config(disable=True)
+    count = GRID_ROWS * CLASSES
+    generators = [step_generator(0, row, pipe.device) for row in range(count)]
+    pipeline = AsdImagePipeline(pipe, "ddim", num_steps=GRID_STEPS)
+    images = pipeline(count, class_labels=[*range(CLASSES)] * GRID_ROWS, generator=generators).images
+    make_image_grid(images, GRID_ROWS, CLASSES).save(folder.with_suffix(".png"))
+
+
+def main(command: New | Resume) -> int:
+    """Run the command; 0 when the run is over, 1 when it was stopped or failed."""
+    console = Console()
+    command.machine.set_threads()
+    try:
+        trainer = prepare(command)
+        parameters = sum(p.numel() for p in trainer.net.parameters())
+        console.print(f"{parameters / 1e6:.2f}M parameters, from step {trainer.step} to {trainer.settings.steps}")
+        finished = train_with_progress(trainer, command.out, console)
+    except AsdPolicyError as error:
+        console.print(f"[red]{type(error).__name__}:[/red] {error}")
+        return 1
+    console.print("finished" if finished else f"stopped; go on with: train_images.py resume --out {command.out}")
+    return 0 if finished else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(New | Resume, description=__doc__)))

@@ -1,0 +1,112 @@
+"""The scripts around images, on a handful of digits and a network of no use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.training.images import UnetSizes
+from asd_policy.training.loop import TrainSettings
+from asd_policy.training.run import Machine
+from scripts import bench_images, generate_images, train_digit_classifier, train_images
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    images = np.random.default_rng(0).integers(0, 256, (200, 28, 28)).astype(np.uint8)
+    np.savez(path, images=images, labels=np.arange(200).astype(np.uint8) % 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data) -> Path:
+    """A run of two steps, and of two more after it was resumed."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    settings = TrainSettings(steps=2, batch_size=4, warmup_steps=1)
+    machine = Machine(device="cpu", threads=1)
+    assert train_images.main(train_images.New(data, out, settings, UnetSizes((8, 16)), machine)) == 0
+    values = json.loads((out / "train.json").read_text())
+    values["settings"]["steps"] = 4
+    (out / "train.json").write_text(json.dumps(values))
+    assert train_images.main(train_images.Resume(out, machine)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(run) -> Path:
+    """Its last snapshot, with fewer steps: a thousand are slow."""
+    folder = run / "ema_000004"
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(scheduler.read_text())
+    assert config["num_train_timesteps"] == 1000
+    scheduler.write_text(json.dumps({**config, "num_train_timesteps": STEPS, "beta_end": 0.4}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory, data) -> Path:
+    path = tmp_path_factory.mktemp("features") / "features.safetensors"
+    train_digit_classifier.main(train_digit_classifier.Arguments(data, path, steps=3))
+    return path
+
+
+def test_training(run, capsys):
+    for step in (2, 4):
+        assert DDPMPipeline.from_pretrained(run / f"ema_{step:06d}").unet.config.num_class_embeds == 11
+        assert Image.open(run / f"ema_{step:06d}.png").size == (320, 64)
+    assert (run / "loss.png").exists()
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [2, 4]
+    assert train_images.main(train_images.New(Path("nowhere"), run, TrainSettings(steps=2))) == 1
+    assert "exists already" in capsys.readouterr().out
+
+
+def test_a_grid(model, tmp_path, capsys):
+    path = tmp_path / "grid.png"
+    options = {"sampler": "asd:path:4", "labels": (3, 7), "columns": 2, "batch_size": 2}
+    generate_images.main(generate_images.Arguments(str(model), path, count=3, **options))
+    assert "sequential network calls of an image" in " ".join(capsys.readouterr().out.split())
+    assert Image.open(path).size == (64, 64)
+    with pytest.raises(CheckpointError):
+        generate_images.main(generate_images.Arguments(str(tmp_path), path))
+
+
+def arguments(model: Path, features: Path, out: Path, images: int = 6) -> bench_images.Arguments:
+    choice = {"drafts": ("path",), "windows": ("4", "all"), "quality": ("ddpm", "paradigms:4:0.1", "ddim:3")}
+    return bench_images.Arguments(model, features, out, **choice, seeds=2, images=images, repeats=2, batch_size=3)
+
+
+def test_measurements_go_on_where_they_stopped(model, features, tmp_path):
+    assert bench_images.main(arguments(model, features, tmp_path)) == 0
+    record = tmp_path / "measurements.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 * 3 + 2 * 3
+    rows = {(row["kind"], row["sampler"]): row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["cost", "ddpm"]["rounds"] == STEPS
+    assert rows["cost", "asd:path:all"]["rounds"] < STEPS
+    assert rows["quality", "paradigms:4:0.1"]["count"] == 2
+    assert rows["quality", "ddpm"]["frechet"] > 0
+    assert (tmp_path / "speedup.png").exists()
+
+    record.write_text("".join(lines[:8]) + lines[8][:10])  # as a kill leaves it
+    assert bench_images.main(arguments(model, features, tmp_path)) == 0
+    again = record.read_text().splitlines(keepends=True)
+    assert again[:8] == lines[:8]
+    first, second = ([json.loads(line).get("frechet") for line in some[1:]] for some in (lines, again))
+    assert first == second  # the same noise for the same measurement, whenever it is made
+    with pytest.raises(ConfigError, match="Choose another --out"):
+        bench_images.main(arguments(model, features, tmp_path, images=7))
+
+
+def test_samplers_that_do_not_exist_are_refused_first(model, features, tmp_path):
+    for name in ("paradigms:4", "asd:path:x"):
+        with pytest.raises(ConfigError, match="Unknown sampler"):
+            bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=(name,)))
+    with pytest.raises(CheckpointError, match="train_digit_classifier"):
+        bench_images.main(bench_images.Arguments(model, tmp_path / "missing", tmp_path))
