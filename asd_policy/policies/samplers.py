@@ -10,7 +10,18 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core import AsdSampler, Denoiser, Draws, OnRound, SampleStats, Schedule, sample_ddim, sample_ddpm
+from asd_policy.core import (
+    DRAFTS,
+    AsdSampler,
+    Denoiser,
+    Draws,
+    OnRound,
+    SampleStats,
+    Schedule,
+    sample_ddim,
+    sample_ddpm,
+)
+from asd_policy.core.capture import CAPTURES
 from asd_policy.errors import ConfigError, UnknownNameError
 
 
@@ -100,7 +111,7 @@ class SamplerSpec:
         """Read a spec.
 
         Raises:
-            ConfigError: with the forms that exist.
+            ConfigError: with the forms that exist, or the drafts or captures.
         """
         name, *rest = text.split(":")
         if name == "ddpm" and not rest:
@@ -109,6 +120,9 @@ class SamplerSpec:
             return SamplerSpec(text, name, {"num_steps": int(rest[0])} if rest else {})
         if name == "asd" and len(rest) <= 3 and all(map(_is_window, rest[1:2])):
             options: dict[str, Any] = dict(zip(OPTIONS["asd"], rest, strict=False))
+            for option, available in (("draft", DRAFTS), ("capture", CAPTURES)):
+                if option in options and options[option] not in available:
+                    raise UnknownNameError(option, options[option], available)
             if "window" in options:
                 window = options["window"]
                 options["window"] = int(window) if window.isdigit() else {"all": None, "auto": "auto"}[window]

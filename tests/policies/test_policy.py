@@ -233,6 +233,12 @@ def test_bad_sampler_spec(text):
         SamplerSpec.parse(text)
 
 
+@pytest.mark.parametrize(("text", "message"), [("asd:frosen", "draft 'frosen'"), ("asd:path:8:cuda", "capture 'cuda'")])
+def test_sampler_spec_with_an_unknown_name(text, message):
+    with pytest.raises(ConfigError, match=f"Unknown {message}"):
+        SamplerSpec.parse(text)
+
+
 @pytest.mark.parametrize("capture", ["eager", "compile"])
 def test_bfloat16_weights_are_another_network_close_by(checkpoint, capture):
     policy, half = (
