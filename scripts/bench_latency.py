@@ -39,11 +39,11 @@ class Arguments:
     checkpoint: Path
     """Folder with config.json and model.safetensors."""
     samplers: tuple[str, ...] = (
-        *("ddpm", "asd:reuse:1:compile", "ddim:10"),
+        *("ddpm", "ddpm:compile", "ddim:10"),
         *(f"asd:{draft}:24{capture}" for draft in ("frozen", "reuse", "path") for capture in ("", ":compile")),
         *("asd:path:8", "asd:path:16", "asd:path:16:compile", "asd:path:all", "asd:path:auto"),
     )
-    """As scripts/evaluate.py writes them; asd:reuse:1:compile is the plain DDPM as one compiled program."""
+    """As scripts/evaluate.py writes them; ddpm:compile is the plain DDPM as one compiled program."""
     conditions: int = 100
     """Observations to time each sampler on."""
     seed: int = 200000

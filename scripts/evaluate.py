@@ -32,7 +32,7 @@ class Arguments:
     checkpoint: Path
     """Folder with config.json and model.safetensors, or another library's file."""
     samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:16", "asd:path:16")
-    """ddpm, ddim[:STEPS], asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
+    """ddpm[:CAPTURE], ddim[:STEPS], asd[:DRAFT[:WINDOW[:CAPTURE]]]; WINDOW is a number or "all"."""
     seeds: str = "100000-100002"
     """Environment seeds, such as 100000-100049 or 1,5,7."""
     repeat: int = 0

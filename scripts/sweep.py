@@ -52,7 +52,7 @@ class Arguments:
     checkpoints: tuple[Path, ...]
     """Of one task each: folders with config.json and model.safetensors, or other libraries' files."""
     samplers: tuple[str, ...]
-    """ddpm, ddim[:STEPS], asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
+    """ddpm[:CAPTURE], ddim[:STEPS], asd[:DRAFT[:WINDOW[:CAPTURE]]]; WINDOW is a number or "all"."""
     out: Path
     """File of results, such as results/NAME.jsonl; an existing one is continued."""
     seeds: str = "smoke"

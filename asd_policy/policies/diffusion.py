@@ -53,7 +53,7 @@ class DiffusionPolicy:
         dtype: of the weights that run at every evaluation. torch.bfloat16 is for hardware made for it, and makes
             another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
-        sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`.
 
     Raises:
         ConfigError: on an unknown sampler or option.

@@ -47,7 +47,7 @@ class ChunkSampler(Protocol):
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "asd": ("draft", "window", "capture"),
-    "ddpm": (),
+    "ddpm": ("capture",),
     "ddim": ("num_steps", "eta"),
 }
 """Sampler -> the options it takes."""
@@ -68,6 +68,9 @@ def make_sampler(
             raise UnknownNameError(f"option of sampler {name!r}", option, OPTIONS[name])
     if name == "asd":
         return AsdSampler(denoiser, schedule, event_shape, **options)
+    if name == "ddpm" and options.get("capture", "eager") != "eager":
+        # A window of one step makes every round one sequential step, and the loop around it can be captured already.
+        return AsdSampler(denoiser, schedule, event_shape, draft="reuse", window=1, **options)
     if name == "ddpm":
         return Sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
     options.setdefault("num_steps", 10)
@@ -100,7 +103,7 @@ class Sequential:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler as command lines write it: `ddpm`, `ddim:10`, `asd:reuse:24`, `asd:path:auto:compile`."""
+    """A sampler as command lines write it: `ddpm`, `ddpm:compile`, `ddim:10`, `asd:reuse:24`, `asd:path:auto:compile`."""
 
     label: str
     name: str
@@ -114,23 +117,29 @@ class SamplerSpec:
             ConfigError: with the forms that exist, or the drafts or captures.
         """
         name, *rest = text.split(":")
-        if name == "ddpm" and not rest:
-            return SamplerSpec(text, name, {})
+        if name == "ddpm" and len(rest) <= 1:
+            return SamplerSpec(text, name, _named("ddpm", rest))
         if name == "ddim" and len(rest) <= 1 and all(steps.isdigit() for steps in rest):
             return SamplerSpec(text, name, {"num_steps": int(rest[0])} if rest else {})
         if name == "asd" and len(rest) <= 3 and all(map(_is_window, rest[1:2])):
-            options: dict[str, Any] = dict(zip(OPTIONS["asd"], rest, strict=False))
-            for option, available in (("draft", DRAFTS), ("capture", CAPTURES)):
-                if option in options and options[option] not in available:
-                    raise UnknownNameError(option, options[option], available)
+            options = _named("asd", rest)
             if "window" in options:
                 window = options["window"]
                 options["window"] = int(window) if window.isdigit() else {"all": None, "auto": "auto"}[window]
             return SamplerSpec(text, name, options)
         raise ConfigError(
-            f"Unknown sampler {text!r}; expected ddpm, ddim[:STEPS] or asd[:DRAFT[:WINDOW[:CAPTURE]]], "
+            f"Unknown sampler {text!r}; expected ddpm[:CAPTURE], ddim[:STEPS] or asd[:DRAFT[:WINDOW[:CAPTURE]]], "
             "WINDOW a number, 'all' or 'auto'."
         )
+
+
+def _named(sampler: str, values: Sequence[str]) -> dict[str, Any]:
+    """A sampler's options in their order, with drafts and captures that exist."""
+    options: dict[str, Any] = dict(zip(OPTIONS[sampler], values, strict=False))
+    for option, available in (("draft", DRAFTS), ("capture", CAPTURES)):
+        if option in options and options[option] not in available:
+            raise UnknownNameError(option, options[option], available)
+    return options
 
 
 def _is_window(text: str) -> bool:

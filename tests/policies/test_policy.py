@@ -215,6 +215,7 @@ def test_missing_and_foreign_tensors(checkpoint, tmp_path):
     ("text", "expected"),
     [
         ("ddpm", ("ddpm", {})),
+        ("ddpm:compile", ("ddpm", {"capture": "compile"})),
         ("ddim:10", ("ddim", {"num_steps": 10})),
         ("asd:frozen", ("asd", {"draft": "frozen"})),
         ("asd:reuse:all", ("asd", {"draft": "reuse", "window": None})),
@@ -227,16 +228,27 @@ def test_sampler_spec(text, expected):
     assert (spec.name, spec.options, spec.label) == (*expected, text)
 
 
-@pytest.mark.parametrize("text", ["", "ddpm:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:eager:4", "euler"])
+@pytest.mark.parametrize("text", ["", "ddpm:eager:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:eager:4", "euler"])
 def test_bad_sampler_spec(text):
-    with pytest.raises(ConfigError, match="expected ddpm, ddim"):
+    with pytest.raises(ConfigError, match=r"expected ddpm\[:CAPTURE\], ddim"):
         SamplerSpec.parse(text)
 
 
-@pytest.mark.parametrize(("text", "message"), [("asd:frosen", "draft 'frosen'"), ("asd:path:8:cuda", "capture 'cuda'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("asd:frosen", "draft 'frosen'"), ("asd:path:8:cuda", "capture 'cuda'"), ("ddpm:8", "capture '8'")],
+)
 def test_sampler_spec_with_an_unknown_name(text, message):
     with pytest.raises(ConfigError, match=f"Unknown {message}"):
         SamplerSpec.parse(text)
+
+
+def test_captured_ddpm_takes_every_step_in_turn(checkpoint):
+    """Its law is in the sampler's tests, whose captures are run at window 1 too."""
+    policy = load_policy(checkpoint, sampler="ddpm", capture="compile")
+    policy.reset(seed=0)
+    policy.act(observation(0))
+    assert policy.stats.rounds.tolist() == policy.stats.evaluations.tolist() == [12]
 
 
 @pytest.mark.parametrize("capture", ["eager", "compile"])
