@@ -118,7 +118,8 @@ class NoNetwork(nn.Module):
 def without_network(policy: DiffusionPolicy, spec: SamplerSpec) -> DiffusionPolicy:
     """A policy with the sampler that `spec` gave to `policy`, windows included, and a network that costs nothing."""
     options = dict(spec.options)
-    if isinstance(policy.sampler, AsdSampler):
+    if spec.name == "asd":
+        assert isinstance(policy.sampler, AsdSampler)
         options["window"] = policy.sampler.windows
     return DiffusionPolicy(NoNetwork(), policy.normalizer, policy.config, spec.name, policy.device, **options)
 

@@ -103,7 +103,7 @@ class Sequential:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler as command lines write it: `ddpm`, `ddpm:compile`, `ddim:10`, `asd:reuse:24`, `asd:path:auto:compile`."""
+    """A sampler as command lines write it: `ddpm`, `ddpm:compile`, `ddim:10`, `asd:reuse:24`, `asd:path:auto`."""
 
     label: str
     name: str

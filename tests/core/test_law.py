@@ -52,7 +52,7 @@ def test_learned_chunk_law(chunks, draft, window):
     assert laws.largest_z(x, expected) < 5
 
 
-@pytest.mark.parametrize("window", [4, None])
+@pytest.mark.parametrize("window", [1, 4, None])
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize(
     ("capture", "device"), [("compile", "cpu"), *(pytest.param(c, "cuda", marks=pytest.mark.gpu) for c in CAPTURES)]
