@@ -194,9 +194,10 @@ def plot(timings: list[Timing], growth: dict[str, dict[int, float]], path: Path)
     latencies, acceptance, rounds = figure.subplots(1, 3)
     latencies.barh([t.sampler for t in timings][::-1], [t.median_ms for t in timings][::-1])
     latencies.set(xlabel="ms per chunk, median", xscale="log")
-    for t in timings:
-        if any(t.acceptance) and t.sampler.endswith(":24"):
-            acceptance.plot(t.acceptance[:-1], label=t.sampler)
+    kept = {t.sampler.removesuffix(":compile"): t.acceptance for t in timings if any(t.acceptance)}
+    for sampler, by_step in kept.items():
+        if sampler.endswith(":24"):
+            acceptance.plot(by_step[:-1], label=sampler)
     acceptance.set(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
     for draft, by_steps in growth.items():
         rounds.plot(list(by_steps), list(by_steps.values()), "o-", label=draft)
