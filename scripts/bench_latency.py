@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import torch
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -189,11 +190,10 @@ def table(timings: list[Timing]) -> Table:
 
 
 def plot(timings: list[Timing], growth: dict[str, dict[int, float]], path: Path) -> None:
-    """Latency of each sampler, acceptance against step, rounds against the number of steps."""
+    """Latency against window, acceptance against step, rounds against the number of steps."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     latencies, acceptance, rounds = figure.subplots(1, 3)
-    latencies.barh([t.sampler for t in timings][::-1], [t.median_ms for t in timings][::-1])
-    latencies.set(xlabel="ms per chunk, median", xscale="log")
+    plot_latencies(timings, latencies)
     kept = {t.sampler.removesuffix(":compile"): t.acceptance for t in timings if any(t.acceptance)}
     for sampler, by_step in kept.items():
         if sampler.endswith(":24"):
@@ -202,10 +202,27 @@ def plot(timings: list[Timing], growth: dict[str, dict[int, float]], path: Path)
     for draft, by_steps in growth.items():
         rounds.plot(list(by_steps), list(by_steps.values()), "o-", label=draft)
     rounds.set(xlabel="K, denoising steps", ylabel="rounds, window K", xscale="log", yscale="log")
-    for axes in (acceptance, rounds):
+    for axes in (latencies, acceptance, rounds):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def plot_latencies(timings: list[Timing], axes: Axes) -> None:
+    """A line for each draft and capture over its windows, and a level for each sampler without a window."""
+    lines: dict[str, dict[int, float]] = {}
+    for t in timings:
+        name, *options = t.sampler.split(":")
+        if name == "asd" and len(options) > 1 and options[1] != "auto":
+            draft, window, *capture = options
+            steps = len(t.acceptance) if window == "all" else int(window)
+            lines.setdefault(" ".join((draft, *capture)), {})[steps] = t.median_ms
+        else:
+            axes.axhline(t.median_ms, linestyle=":", color="gray")
+            axes.text(0.02, t.median_ms, t.sampler, fontsize="small", va="bottom", transform=axes.get_yaxis_transform())
+    for label, by_window in lines.items():
+        axes.plot(sorted(by_window), [by_window[window] for window in sorted(by_window)], "o-", label=label)
+    axes.set(xlabel="window", ylabel="ms per chunk, median", xscale="log", yscale="log")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_interrupt_keeps_finished_episodes(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--samplers", "euler"), "expected ddpm, ddim"),
+        (("--samplers", "euler"), "expected ddpm[:CAPTURE], ddim"),
         (("--samplers", "asd:frosen"), "Did you mean 'frozen'"),
         (("--seeds", "x"), "Cannot read the seeds"),
     ],
