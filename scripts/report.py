@@ -36,6 +36,8 @@ class Arguments:
     """Folder for index.html, report.md and the videos."""
     margin: float = 5.0
     """The largest difference of success that does not matter, in points. Choose it before you see the results."""
+    baseline: str = "ddpm"
+    """The sampler to compare the others with."""
     videos: tuple[str, ...] = ()
     """A number: of successes and of failures to film, the first of each sampler. Or episodes, as
     TASK:SAMPLER:SEED[:REPEAT]. They are run again from their seeds."""
@@ -48,7 +50,7 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     console = Console()
     records = read_records(arguments.results)
-    tasks = analyze(records, arguments.margin / 100)
+    tasks = analyze(records, arguments.margin / 100, arguments.baseline)
     chosen = choose(records, arguments.videos)
     checkpoints = find_checkpoints(chosen, arguments.checkpoints)
     page = arguments.out / "index.html"

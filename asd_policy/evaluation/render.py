@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from asd_policy.evaluation import figures
-from asd_policy.evaluation.report import BASELINE, TaskReport, Video
+from asd_policy.evaluation.report import TaskReport, Video
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.stats import Comparison
 from asd_policy.evaluation.summary import Row, mean_acceptance
@@ -72,7 +72,7 @@ def to_html(tasks: Sequence[TaskReport], videos: Sequence[Video] = (), title: st
     environment.filters.update(
         percent=percent, points=points, number=number, verdict=verdict, lowest=lowest, widest=widest, kept=kept
     )
-    environment.globals.update(times=times, figures=figures, baseline_name=BASELINE)
+    environment.globals.update(times=times, figures=figures)
     return environment.get_template("report.html.jinja").render(tasks=tasks, videos=videos, title=title)
 
 
@@ -101,7 +101,7 @@ def _task_markdown(task: TaskReport) -> str:
     ]
     parts.append(_table(header, body))
     if task.comparisons:
-        header = [f"against {BASELINE}", "shared", "wins", "losses", "points, 95 %", "p", "verdict"]
+        header = [f"against {_plain(task.baseline_name)}", "shared", "wins", "losses", "points, 95 %", "p", "verdict"]
         body = [
             [
                 _plain(sampler),

@@ -15,8 +15,6 @@ from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.stats import Comparison, compare
 from asd_policy.evaluation.summary import Row, summarize
 
-BASELINE = "ddpm"
-
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -25,13 +23,14 @@ class TaskReport:
     task: str
     cells: dict[str, list[Record]]  # sampler -> its episodes
     rows: dict[str, Row]  # sampler -> their summary
-    comparisons: dict[str, Comparison]  # sampler -> beside BASELINE, where they share episodes
+    baseline_name: str  # the sampler that the others are compared with
+    comparisons: dict[str, Comparison]  # sampler -> beside the baseline, where they share episodes
     provenance: dict[str, Any]
     warnings: list[str]
 
     @property
     def baseline(self) -> Row | None:
-        return self.rows.get(BASELINE)
+        return self.rows.get(self.baseline_name)
 
     @property
     def failures(self) -> dict[tuple[int, int], dict[str, Record]]:
@@ -57,11 +56,12 @@ class Video:
     success: bool  # of the second run
 
 
-def analyze(records: Sequence[Record], margin: float = 0.05) -> list[TaskReport]:
+def analyze(records: Sequence[Record], margin: float = 0.05, baseline: str = "ddpm") -> list[TaskReport]:
     """A report of each task, in the order of their appearance.
 
     Args:
         margin: see `stats.compare`.
+        baseline: the sampler to compare the others with, as it is written in the records.
 
     Raises:
         ConfigError: if there is no record, one appears twice, or a task's come from several checkpoints.
@@ -73,19 +73,19 @@ def analyze(records: Sequence[Record], margin: float = 0.05) -> list[TaskReport]
     tasks: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         tasks.setdefault(record.task, {}).setdefault(record.sampler, []).append(record)
-    return [_task_report(task, cells, margin) for task, cells in tasks.items()]
+    return [_task_report(task, cells, margin, baseline) for task, cells in tasks.items()]
 
 
-def _task_report(task: str, cells: dict[str, list[Record]], margin: float) -> TaskReport:
+def _task_report(task: str, cells: dict[str, list[Record]], margin: float, baseline: str) -> TaskReport:
     outcomes = {
         sampler: {(record.env_seed, record.repeat): record.success for record in records}
         for sampler, records in cells.items()
     }
-    baseline = outcomes.get(BASELINE, {})
+    theirs = outcomes.get(baseline, {})
     comparisons = {
-        sampler: compare(mine, baseline, np.random.default_rng(0), margin)
+        sampler: compare(mine, theirs, np.random.default_rng(0), margin)
         for sampler, mine in outcomes.items()
-        if sampler != BASELINE and mine.keys() & baseline.keys()
+        if sampler != baseline and mine.keys() & theirs.keys()
     }
     rows = {row.sampler: row for row in summarize(cells)}
     records = [record for cell in cells.values() for record in cell]
@@ -94,7 +94,7 @@ def _task_report(task: str, cells: dict[str, list[Record]], margin: float) -> Ta
         "settings": _distinct([record.settings for record in records]),
         "software": _distinct([record.software for record in records]),
     }
-    return TaskReport(task, cells, rows, comparisons, provenance, _warnings(cells, provenance))
+    return TaskReport(task, cells, rows, baseline, comparisons, provenance, _warnings(cells, provenance, baseline))
 
 
 def _distinct(values: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
@@ -103,7 +103,7 @@ def _distinct(values: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], in
     return [(json.loads(text), count) for text, count in counts.most_common()]
 
 
-def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any]) -> list[str]:
+def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any], baseline: str) -> list[str]:
     """What a reader must know before comparing the numbers."""
     found = []
     episodes = {frozenset((record.env_seed, record.repeat) for record in records) for records in cells.values()}
@@ -126,8 +126,8 @@ def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any]) -> lis
     broken = sum(record.error is not None for records in cells.values() for record in records)
     if broken:
         found.append(f"Episodes that broke with an error, and count as failures: {broken}.")
-    if BASELINE not in cells:
-        found.append(f"Nothing was run with {BASELINE}, so there is neither a speed-up nor a comparison of success.")
+    if baseline not in cells:
+        found.append(f"Nothing was run with {baseline}, so there is neither a speed-up nor a comparison of success.")
     return found
 
 

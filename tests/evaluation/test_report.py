@@ -173,6 +173,16 @@ def test_warnings(changes, warning):
     assert warning in to_markdown(tasks)
 
 
+def test_another_baseline(records):
+    """The same numbers, whatever the baseline is called."""
+    renamed = [replace(r, sampler="ddpm:compile") if r.sampler == "ddpm" else r for r in records]
+    there, here = (analyze(records)[0], analyze(renamed, baseline="ddpm:compile")[0])
+    assert here.comparisons == there.comparisons
+    assert here.warnings == there.warnings
+    assert "against ddpm:compile" in to_markdown([here])
+    assert "ddpm:compile" in Page(to_html([here])).text
+
+
 def test_without_the_baseline():
     tasks = analyze([episode("square", "asd:path:16", seed, 0, True) for seed in range(3)])
     assert tasks[0].comparisons == {}
