@@ -123,7 +123,8 @@ def open_store(args: Args) -> EpisodeStore:
     settings = {"env_id": task.variant(args.actions), "noise": args.sigma, "seed_start": args.seed_start}
     if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
-        return EpisodeStore.create(args.path, task.obs_dims, task.action_dim, attrs)
+        shapes = {key: (dim,) for key, dim in task.obs_dims.items()}
+        return EpisodeStore.create(args.path, shapes, task.action_dim, attrs)
     store = EpisodeStore.open(args.path, writable=True)
     differing = {key: store.attrs.get(key) for key, value in settings.items() if store.attrs.get(key) != value}
     if differing:

@@ -18,6 +18,7 @@ from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.importers import Checkpoint, read_checkpoint
 from asd_policy.importers.export import EXPORTS
 from asd_policy.policies.config import NetworkConfig, TransformerConfig
+from asd_policy.policies.image_keys import ImageKey
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ def main(arguments: Arguments) -> None:
 def table(checkpoint: Checkpoint) -> Table:
     """What was found."""
     config, scheduler = checkpoint.config, checkpoint.config.scheduler
-    parameters = sum(value.numel() for name, value in checkpoint.tensors.items() if name.startswith("model."))
+    parameters = sum(
+        value.numel() for name, value in checkpoint.tensors.items() if name.startswith(("model.", "encoders."))
+    )
+    images = [encoded(image, config.obs_keys[image.key]) for image in config.images]
     clip = f"clipped to ±{scheduler.clip_sample_range:g}" if scheduler.clip_sample else "not clipped"
     parts = ", ".join(f"{part.kind} {part.dim}" for part in config.action_parts) or "as the network predicts them"
     bound = "no bounds" if config.action_bound is None else f"within ±{config.action_bound:g}"
@@ -77,6 +81,7 @@ def table(checkpoint: Checkpoint) -> Table:
         f"{scheduler.variance_type}, {scheduler.prediction_type}, {clip}",
         "observations": ", ".join(f"{key} {dim}" for key, dim in config.obs_keys.items())
         + f" (total {config.obs_dim})",
+        "images": "\n".join(images) or "none",
         "actions": f"{config.action_dim} -> {config.env_action_dim}: {parts}; {bound}",
         "normalised": ", ".join(normalised(checkpoint)) or "nothing",
     }
@@ -95,6 +100,15 @@ def architecture(network: NetworkConfig | TransformerConfig) -> str:
     film = "scale and bias" if network.cond_predict_scale else "bias"
     sizes = f"kernel {network.kernel_size}, {network.n_groups} groups"
     return f"{network.name} {network.down_dims}, {sizes}, embedding {network.diffusion_step_embed_dim}, FiLM {film}"
+
+
+def encoded(image: ImageKey, features: int) -> str:
+    """How an image becomes so many numbers."""
+    shape = "x".join(map(str, image.shape))
+    resized = f", resized to {image.resize[0]}x{image.resize[1]}" if image.resize else ""
+    cropped = "" if not image.crop else ", cropped to {2}x{3} from row {0}, column {1}".format(*image.crop)
+    encoder = f"{image.backbone} with {image.norm} norm, {image.num_keypoints} keypoints"
+    return f"{image.key} {shape}{resized}{cropped}: {encoder} -> {features}"
 
 
 def normalised(checkpoint: Checkpoint) -> list[str]:

@@ -24,7 +24,7 @@ class Arguments:
     """Which file, and what to do with it."""
 
     path: tyro.conf.Positional[Path]
-    """A robomimic HDF5 file with low-dimensional observations."""
+    """A robomimic HDF5 file with observations."""
     out: Path | None = None
     """Folder of the store to make."""
     inspect: bool = False
@@ -33,13 +33,15 @@ class Arguments:
     """A mask in the file, such as train; every demonstration unless given."""
     absolute: bool = False
     """Take the target poses that the file keeps beside its delta actions."""
+    obs_keys: tuple[str, ...] = ()
+    """Observations to take, images too; the vectors that robomimic's policies see unless given."""
 
 
 def main(arguments: Arguments) -> None:
     console = Console()
     if (arguments.out is None) != arguments.inspect:
         raise ConfigError("Pass either --inspect or --out FOLDER.")
-    with RobomimicFile.open(arguments.path, arguments.filter_key, arguments.absolute) as file:
+    with RobomimicFile.open(arguments.path, arguments.filter_key, arguments.absolute, arguments.obs_keys) as file:
         console.print(table(file))
         for note in file.recording.notes:
             console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
@@ -56,7 +58,9 @@ def table(file: RobomimicFile) -> Table:
     shown.add_row("environment", f"{recording.env_name} -> {file.env_id}")
     shown.add_row("robosuite", ".".join(map(str, recording.version)))
     shown.add_row("demonstrations", str(len(file.demos)))
-    shown.add_row("observations", ", ".join(f"{key} {dim}" for key, dim in file.obs_dims.items()))
+    shown.add_row(
+        "observations", ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in file.obs_shapes.items())
+    )
     shown.add_row("actions", f"{file.action_dim}, {'target poses' if file.absolute else 'deltas'}")
     return shown
 

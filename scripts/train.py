@@ -8,14 +8,13 @@ Examples:
     python scripts/train.py resume --out runs/square
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from asd_policy import load_policy
 from asd_policy.errors import AsdPolicyError, ConfigError
@@ -43,14 +42,17 @@ class New:
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     absolute: bool = False
     """Learn target poses, which robomimic's files keep beside their delta actions."""
+    obs_keys: tuple[str, ...] = ()
+    """Observations to learn from, in this order, such as agentview_image robot0_eef_pos; all images of all episodes
+    are held in memory. By default a store's, and of an HDF5 file the vectors that robomimic's policies see."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations that the policy must not see: a key and its indices."""
     quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Quaternions in observations whose sign flips: a key and the index of each one's first entry."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     init: Path | None = None
-    """Checkpoint to start from: its weights, network and treatment of observations. Replaces --ignore, --quaternions
-    and --network."""
+    """Checkpoint to start from: its weights, network and observations. Replaces --obs-keys, --ignore, --quaternions and
+    --network."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
@@ -66,47 +68,54 @@ class Resume:
 def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
     """The trainer of a new or a resumed run, with its directory made and its files written; and how many windows."""
     out, machine = command.out, command.machine
-    network = None
+    start: dict[str, Any] = {}
     if isinstance(command, New):
-        info, config, normalizer, demonstrations, network = begin(command)
+        info, config, normalizer, demonstrations, start = begin(command)
     else:
         info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
-        normalizer = LinearNormalizer({**config.obs_keys, "action": config.action_dim})
+        normalizer = LinearNormalizer(config.normalizer_dims)
         normalizer.load_state_dict(load_file(out / NORMALIZER))
-        demonstrations = Demonstrations.read(info.data, info.episodes, info.filter_key, info.absolute)
-        demonstrations = demonstrations.as_seen_by(config)
+        demonstrations = read(info).as_seen_by(config)
     windows = demonstrations.windows(config, normalizer).to(machine.device)
-    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, network)
+    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, **start)
     if isinstance(command, Resume):
         trainer.load(out / "last.pt")
     return trainer, info, len(windows)
 
 
-def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, nn.Module | None]:
-    """Make the directory of a new run, with everything that decides its course; the network is that of --init."""
-    out, init, network = command.out, command.init, None
+def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, dict[str, Any]]:
+    """Make the directory of a new run, with everything that decides its course; the networks are those of --init."""
+    out, init = command.out, command.init
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
-    demonstrations = Demonstrations.read(command.data, command.episodes, command.filter_key, command.absolute)
-    if init is None:
-        config = demonstrations.policy_config(command.network, command.quaternions)
-        demonstrations = demonstrations.as_seen_by(config)
-        normalizer = demonstrations.fit_normalizer(command.ignore)
-    else:
-        policy = load_policy(init)
-        config, normalizer, network = policy.config, policy.normalizer, policy.network
-        demonstrations.check_fit(config)
-        demonstrations = demonstrations.as_seen_by(config)
-    out.mkdir(parents=True)
-    episodes = len(demonstrations.episode_ends)
-    start = str(init) if init else None
+    start = load_policy(init) if init else None
     info = RunInfo(
-        str(command.data), episodes, command.ignore, start, command.settings, command.filter_key, command.absolute
+        str(command.data),
+        command.episodes,
+        command.ignore,
+        str(init) if init else None,
+        command.settings,
+        command.filter_key,
+        command.absolute,
+        command.obs_keys if start is None else tuple(start.config.obs_keys),
     )
+    raw = read(info)
+    config = raw.policy_config(command.network, command.quaternions) if start is None else start.config
+    raw.check_fit(config)
+    demonstrations = raw.as_seen_by(config)
+    normalizer = demonstrations.fit_normalizer(command.ignore) if start is None else start.normalizer
+    out.mkdir(parents=True)
+    info = replace(info, episodes=len(demonstrations.episode_ends))
     info.save(out / "train.json")
     config.save(out / "config.json")
     save_file(normalizer.state_dict(), out / NORMALIZER)
-    return info, config, normalizer, demonstrations, network
+    networks = {} if start is None else {"network": start.network, "encoders": start.encoders}
+    return info, config, normalizer, demonstrations, networks
+
+
+def read(info: RunInfo) -> Demonstrations:
+    """The run's demonstrations."""
+    return Demonstrations.read(info.data, info.episodes, info.filter_key, info.absolute, info.obs_keys)
 
 
 def main(command: New | Resume) -> int:

@@ -2,7 +2,7 @@
 
 Layout (N steps in E episodes, episodes laid end to end):
 
-    data/obs/<key>          (N, D) float32   observation before the step
+    data/obs/<key>          (N, D) float32   observation before the step; an image is (N, H, W, C) uint8
     data/action             (N, A) float32   what the expert wanted: the label to learn
     data/executed_action    (N, A) float32   what was executed: the label plus exploration noise, clipped
     meta/episode_ends       (E,) int64       one past the last step of each episode
@@ -28,6 +28,7 @@ from asd_policy.errors import DataError
 
 FORMAT_VERSION = 1
 CHUNK_STEPS = 8192
+CHUNK_IMAGES = 64
 CHUNK_EPISODES = 4096
 
 
@@ -37,14 +38,14 @@ class Episode:
 
     Attributes:
         seed: of the environment's reset; for demonstrations from elsewhere, their number.
-        obs: (T, D) float32 per key, each row seen before the action of its step.
+        obs: (T, D) float32 or (T, H, W, C) uint8 per key, each row seen before the action of its step.
         action: (T, A) float32, the expert's action.
         executed_action: (T, A) float32, what the environment was given.
         steps_to_success: steps until success was first seen.
     """
 
     seed: int
-    obs: Mapping[str, NDArray[np.float32]]
+    obs: Mapping[str, NDArray[Any]]
     action: NDArray[np.float32]
     executed_action: NDArray[np.float32]
     steps_to_success: int
@@ -60,13 +61,13 @@ class EpisodeStore:
 
     @classmethod
     def create(
-        cls, path: str | Path, obs_dims: Mapping[str, int], action_dim: int, attrs: Mapping[str, Any]
+        cls, path: str | Path, obs_shapes: Mapping[str, tuple[int, ...]], action_dim: int, attrs: Mapping[str, Any]
     ) -> "EpisodeStore":
         """A new, empty store.
 
         Args:
             path: a folder that does not exist yet.
-            obs_dims: observation keys and sizes, in the order the policy will see them.
+            obs_shapes: observation keys and shapes, (D,) or of images (H, W, C), in the order the policy will see them.
             action_dim: size A of an action.
             attrs: whatever describes the collection (JSON values).
         """
@@ -74,14 +75,14 @@ class EpisodeStore:
         if path.exists():
             raise DataError(f"{path} exists already: open it, or choose another path.")
         root = zarr.open_group(path, mode="w")
-        for key, dim in obs_dims.items():
-            _create(root, f"data/obs/{key}", (dim,), "float32")
+        for key, shape in obs_shapes.items():
+            _create(root, f"data/obs/{key}", shape, "float32" if len(shape) == 1 else "uint8")
         for name in ("action", "executed_action"):
             _create(root, f"data/{name}", (action_dim,), "float32")
         for name in ("episode_ends", "seed", "steps_to_success"):
             _create(root, f"meta/{name}", (), "int64")
         # Attributes last: a store that was cut off before this line is not taken for a store.
-        own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_dims), "action_dim": action_dim}
+        own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_shapes), "action_dim": action_dim}
         root.attrs.update({**attrs, **own})
         return cls(root, path)
 
@@ -143,8 +144,8 @@ class EpisodeStore:
         """(E,) steps to the first success in each episode."""
         return self._meta("steps_to_success")
 
-    def obs(self, key: str) -> NDArray[np.float32]:
-        """(N, D) one observation key over all committed steps."""
+    def obs(self, key: str) -> NDArray[Any]:
+        """(N, D) float32 or (N, H, W, C) uint8, one observation key over all committed steps."""
         return self._steps(f"obs/{key}", 0, self.num_steps)
 
     def actions(self, executed: bool = False) -> NDArray[np.float32]:
@@ -175,19 +176,21 @@ class EpisodeStore:
         self._array("meta/steps_to_success").append(np.array([episode.steps_to_success], np.int64))
         self._array("meta/episode_ends").append(np.array([end], np.int64))
 
-    def _checked_rows(self, episode: Episode) -> dict[str, NDArray[np.float32]]:
+    def _checked_rows(self, episode: Episode) -> dict[str, NDArray[Any]]:
         if set(episode.obs) != set(self.obs_keys):
             raise DataError(f"Got observation keys {sorted(episode.obs)}, expected {list(self.obs_keys)}.")
         rows = {f"data/obs/{key}": episode.obs[key] for key in self.obs_keys}
         rows |= {"data/action": episode.action, "data/executed_action": episode.executed_action}
         for name, values in rows.items():
-            expected = (len(episode.action), self._array(name).shape[1])
-            if not len(values) or values.shape != expected or not np.isfinite(values).all():
+            array = self._array(name)
+            expected, image = (len(episode.action), *array.shape[1:]), array.dtype == np.uint8
+            fits = len(values) > 0 and values.shape == expected and (values.dtype == np.uint8) == image
+            if not fits or not np.isfinite(values).all():
                 raise DataError(
-                    f"Episode of seed {episode.seed}: {name} has shape {values.shape}, expected {expected} "
-                    "with at least one step and finite values."
+                    f"Episode of seed {episode.seed}: {name} has shape {values.shape} and type {values.dtype}, "
+                    f"expected {expected} with at least one step and {'bytes' if image else 'finite values'}."
                 )
-        return {name: np.asarray(values, np.float32) for name, values in rows.items()}
+        return {name: np.asarray(values, self._array(name).dtype) for name, values in rows.items()}
 
     def _drop_uncommitted(self) -> None:
         self._resize("meta", self.num_episodes, ("episode_ends", "seed", "steps_to_success"))
@@ -210,14 +213,20 @@ class EpisodeStore:
     def _meta(self, name: str) -> NDArray[np.int64]:
         return np.asarray(self._array(f"meta/{name}")[: self.num_episodes], np.int64)
 
-    def _steps(self, name: str, start: int, end: int) -> NDArray[np.float32]:
-        steps = np.asarray(self._array(f"data/{name}")[start:end], np.float32)
-        if len(steps) != end - start or not np.isfinite(steps).all():
+    def _steps(self, name: str, start: int, end: int) -> NDArray[Any]:
+        array = self._array(f"data/{name}")
+        steps = np.asarray(array[start:end], array.dtype)
+        written = steps.any(axis=(1, 2, 3)) if steps.dtype == np.uint8 else np.isfinite(steps)
+        if len(steps) != end - start or not written.all():
             raise DataError(f"{self.path} is damaged: steps are missing from data/{name}.")
         return steps
 
 
 def _create(root: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: str) -> None:
-    rows, fill = (CHUNK_STEPS, np.nan) if name.startswith("data/") else (CHUNK_EPISODES, 0)
-    # What was never written, or whose file is gone, reads as the fill value: never as plausible data.
+    # What was never written, or whose file is gone, reads as the fill value: never as plausible data. Of images that is
+    # a black frame.
+    if dtype == "uint8":
+        rows, fill = CHUNK_IMAGES, 0.0
+    else:
+        rows, fill = (CHUNK_STEPS, np.nan) if name.startswith("data/") else (CHUNK_EPISODES, 0.0)
     root.create_array(name, shape=(0, *row_shape), chunks=(rows, *row_shape), dtype=dtype, fill_value=fill)

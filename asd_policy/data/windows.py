@@ -4,11 +4,11 @@ The windows are those of Diffusion Policy's SequenceSampler (https://github.com/
 `common/sampler.py`): a window may begin before its episode and run past its end, where the edge step repeats.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from asd_policy.errors import DataError
@@ -19,7 +19,7 @@ class Windows:
     """W windows of H steps over N steps of demonstrations, gathered by index arithmetic.
 
     Attributes:
-        obs: (N, G) normalised observations.
+        obs: (N, ...) per key, observations in their own units.
         actions: (N, A) normalised actions.
         starts: (W,) int64, first step of each window; may lie before its episode.
         first: (W,) int64, first step of the window's episode.
@@ -28,7 +28,7 @@ class Windows:
         horizon: H.
     """
 
-    obs: Tensor
+    obs: Mapping[str, Tensor]
     actions: Tensor
     starts: Tensor
     first: Tensor
@@ -44,25 +44,30 @@ class Windows:
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **tensors)
+        return replace(self, obs={key: value.to(device) for key, value in self.obs.items()}, **tensors)
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """indices (B,) int64 -> condition (B, To * G) and action chunks (B, H, A)."""
+    def gather(self, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """indices (B,) int64 -> observations (B, To, ...) per key and action chunks (B, H, A)."""
         offsets = torch.arange(self.horizon, device=self.starts.device)
         steps = self.starts[indices, None] + offsets
         steps = steps.clamp(self.first[indices, None], self.last[indices, None])
-        condition = rearrange(self.obs[steps[:, : self.n_obs_steps]], "b t g -> b (t g)")
-        return condition, self.actions[steps]
+        seen = steps[:, : self.n_obs_steps]
+        return {key: values[seen] for key, values in self.obs.items()}, self.actions[steps]
 
 
 def make_windows(
-    obs: Tensor, actions: Tensor, episode_ends: Tensor, n_obs_steps: int, horizon: int, n_action_steps: int
+    obs: Mapping[str, Tensor],
+    actions: Tensor,
+    episode_ends: Tensor,
+    n_obs_steps: int,
+    horizon: int,
+    n_action_steps: int,
 ) -> Windows:
     """All windows of To - 1 steps of padding before an episode and Ta - 1 after it.
 
     Args:
-        obs: (N, G) observations, episodes laid end to end.
-        actions: (N, A) actions.
+        obs: (N, ...) observations per key, episodes laid end to end.
+        actions: (N, A) normalised actions.
         episode_ends: (E,) int64, one past the last step of each episode.
         n_obs_steps: To.
         horizon: H.
@@ -73,11 +78,12 @@ def make_windows(
     """
     ends = episode_ends.tolist()
     begins = [0, *ends[:-1]]
-    covered = len(ends) > 0 and ends[-1] == len(obs) == len(actions)
+    lengths = {len(values) for values in (*obs.values(), actions)}
+    covered = len(ends) > 0 and lengths == {ends[-1]}
     if not covered or any(end <= begin for begin, end in zip(begins, ends, strict=True)):
         raise DataError(
             f"episode_ends must increase up to the number of steps; got {ends[:3]}...{ends[-1:]} "
-            f"for {len(obs)} observations and {len(actions)} actions."
+            f"for observations and actions of {sorted(lengths)} steps."
         )
     # From To - 1 steps before the episode to where Ta - 1 steps of the window lie past its end.
     starts = [

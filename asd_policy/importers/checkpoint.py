@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
-from asd_policy.policies.network import build_network
+from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 
 CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
@@ -30,7 +30,7 @@ class Checkpoint:
         source: the file or folder it was read from.
         format: the name of the format it was found to be in.
         config: this package's configuration of the policy.
-        tensors: `model.*` of the network and `normalizer.fields.<field>.{scale,offset}`.
+        tensors: `model.*` of the network, `normalizer.fields.<field>.{scale,offset}`, and `encoders.<key>.*` of images.
         notes: what the file says and this package does differently, or cannot know.
     """
 
@@ -43,9 +43,8 @@ class Checkpoint:
     @classmethod
     def of(cls, policy: DiffusionPolicy) -> Checkpoint:
         """The checkpoint of a policy in memory."""
-        tensors = {f"model.{name}": value for name, value in policy.network.state_dict().items()}
-        tensors |= {f"normalizer.{name}": value for name, value in policy.normalizer.state_dict().items()}
-        return cls(Path(), "native", policy.config, tensors)
+        parts = {"model": policy.network, "normalizer": policy.normalizer, "encoders": policy.encoders}
+        return cls(Path(), "native", policy.config, nn.ModuleDict(parts).state_dict())
 
     def policy(self, sampler: str = "asd", device: torch.device | str = "cpu", **options: Any) -> DiffusionPolicy:
         """The policy, ready to act.
@@ -61,10 +60,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.source} describes a network of impossible size: {error}") from error
         modules = self._modules()
         modules.load_state_dict(self.tensors)
-        network, normalizer = modules["model"], modules["normalizer"]
+        network, normalizer, encoders = modules["model"], modules["normalizer"], modules["encoders"]
         assert isinstance(normalizer, LinearNormalizer)
+        assert isinstance(encoders, nn.ModuleDict)
         windows = windows_file(self.source) if self.source != Path() else None
-        return DiffusionPolicy(network, normalizer, self.config, sampler, device, windows, **options)
+        return DiffusionPolicy(network, normalizer, self.config, sampler, device, windows, encoders=encoders, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write the native folder: `config.json` and `model.safetensors`."""
@@ -76,27 +76,36 @@ class Checkpoint:
     def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
         """The same policy with its observation cut into other keys: the same numbers in the same order.
 
+        Args:
+            obs_keys: an image is one of them, with as many numbers as it has features, and may have another name.
+
         Raises:
-            ConfigError: if the sizes do not add up to the policy's.
+            ConfigError: if the sizes do not add up to the policy's, or cut through an image.
         """
-        if sum(obs_keys.values()) != self.config.obs_dim:
-            raise ConfigError(
-                f"obs_keys {dict(obs_keys)} have {sum(obs_keys.values())} entries, but the policy in {self.source} "
-                f"observes {self.config.obs_dim}: {dict(self.config.obs_keys)}."
-            )
-        tensors = {name: value for name, value in self.tensors.items() if not name.startswith("normalizer.")}
-        action = {field: self.tensors[field_name("action", field)] for field in ("scale", "offset")}
-        tensors |= {field_name("action", field): value for field, value in action.items()}
-        for field in ("scale", "offset"):
-            whole = torch.cat([self.tensors[field_name(key, field)] for key in self.config.obs_keys])
-            pieces = whole.split(list(obs_keys.values()))
-            tensors |= {field_name(key, field): piece for key, piece in zip(obs_keys, pieces, strict=True)}
-        return replace(self, config=replace(self.config, obs_keys=dict(obs_keys)), tensors=tensors)
+        config, total = self.config, sum(obs_keys.values())
+        told = f"the policy in {self.source} observes {config.obs_dim}: {dict(config.obs_keys)}"
+        if total != config.obs_dim:
+            raise ConfigError(f"obs_keys {dict(obs_keys)} have {total} entries, but {told}.")
+        images = {_span(config.obs_keys, image.key): image for image in config.images}
+        names = {images[span].key: key for key in obs_keys if (span := _span(obs_keys, key)) in images}
+        if len(names) < len(images):
+            raise ConfigError(f"obs_keys {dict(obs_keys)} cut through images, but {told}: keep those whole.")
+        tensors = {_renamed(name, names): value for name, value in self.tensors.items()}
+        vectors = [key for key in config.obs_keys if key not in names]
+        pieces = {key: dim for key, dim in obs_keys.items() if key not in names.values()}
+        for kind in ("scale", "offset"):
+            parts = [tensors.pop(field_name(key, kind)) for key in vectors]
+            whole = torch.cat(parts) if parts else torch.empty(0)
+            cut = zip(pieces, whole.split(list(pieces.values())), strict=True)
+            tensors |= {field_name(key, kind): piece for key, piece in cut}
+        renamed = tuple(replace(image, key=names[image.key]) for image in config.images)
+        return replace(self, config=replace(config, obs_keys=dict(obs_keys), images=renamed), tensors=tensors)
 
     def _modules(self) -> nn.ModuleDict:
-        """The network and the normaliser that the configuration describes."""
-        normalizer = LinearNormalizer({**self.config.obs_keys, "action": self.config.action_dim})
-        return nn.ModuleDict({"model": build_network(self.config), "normalizer": normalizer})
+        """The networks and the normaliser that the configuration describes."""
+        normalizer = LinearNormalizer(self.config.normalizer_dims)
+        parts = {"model": build_network(self.config), "normalizer": normalizer, "encoders": build_encoders(self.config)}
+        return nn.ModuleDict(parts)
 
     def _check(self, modules: nn.Module) -> None:
         """Raise CheckpointError unless the tensors are exactly those of the modules."""
@@ -112,6 +121,22 @@ class Checkpoint:
         if wrong:
             listed = "; ".join(sorted(wrong)[:5])
             raise CheckpointError(f"{self.source} does not fit its configuration in {len(wrong)} tensors: {listed}.")
+
+
+def _span(keys: Mapping[str, int], key: str) -> tuple[int, int]:
+    """Where the key's numbers begin and end in the observation."""
+    names = list(keys)
+    end = sum(keys[name] for name in names[: names.index(key) + 1])
+    return end - keys[key], end
+
+
+def _renamed(name: str, keys: Mapping[str, str]) -> str:
+    """A tensor's name where observation keys have other names."""
+    prefixes = {
+        f"{kind}.{old}.": f"{kind}.{new}." for kind in ("encoders", "normalizer.fields") for old, new in keys.items()
+    }
+    found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return name if found is None else prefixes[found] + name.removeprefix(found)
 
 
 def windows_file(source: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints of https://github.com/real-stanford/diffusion_policy, `*.ckpt`: low-dimensional U-Net and transformer.
+"""Checkpoints of https://github.com/real-stanford/diffusion_policy, `*.ckpt`: U-Net, transformer, U-Net on images.
 
 The file is a pickle made with dill. It is read by `asd_policy.importers.restricted`, which runs none of its code; what
 is pickled inside of it once more (`pickles`) is never opened, and the configuration's strings are never evaluated.
@@ -6,25 +6,30 @@ is pickled inside of it once more (`pickles`) is never opened, and the configura
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
-from asd_policy.importers.checkpoint import Checkpoint, affine_field
+from asd_policy.importers.checkpoint import Checkpoint, affine_field, field_name
 from asd_policy.importers.files import TensorPool, entry
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
 from asd_policy.importers.restricted import LazyTensor, plain_config, read_restricted
 from asd_policy.importers.torch_file import TorchFile
+from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
 from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "diffusion_policy"
 OLD_ROBOSUITE = (1, 2)  # which these policies were trained with
 UNET, TRANSFORMER = "DiffusionUnetLowdimPolicy", "DiffusionTransformerLowdimPolicy"
+HYBRID = "DiffusionUnetHybridImagePolicy"
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     UNET: {"obs_as_global_cond": True, "pred_action_steps_only": False, "oa_step_convention": True},
     TRANSFORMER: {
@@ -34,6 +39,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
         "model.time_as_cond": True,
         "model.n_cond_layers": 0,
     },
+    HYBRID: {"obs_as_global_cond": True},
 }
 """Policy -> the settings of its configuration that are supported."""
 
@@ -54,17 +60,16 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     _check_supported(cfg, where)
     name = "ema_model" if _value(cfg, "training.use_ema", where) else "model"
     state: Mapping[str, Any] = entry(payload, f"state_dicts.{name}", where)
-    pool = TensorPool(state, f"{where} ({name})")
-    tensors = _take_tensors(pool)
-    tensors = {key: value.read(file) if isinstance(value, LazyTensor) else value for key, value in tensors.items()}
-    return _checkpoint(path, cfg, tensors)
+    images = _images(cfg, where)
+    taken = _take_tensors(TensorPool(state, f"{where} ({name})"), [*images] or ["obs"])
+    tensors = {key: value.read(file) if isinstance(value, LazyTensor) else value for key, value in taken.items()}
+    return _checkpoint(path, cfg, tensors, {key: shape for key, shape in images.items() if shape})
 
 
 def _check_supported(cfg: Any, where: str) -> None:
     target = _target(cfg, where)
     if target not in REQUIRED:
-        expected = "image policies are not supported yet" if "Image" in target else f"expected {' or '.join(REQUIRED)}"
-        raise CheckpointError(f"{where} holds a {target}; {expected}.")
+        raise CheckpointError(f"{where} holds a {target}; expected {', '.join(REQUIRED)}.")
     found = {name: _value(cfg, f"policy.{name}", where) for name in REQUIRED[target]}
     wrong = {name: value for name, value in found.items() if value != REQUIRED[target][name]}
     if wrong:
@@ -75,45 +80,84 @@ def _target(cfg: Any, where: str) -> str:
     return str(_value(cfg, "policy._target_", where)).rpartition(".")[2]
 
 
+def _images(cfg: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """Observation keys of a hybrid policy in their order, with the shapes (C, H, W) of images and () of vectors."""
+    if _target(cfg, where) != HYBRID:
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
+    for key, meta in _value(cfg, "policy.shape_meta.obs", where).items():
+        kind = meta.get("type", "low_dim")
+        if kind not in ("low_dim", "rgb"):
+            raise CheckpointError(f"{where}: observation {key!r} is of type {kind}; expected low_dim or rgb.")
+        found[key] = tuple(_value(meta, "shape", where)) if kind == "rgb" else ()
+    return found
+
+
+def _image(
+    key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], cfg: Any, where: str
+) -> tuple[ImageKey, int]:
+    """The image and the number of its features. The encoder's other settings are fixed in real-stanford's code."""
+    channels, height, width = shape
+    defaults = {"crop_shape": (76, 76), "eval_fixed_crop": False}
+    policy = defaults | _value(cfg, "policy", where)
+    crop = _value(policy, "crop_shape", where)
+    if crop and not _value(policy, "eval_fixed_crop", where):
+        raise CheckpointError(f"{where} crops images at random even when it acts; expected eval_fixed_crop to be true.")
+    place = central_crop((height, width), crop, round) if crop else ()
+    return image_key(key, (channels, height, width), encoder, where, place)
+
+
 def _sizes(cfg: Any, network: Mapping[str, Any], where: str) -> Sizes:
     """The network's sizes, which must be those that the configuration claims."""
-    model = _value(cfg, "policy.model", where)
-    if _target(cfg, where) == UNET:
-        sizes = unet_sizes(network, model.get("n_groups", 8), where)
-    else:
+    target = _target(cfg, where)
+    model = _value(cfg, "policy" if target == HYBRID else "policy.model", where)
+    if target == TRANSFORMER:
         sizes = transformer_sizes(network, _value(model, "n_head", where), where)
+    else:
+        sizes = unet_sizes(network, model.get("n_groups", 8), where)
     claims = {field.name: model[field.name] for field in fields(sizes.network) if field.name in model}
     check_claims(sizes.network, claims, where)
     return sizes
 
 
-def _take_tensors(pool: TensorPool) -> dict[str, Any]:
-    """Network and normaliser under native names, the observation in one field; nothing of the pool is left."""
-    pool.refuse("obs_encoder.")
+def _take_tensors(pool: TensorPool, keys: Sequence[str]) -> dict[str, Any]:
+    """Networks and normaliser, with a field for each of the keys, under native names; nothing of the pool is left."""
     for prefix in DUMMIES:
         pool.take_all(prefix)
     tensors = {f"model.{name}": value for name, value in pool.take_all("model.").items()}
-    for field in ("obs", "action"):
+    for key in keys:
+        tensors |= encoder_tensors(key, pool.take_all(f"obs_encoder.obs_nets.{key}."))
+    for field in (*keys, "action"):
         for kind in ("scale", "offset"):
-            tensors[f"normalizer.fields.{field}.{kind}"] = pool.take(f"normalizer.params_dict.{field}.{kind}")
+            tensors[field_name(field, kind)] = pool.take(f"normalizer.params_dict.{field}.{kind}")
         pool.take_all(f"normalizer.params_dict.{field}.input_stats.")  # of the training data; scale and offset say it
     pool.finish()
     return tensors
 
 
-def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
+def _checkpoint(
+    path: Path, cfg: Any, tensors: dict[str, Tensor], image_shapes: Mapping[str, tuple[int, ...]]
+) -> Checkpoint:
     where = str(path)
-    network = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    sizes = _sizes(cfg, network, where)
+    sizes = _sizes(cfg, _below("model.", tensors), where)
+    encoders = {key: visual_core(_below(f"encoders.{key}.", tensors), where) for key in image_shapes}
+    images = {key: _image(key, image_shapes[key], encoder, cfg, where) for key, encoder in encoders.items()}
     policy, task = _value(cfg, "policy", where), cfg.get("task", {})
     absolute = bool(task.get("abs_action", False))
     name = str(task.get("task_name", task.get("name", "unknown")))
     env = env_id(name, "world" if absolute else None)
     scheduler, notes = _scheduler(policy, where)
-    obs_dim = len(tensors["normalizer.fields.obs.scale"])
+    native = {f"model.{name}": value for name, value in _below("model.", tensors).items()}
+    for key, encoder in encoders.items():
+        native |= encoder_tensors(key, encoder)
+    affines = _affines(tensors)
+    for field, affine in affines.items():
+        native |= affine_field(field, *(image_field(*affine, image_shapes[field][0]) if field in images else affine))
+    obs_keys = {key: images[key][1] if key in images else len(scale) for key, (scale, _) in affines.items()}
+    del obs_keys["action"]
     config = PolicyConfig(
         env_id=env,
-        obs_keys={"obs": obs_dim},
+        obs_keys=obs_keys,
         action_dim=sizes.action_dim,
         n_obs_steps=_value(policy, "n_obs_steps", where),
         horizon=_value(policy, "horizon", where),
@@ -122,14 +166,23 @@ def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Any]) -> Checkpoint:
         network=sizes.network,
         scheduler=scheduler,
         action_parts=_action_parts(absolute, sizes.action_dim, where),
+        images=tuple(image for image, _ in images.values()),
     )
     notes += robots.pose_notes(env, OLD_ROBOSUITE) if absolute else ()
-    for field in ("obs", "action"):
-        scale, offset = (tensors[f"normalizer.fields.{field}.{kind}"] for kind in ("scale", "offset"))
-        tensors |= affine_field(field, scale, offset)
-    checkpoint = Checkpoint(path, FORMAT, config, tensors, notes)
-    keys = task.get("obs_keys")
-    return checkpoint.with_obs_keys(robots.split_observation(keys, obs_dim, where)) if keys else checkpoint
+    checkpoint = Checkpoint(path, FORMAT, config, native, notes)
+    keys = task.get("obs_keys") if "obs" in obs_keys else None
+    return checkpoint.with_obs_keys(robots.split_observation(keys, obs_keys["obs"], where)) if keys else checkpoint
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _affines(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Scale and offset of each field of the normaliser, in their order."""
+    names = [name.removesuffix(".scale") for name in _below("normalizer.fields.", tensors) if name.endswith(".scale")]
+    return {name: (tensors[field_name(name, "scale")], tensors[field_name(name, "offset")]) for name in names}
 
 
 def _scheduler(policy: Mapping[str, Any], where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:

@@ -26,6 +26,7 @@ NEVER_MOVES = 1e30
 """Range of an entry that the policy ignores: whatever its value, it is normalised to the same number."""
 
 STEADY_SIGNS = ("observations", "with quaternions of steady sign", "those that the environment gives")
+IMAGES = ("observations", "with images", "vectors")
 
 
 def to_native(checkpoint: Checkpoint, folder: Path) -> None:
@@ -43,6 +44,7 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
     free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")
     fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
     _require(not config.quaternions, *STEADY_SIGNS)
+    _require(not config.images, *IMAGES)
     _require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
     _require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
     _require(
@@ -85,6 +87,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
     """
     config = checkpoint.config
     _require(not config.quaternions, *STEADY_SIGNS)
+    _require(not config.images, *IMAGES)
     _require(len(config.obs_keys) > 1, "the number of observation keys", len(config.obs_keys), "at least two")
     _require(
         config.scheduler.variance_type == "fixed_small", "the variance", config.scheduler.variance_type, "fixed_small"

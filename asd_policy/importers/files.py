@@ -81,14 +81,6 @@ class TensorPool:
         names = [name for name in self._left if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._left.pop(name) for name in names}
 
-    def refuse(self, *prefixes: str) -> None:
-        """Raise CheckpointError if an image encoder's tensors are here."""
-        found = [name for name in self._left if name.startswith(prefixes)]
-        if found:
-            raise CheckpointError(
-                f"{self._where}: image policies are not supported yet: found encoder keys {self._listed(found)}."
-            )
-
     def finish(self) -> None:
         """Raise CheckpointError unless every tensor was taken."""
         if self._left:

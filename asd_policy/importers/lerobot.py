@@ -1,4 +1,4 @@
-"""Folders of https://github.com/huggingface/lerobot: diffusion policies on states, without images.
+"""Folders of https://github.com/huggingface/lerobot: diffusion policies on states and images.
 
 The normalisation lies in the state files of the processors, or, in older folders, in buffers beside the weights.
 """
@@ -6,7 +6,7 @@ The normalisation lies in the state files of the processors, or, in older folder
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, read_json, read_safetensors
 from asd_policy.importers.network_sizes import check_claims, unet_sizes
+from asd_policy.importers.vision import encoder_tensors, image_field, image_key, rgb_encoder
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.image_keys import ImageKey, central_crop
 
 FORMAT = "lerobot"
 SIDECAR = "asd_policy.json"
 """Written by our own export, for what lerobot's files have no place for."""
 
 KEYS = {"observation.state": "state", "observation.environment_state": "environment_state"}
-"""lerobot's name -> the observation's name here, in the order of the condition."""
+"""lerobot's name -> the observation's name here, in the order of the condition. Images come between the two."""
+
+IMAGES = "observation.image"
+"""What the names of images begin with; here they are called by their last part."""
 
 RENAMES = (
     (r"\.conv([12])\.block\.", lambda m: f".blocks.{int(m[1]) - 1}.block."),
@@ -56,23 +61,57 @@ def read(path: Path) -> Checkpoint:
     if config.get("type", "diffusion") != "diffusion":
         raise CheckpointError(f"{where} holds a lerobot policy of type {config['type']!r}; expected 'diffusion'.")
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
-    dims = {name: _vector(feature, name, where) for name, feature in features.items()}
+    shapes = {name: _shape(feature, name, where) for name, feature in features.items()}
     weights = read_safetensors(path / WEIGHTS)
     pool = TensorPool({name.replace("._orig_mod", ""): value for name, value in weights.items()}, where)
-    pool.refuse("diffusion.rgb_encoder.")
     network = {_renamed(name): value for name, value in pool.take_all("diffusion.unet.").items()}
-    stats, eps = _legacy_stats(pool, dims) or _processor_stats(path, dims)
+    encoders = _encoders(pool, config, [name for name, shape in shapes.items() if len(shape) == 3], where)
+    stats, eps = _legacy_stats(pool, shapes) or _processor_stats(path, shapes)
     pool.finish()
-    return _checkpoint(path, config, dims, network, _normaliser(config, features, stats, eps, where))
+    normaliser = _normaliser(config, features, stats, eps, where)
+    return _checkpoint(path, config, shapes, network, encoders, normaliser)
 
 
-def _vector(feature: Any, name: str, where: str) -> int:
+def _shape(feature: Any, name: str, where: str) -> tuple[int, ...]:
+    """(D,), of an image (C, H, W)."""
     shape, kind = entry(feature, "shape", f"{where}: {name}"), entry(feature, "type", f"{where}: {name}")
-    if kind == "VISUAL" or len(shape) != 1:
-        raise CheckpointError(f"{where}: {name} is an image of shape {shape}: image policies are not supported yet.")
-    if name not in (*KEYS, "action"):
-        raise CheckpointError(f"{where}: unknown feature {name!r}; expected {', '.join(KEYS)} and action.")
-    return shape[0]
+    image = kind == "VISUAL"
+    if len(shape) != (3 if image else 1) or not (name.startswith(IMAGES) if image else name in (*KEYS, "action")):
+        raise CheckpointError(
+            f"{where}: feature {name!r} is of type {kind} and shape {shape}; expected vectors {', '.join(KEYS)} and "
+            f"action, and images {IMAGES}s.NAME of shape (C, H, W)."
+        )
+    return tuple(shape)
+
+
+def _name(feature: str) -> str:
+    """The observation's name here."""
+    return KEYS.get(feature, feature.rpartition(".")[2])
+
+
+def _encoders(
+    pool: TensorPool, config: dict[str, Any], images: list[str], where: str
+) -> dict[str, Mapping[str, Tensor]]:
+    """The encoder of each image by lerobot's name. A shared one stands for each of them."""
+    prefix = "diffusion.rgb_encoder."
+    if images and not entry(config, "use_separate_rgb_encoder_per_camera", where):
+        shared = rgb_encoder(pool.take_all(prefix))
+        return {name: {key: value.clone() for key, value in shared.items()} for name in images}
+    return {name: rgb_encoder(pool.take_all(f"{prefix}{index}.")) for index, name in enumerate(images)}
+
+
+def _image(
+    name: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
+) -> tuple[ImageKey, int]:
+    """The image and the number of its features."""
+    channels, height, width = shape
+    resize, crop = config.get("resize_shape"), entry(config, "crop_shape", where)
+    if resize:  # then lerobot derives the crop from its ratio alone
+        ratio = entry(config, "crop_ratio", where)
+        crop = [int(size * ratio) for size in resize] if ratio < 1 else None
+    place = central_crop(resize or (height, width), crop, round) if crop else ()
+    backbone = entry(config, "vision_backbone", where)
+    return image_key(_name(name), (channels, height, width), encoder, where, place, tuple(resize or ()), backbone)
 
 
 def _renamed(name: str) -> str:
@@ -82,22 +121,22 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _legacy_stats(pool: TensorPool, dims: Mapping[str, int]) -> tuple[dict[str, Stats], float] | None:
+def _legacy_stats(pool: TensorPool, features: Iterable[str]) -> tuple[dict[str, Stats], float] | None:
     """Statistics from buffers beside the weights; None if there are none."""
     stats: dict[str, Stats] = {}
-    for name in dims:
+    for name in features:
         group = "unnormalize_outputs" if name == "action" else "normalize_inputs"
         stats[name] = pool.take_all(f"{group}.buffer_{name.replace('.', '_')}.")
         pool.take_all(f"normalize_targets.buffer_{name.replace('.', '_')}.")  # of the training loss: the action's again
     return (stats, DEFAULT_EPS) if any(stats.values()) else None
 
 
-def _processor_stats(path: Path, dims: Mapping[str, int]) -> tuple[dict[str, Stats], float]:
+def _processor_stats(path: Path, features: Iterable[str]) -> tuple[dict[str, Stats], float]:
     """Statistics from the processors' state files: inputs from the first pipeline, the action from the second."""
     before, eps = _step_stats(path, "policy_preprocessor.json", "normalizer_processor")
     after, _ = _step_stats(path, "policy_postprocessor.json", "unnormalizer_processor")
-    stats: dict[str, Stats] = {name: {} for name in dims}
-    for name in dims:
+    stats: dict[str, Stats] = {name: {} for name in features}
+    for name in stats:
         for key, value in (after if name == "action" else before).items():
             feature, _, statistic = key.rpartition(".")
             if feature == name:
@@ -136,7 +175,9 @@ def _normaliser(
             affine = _affine(mode, stats[name], feature["shape"][0], eps, is_action=name == "action")
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{where}: cannot normalise {name} by {mode} with {sorted(stats[name])}.") from error
-        tensors |= affine_field(KEYS.get(name, name), *affine)
+        if len(feature["shape"]) == 3:
+            affine = image_field(*affine, feature["shape"][0])
+        tensors |= affine_field(_name(name), *affine)
     return tensors
 
 
@@ -151,6 +192,8 @@ def _affine(mode: str, stats: Stats, dim: int, eps: float, is_action: bool) -> t
         return torch.ones(dim), torch.zeros(dim)
     names = ("mean", "std") if mode == "MEAN_STD" else BOUNDS[mode]
     first, second = (stats[name].double() for name in names)
+    if first.shape == (dim, 1, 1):  # of an image
+        first, second = first.flatten(), second.flatten()
     if first.shape != (dim,) or second.shape != (dim,):
         raise ValueError(f"{names} have shapes {tuple(first.shape)}, {tuple(second.shape)}")
     if mode == "MEAN_STD":
@@ -167,19 +210,22 @@ def _affine(mode: str, stats: Stats, dim: int, eps: float, is_action: bool) -> t
 def _checkpoint(
     path: Path,
     config: dict[str, Any],
-    dims: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     network: dict[str, Tensor],
+    encoders: Mapping[str, Mapping[str, Tensor]],
     normaliser: dict[str, Tensor],
 ) -> Checkpoint:
     where = str(path)
+    images = {name: _image(name, shapes[name], encoder, config, where) for name, encoder in encoders.items()}
+    state, environment = ({KEYS[name]: shapes[name][0]} if name in shapes else {} for name in KEYS)
     sizes = unet_sizes(network, entry(config, "n_groups", where), where)
     check_claims(sizes.network, {ours: entry(config, theirs, where) for theirs, ours in CLAIMS.items()}, where)
     scheduler, notes = _scheduler(config, where)
     sidecar = read_json(path / SIDECAR) if (path / SIDECAR).is_file() else {}
     policy = PolicyConfig(
         env_id=sidecar.get("env_id", "unknown"),
-        obs_keys={KEYS[name]: dims[name] for name in KEYS if name in dims},
-        action_dim=dims.get("action", 0),
+        obs_keys=state | {image.key: features for image, features in images.values()} | environment,
+        action_dim=shapes.get("action", (0,))[0],
         n_obs_steps=entry(config, "n_obs_steps", where),
         horizon=entry(config, "horizon", where),
         n_action_steps=entry(config, "n_action_steps", where),
@@ -187,8 +233,11 @@ def _checkpoint(
         network=sizes.network,
         scheduler=scheduler,
         action_parts=tuple(ActionPart(**part) for part in sidecar.get("action_parts", ())),
+        images=tuple(image for image, _ in images.values()),
     )
     tensors = {f"model.{name}": value for name, value in network.items()} | normaliser
+    for name, encoder in encoders.items():
+        tensors |= encoder_tensors(_name(name), encoder)
     checkpoint = Checkpoint(path, FORMAT, policy, tensors, notes)
     return checkpoint.with_obs_keys(sidecar["obs_keys"]) if "obs_keys" in sidecar else checkpoint
 

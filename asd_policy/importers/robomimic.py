@@ -1,4 +1,4 @@
-"""Checkpoints of https://github.com/ARISE-Initiative/robomimic 0.5: low-dimensional DiffusionPolicyUNet, `*.pth`."""
+"""Checkpoints of https://github.com/ARISE-Initiative/robomimic 0.5, `*.pth`: DiffusionPolicyUNet, on images too."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from asd_policy.importers.checkpoint import Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, json_object
 from asd_policy.importers.network_sizes import unet_sizes
 from asd_policy.importers.torch_file import TorchFile
+from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "robomimic"
 N_GROUPS = 8  # robomimic builds its U-Net with the default, whatever the config says
 NETWORK = "policy.noise_pred_net."
+OBS_NETS = "policy.obs_encoder.nets.obs.obs_nets."
+BACKBONES = {"ResNet18Conv": "resnet18", "ResNet50Conv": "resnet50"}
 # The training loop's best scores may be numpy's numbers; these rebuild numbers and nothing else.
 _rebuild_number = np.float64(0).__reduce__()[0]
 NUMBERS: list[Any] = [
@@ -52,10 +56,15 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     averaged = entry(payload, "model", where).get("ema")
     state = entry(payload, "model.nets", where) if averaged is None else averaged
     pool = TensorPool(state, f"{where} ({'nets' if averaged is None else 'ema'})")
-    pool.refuse("policy.obs_encoder.")
     tensors = {f"model.{name}": value for name, value in pool.take_all(NETWORK).items()}
+    shapes = _obs_shapes(payload, where)
+    encoders = {
+        key: visual_core(pool.take_all(f"{OBS_NETS}{key}."), f"{where}: the encoder of {key}")
+        for key, shape in shapes.items()
+        if len(shape) == 3
+    }
     pool.finish()
-    return _checkpoint(path, payload, config, tensors)
+    return _checkpoint(path, payload, config, tensors, shapes, encoders)
 
 
 def _load(path: Path, trust_pickle: bool) -> Any:
@@ -70,15 +79,21 @@ def _load(path: Path, trust_pickle: bool) -> Any:
         raise CheckpointError(f"Cannot read {path}: {error!r}. Is the file complete?") from error
 
 
-def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+def _checkpoint(
+    path: Path,
+    payload: Any,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    encoders: Mapping[str, Mapping[str, Tensor]],
+) -> Checkpoint:
     where = str(path)
     sizes = unet_sizes({name.removeprefix("model."): value for name, value in tensors.items()}, N_GROUPS, where)
-    # Also the order in which robomimic concatenates them.
-    obs_shapes = entry(payload, "shape_metadata.all_shapes", where)
-    obs_keys = {
-        key: _vector(obs_shapes, key, where) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))
-    }
-    tensors |= _obs_normaliser(payload, obs_keys, where)
+    images = {key: _image(key, shapes[key], encoder, config, where) for key, encoder in encoders.items()}
+    obs_keys = {key: images[key][1] if key in images else shape[0] for key, shape in shapes.items()}
+    for key, encoder in encoders.items():
+        tensors |= encoder_tensors(key, encoder)
+    tensors |= _obs_normaliser(payload, shapes, where)
     parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
     tensors |= _action_normaliser(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
@@ -97,6 +112,7 @@ def _checkpoint(path: Path, payload: Any, config: dict[str, Any], tensors: dict[
         network=sizes.network,
         scheduler=scheduler,
         action_parts=parts,
+        images=tuple(image for image, _ in images.values()),
     )
     return Checkpoint(path, FORMAT, policy, tensors, notes + (robots.pose_notes(env, version) if absolute else ()))
 
@@ -107,11 +123,36 @@ def _robosuite_version(metadata: Mapping[str, Any]) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else robots.NEW_CONTROLLERS
 
 
-def _vector(shapes: Mapping[str, Any], key: str, where: str) -> int:
-    shape = tuple(shapes.get(key, ()))
-    if len(shape) != 1:
-        raise CheckpointError(f"{where}: observation {key!r} has shape {shape}: image policies are not supported yet.")
-    return shape[0]
+def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """Observation keys in the order in which robomimic concatenates them: (D,), of images (C, H, W)."""
+    shapes = entry(payload, "shape_metadata.all_shapes", where)
+    found = {key: tuple(shapes.get(key, ())) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))}
+    for key, shape in found.items():
+        if len(shape) not in (1, 3):
+            raise CheckpointError(f"{where}: observation {key!r} has shape {shape}; expected a vector or an image.")
+    return found
+
+
+def _image(
+    key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
+) -> tuple[ImageKey, int]:
+    """The image and the number of its features, as the configuration of robomimic's encoders says."""
+    if key not in entry(config, "observation.modalities.obs.rgb", where):
+        raise CheckpointError(f"{where}: {key!r} is an image, but not of colours; only those (rgb) are supported.")
+    settings = entry(config, "observation.encoder.rgb", where)
+    kwargs, randomizer = settings.get("core_kwargs") or {}, settings.get("obs_randomizer_class")
+    backbone = kwargs.get("backbone_class", "ResNet18Conv")
+    coordinates = (kwargs.get("backbone_kwargs") or {}).get("input_coord_conv", False)
+    if backbone not in BACKBONES or coordinates or randomizer not in (None, "CropRandomizer"):
+        raise CheckpointError(
+            f"{where}: images are encoded by {backbone} after {randomizer}{', with coordinates' * bool(coordinates)}; "
+            f"expected {' or '.join(BACKBONES)} without coordinates, and CropRandomizer or nothing before it."
+        )
+    channels, height, width = shape
+    crop = settings.get("obs_randomizer_kwargs") or {}
+    size = (crop["crop_height"], crop["crop_width"]) if randomizer else None
+    place = central_crop((height, width), size) if size else ()
+    return image_key(key, (channels, height, width), encoder, where, place, backbone=BACKBONES[backbone])
 
 
 def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[Tensor, Tensor]:
@@ -126,12 +167,15 @@ def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[T
     return 1 / scale, -offset / scale
 
 
-def _obs_normaliser(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
+def _obs_normaliser(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
     stats = payload.get("obs_normalization_stats")
     tensors: dict[str, Tensor] = {}
-    for key, dim in dims.items():
+    for key, shape in shapes.items():
+        dim, image = shape[0], len(shape) == 3
+        if image and stats is not None:
+            raise CheckpointError(f"{where}: {key!r} is normalised pixel by pixel, which is not supported.")
         affine = (torch.ones(dim), torch.zeros(dim)) if stats is None else _affine(stats, key, dim, where)
-        tensors |= affine_field(key, *affine)
+        tensors |= affine_field(key, *(image_field(*affine, dim) if image else affine))
     return tensors
 
 

@@ -11,6 +11,7 @@ from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.nets.unet1d import FINAL_GROUPS
 from asd_policy.policies.actions import ActionPart
+from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
@@ -118,21 +119,30 @@ class SchedulerConfig:
             raise ConfigError(f"scheduler.beta_schedule or variance_type cannot be used: {error}") from error
 
 
+PARTS: Mapping[str, type[ActionPart] | type[Quaternion] | type[ImageKey]] = {
+    "action_parts": ActionPart,
+    "quaternions": Quaternion,
+    "images": ImageKey,
+}
+"""Fields of PolicyConfig that are lists, which may be empty."""
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
     """Everything that a policy needs besides its weights.
 
     Attributes:
         env_id: the environment it was trained for.
-        obs_keys: observation keys in the order of the global condition, with their sizes.
+        obs_keys: observation keys in the order of the global condition, with their sizes there.
         action_dim: A, the size of an action as the network predicts it.
         n_obs_steps: To, how many observations the condition holds; the last one is now.
         horizon: H, how many actions a chunk holds. Its first action belongs to the oldest observation.
         n_action_steps: Ta, how many actions are executed: chunk[To - 1 : To - 1 + Ta].
         action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
         action_parts: how the network's actions become the environment's; none if they are the same.
-        quaternions: those in the observations whose sign is made steady. Files written before this field or
-            `action_parts` existed lack it.
+        quaternions: those in the observations whose sign is made steady.
+        images: those of the observations that are images. Files written before `action_parts`, `quaternions` or this
+            field existed lack them.
     """
 
     env_id: str
@@ -147,10 +157,11 @@ class PolicyConfig:
     format_version: int = FORMAT_VERSION
     action_parts: tuple[ActionPart, ...] = ()
     quaternions: tuple[Quaternion, ...] = ()
+    images: tuple[ImageKey, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "action_parts", tuple(self.action_parts))
-        object.__setattr__(self, "quaternions", tuple(self.quaternions))
+        for name in PARTS:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
@@ -164,6 +175,8 @@ class PolicyConfig:
         for quaternion in self.quaternions:
             dim = self.obs_keys.get(quaternion.key, 0)
             _expect(quaternion.first + SIZE <= dim, "quaternions", quaternion, f"entries of {dict(self.obs_keys)}")
+        for image in self.images:
+            _expect(image.key in self.obs_keys, "images", image.key, f"one of {', '.join(self.obs_keys)}")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(
@@ -177,6 +190,16 @@ class PolicyConfig:
     def obs_dim(self) -> int:
         """G, the size of one step's observation."""
         return sum(self.obs_keys.values())
+
+    @property
+    def obs_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Observation keys and the shapes of their arrays: (D,), of images (H, W, C)."""
+        return {key: (dim,) for key, dim in self.obs_keys.items()} | {image.key: image.shape for image in self.images}
+
+    @property
+    def normalizer_dims(self) -> dict[str, int]:
+        """What a normaliser has a field for: the last dimension of each observation, and of the action."""
+        return {key: shape[-1] for key, shape in self.obs_shapes.items()} | {"action": self.action_dim}
 
     @property
     def env_action_dim(self) -> int:
@@ -194,14 +217,14 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field but `action_parts` and `quaternions` must be there, and no other.
+        """The inverse of `to_dict`. Every field but those of `PARTS` must be there, and no other.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
         _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
-        values = _strict_fields(cls, {"action_parts": (), "quaternions": (), **data}, "policy config")
-        for name, kind in (("action_parts", ActionPart), ("quaternions", Quaternion)):
+        values = _strict_fields(cls, {**dict.fromkeys(PARTS, ()), **data}, "policy config")
+        for name, kind in PARTS.items():
             values[name] = tuple(kind(**_strict_fields(kind, entry, name)) for entry in values[name])
         name = values["network"].get("name")
         _expect(name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
@@ -234,6 +257,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "tuple[float, ...]": (list, tuple),
     "tuple[asd_policy.policies.actions.ActionPart, ...]": (list, tuple),
     "tuple[asd_policy.policies.quaternions.Quaternion, ...]": (list, tuple),
+    "tuple[asd_policy.policies.image_keys.ImageKey, ...]": (list, tuple),
 }
 
 

@@ -24,7 +24,7 @@ from asd_policy.policies.quaternions import with_steady_signs
 from asd_policy.policies.samplers import make_sampler
 from asd_policy.policies.windows import CalibratedWindows
 
-Observation = Mapping[str, NDArray[np.floating]]
+Observation = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class DiffusionPolicy:
         dtype: of the weights that run at every evaluation. torch.bfloat16 is for hardware made for it, and makes
             another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
+        encoders: of the images among the observations, by key; see `asd_policy.nets.vision.ImageEncoder`.
         sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`.
 
     Raises:
@@ -68,6 +69,7 @@ class DiffusionPolicy:
         device: torch.device | str = "cpu",
         windows_file: Path | None = None,
         dtype: torch.dtype = torch.float32,
+        encoders: nn.ModuleDict | None = None,
         **sampler_options: Any,
     ):
         self.config = config
@@ -76,6 +78,7 @@ class DiffusionPolicy:
         self.network = network.to(self.device).eval()
         self._windows = CalibratedWindows(windows_file, self.device, dtype, sampler_options)
         self.normalizer = normalizer.to(self.device)
+        self.encoders = (nn.ModuleDict() if encoders is None else encoders).to(self.device).eval()
         scheduler = config.scheduler
         self.schedule = Schedule.from_diffusers(asdict(scheduler))
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
@@ -107,6 +110,7 @@ class DiffusionPolicy:
             self.device,
             self._windows.file,
             self._dtype,
+            self.encoders,
             **sampler_options,
         )
 
@@ -158,7 +162,8 @@ class DiffusionPolicy:
         """The next action.
 
         Args:
-            obs: for each of the policy's keys an array (D,), or (B, D) after `reset(seeds=...)`; others are ignored.
+            obs: for each of the policy's keys an array (D,), of an image (H, W, C) uint8, and (B, ...) after
+                `reset(seeds=...)`; others are ignored.
 
         Returns:
             (A,), or (B, A) for a batch: float32, the environment's actions, within the config's `action_bound`.
@@ -196,16 +201,18 @@ class DiffusionPolicy:
         self._history.extend([tensors] * missing)
 
     def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """The policy's keys of an observation, (B, D) each; `batch` is (B,), or () for one environment."""
-        checked = {key: _checked(obs, key, (*batch, dim)) for key, dim in self.config.obs_keys.items()}
-        tensors = {key: value.view(-1, value.shape[-1]).to(self.device) for key, value in checked.items()}
+        """The policy's keys of an observation, (B, D) or (B, H, W, C) each; `batch` is (B,), or () for one."""
+        shapes = self.config.obs_shapes
+        checked = {key: _checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
+        tensors = {key: value.view(-1, *shapes[key]).to(self.device) for key, value in checked.items()}
         return with_steady_signs(tensors, self.config.quaternions)
 
+    @torch.no_grad()
     def _condition(self, history: Sequence[dict[str, Tensor]]) -> Tensor:
         """The network's condition (B, To * G) of the last To observations, oldest first."""
         keys = self.config.obs_keys
         steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
-        return self.normalizer.global_condition(steps, keys)
+        return self.normalizer.global_condition(steps, keys, self.encoders)
 
     def _plan(self, started: float) -> None:
         """Sample a chunk and queue the part of it that is executed."""
@@ -236,12 +243,15 @@ def _shifted(predictions: Tensor, steps: int) -> Tensor:
     return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)
 
 
-def _checked(obs: Observation, key: str, shape: tuple[int, ...]) -> Tensor:
-    """The observation `key` as a float32 tensor of the given shape, or ObservationError."""
+def _checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> Tensor:
+    """The observation `key` as a tensor of the given shape, float32 or of an image uint8, or ObservationError."""
     if key not in obs:
         raise ObservationError(f"The observation lacks {key!r}; it has {', '.join(map(repr, obs)) or 'nothing'}.")
+    kind = getattr(obs[key], "dtype", None)
+    if image and kind != np.uint8:
+        raise ObservationError(f"Observation {key!r} is of {kind}; expected an image of uint8, pixels from 0 to 255.")
     try:
-        value = torch.from_numpy(np.array(obs[key], dtype=np.float32))
+        value = torch.from_numpy(np.array(obs[key], dtype=np.uint8 if image else np.float32))
     except (TypeError, ValueError) as error:
         raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
     if tuple(value.shape) != shape:

@@ -1,4 +1,4 @@
-"""A policy's network from its configuration."""
+"""A policy's networks from its configuration."""
 
 import copy
 from dataclasses import asdict
@@ -23,6 +23,21 @@ def build_network(config: PolicyConfig, seed: int = 0) -> ConditionalUnet1D | Co
         return ConditionalTransformer(
             config.action_dim, config.global_cond_dim, config.horizon, config.n_obs_steps, **sizes
         )
+
+
+def build_encoders(config: PolicyConfig, seed: int = 0) -> nn.ModuleDict:
+    """The encoders of the policy's images by key, with fresh weights as those of `build_network`."""
+    encoders = nn.ModuleDict()
+    if config.images:
+        from asd_policy.nets.vision import ImageEncoder  # the only one that needs torchvision
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for image in config.images:
+                sizes = asdict(image)
+                del sizes["key"], sizes["shape"]
+                encoders[image.key] = ImageEncoder(image.channels, config.obs_keys[image.key], **sizes)
+    return encoders
 
 
 def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool) -> nn.Module:

@@ -1,6 +1,6 @@
 """Affine normalisation of observations and actions, kept beside the network's weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -33,6 +33,8 @@ class Affine(nn.Module):
 
 class LinearNormalizer(nn.Module):
     """One affine map per field: the observation keys and "action". The identity until fitted or loaded.
+
+    An image's is one of its channels, and takes pixels from 0 to 255.
 
     Buffers are named `fields.<field>.scale` and `fields.<field>.offset`, each of shape (D,).
     """
@@ -69,15 +71,23 @@ class LinearNormalizer(nn.Module):
         """The inverse of `normalize`."""
         return self._field(field).inverse(y)
 
-    def global_condition(self, obs: Mapping[str, Tensor], keys: Iterable[str]) -> Tensor:
+    def global_condition(
+        self,
+        obs: Mapping[str, Tensor],
+        keys: Iterable[str],
+        encoders: Mapping[str, Callable[[Tensor], Tensor]] | nn.ModuleDict | None = None,
+    ) -> Tensor:
         """The network's condition: normalised keys side by side, steps one after another.
 
         Args:
-            obs: for each key (N, To, D_key), the last To observations, oldest first.
+            obs: for each key (N, To, D_key), the last To observations, oldest first; of an image (N, To, H, W, C).
             keys: the keys in the policy's order.
+            encoders: of the images among them: (N, To, H, W, C) -> (N, To, D_key).
 
         Returns:
             (N, To * G) with G the sum of the keys' sizes.
         """
-        steps = torch.cat([self.normalize(key, obs[key]) for key in keys], dim=-1)
+        encoded = encoders or {}
+        normalized = ((key, self.normalize(key, obs[key])) for key in keys)
+        steps = torch.cat([encoded[key](x) if key in encoded else x for key, x in normalized], dim=-1)
         return rearrange(steps, "n t g -> n (t g)")

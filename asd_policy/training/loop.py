@@ -7,9 +7,11 @@ seeded by (seed, step), so a checkpoint holds no random state and a resumed run 
 import math
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from asd_policy.interrupt import stop_requests
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import store_channels_last
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.network import build_network
+from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import make_ema
 
@@ -67,8 +69,8 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def noise_prediction_loss(
-    net: Callable[[Tensor, Tensor, Tensor], Tensor],
-    condition: Tensor,
+    net: Callable[[Tensor, Tensor, Any], Tensor],
+    condition: Any,
     clean: Tensor,
     alphas_cumprod: Tensor,
     generator: torch.Generator,
@@ -77,7 +79,7 @@ def noise_prediction_loss(
 
     Args:
         net: (sample (B, *E), timestep (B,), condition) -> noise (B, *E).
-        condition: (B, ...), of a policy (B, To * G).
+        condition: what `net` is told of the B samples.
         clean: (B, *E) clean samples, of a policy chunks (B, H, A).
         alphas_cumprod: (T,) float32.
         generator: of the timesteps and the noise.
@@ -99,7 +101,7 @@ class Trainer:
     Args:
         net: the network, on the device to train on.
         settings: how.
-        draw: what an update learns from: generator -> condition (B, ...), clean samples (B, *E).
+        draw: what an update learns from: generator -> condition of B samples, clean samples (B, *E).
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
         forward: runs the network, as `noise_prediction_loss` calls it; the network itself if None.
@@ -109,10 +111,10 @@ class Trainer:
         self,
         net: nn.Module,
         settings: TrainSettings,
-        draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+        draw: Callable[[torch.Generator], tuple[Any, Tensor]],
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
-        forward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        forward: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     ):
         self.net, self.settings = net, settings
         self.device = next(net.parameters()).device
@@ -172,6 +174,13 @@ class Trainer:
         self._write(self.ema.module, path)
 
 
+class Observed(NamedTuple):
+    """What a batch of B chunks is learned from."""
+
+    obs: dict[str, Tensor]  # (B, To, ...) per key
+    corners: dict[str, Tensor]  # (B, To, 2) int64 per image, where it is cropped
+
+
 def policy_trainer(
     config: PolicyConfig,
     settings: TrainSettings,
@@ -179,34 +188,54 @@ def policy_trainer(
     normalizer: LinearNormalizer,
     compile_net: bool = False,
     network: nn.Module | None = None,
+    encoders: nn.ModuleDict | None = None,
 ) -> Trainer:
-    """The trainer of a policy. Its snapshots are safetensors with `model.*` (the EMA) and `normalizer.*`.
+    """The trainer of a policy: of its network, and of the encoders of its images, which are cropped at random.
+
+    Its snapshots are safetensors with `model.*`, `encoders.*` (the EMA) and `normalizer.*`.
 
     Args:
         config: the policy to train.
         settings: how.
-        windows: normalised training windows, on the device to train on.
-        normalizer: what normalised them; saved with every snapshot.
+        windows: training windows, on the device to train on.
+        normalizer: of the observations, and what has normalised the actions; saved with every snapshot.
         compile_net: run the network through torch.compile, on a CPU in its channels-last form.
-        network: what to start from; fresh weights, made from the settings' seed, if None.
+        network, encoders: what to start from; fresh weights, made from the settings' seed, if None.
     """
-    device = windows.obs.device
-    net = (build_network(config, settings.seed) if network is None else network.train()).to(device)
-    if compile_net and device.type == "cpu" and isinstance(net, ConditionalUnet1D):
-        store_channels_last(net)
+    device, normalizer = windows.actions.device, normalizer.to(windows.actions.device)
+    network = build_network(config, settings.seed) if network is None else network
+    encoders = build_encoders(config, settings.seed) if encoders is None else encoders
+    net = nn.ModuleDict({"model": network, "encoders": encoders}).train().to(device)
+    if compile_net and device.type == "cpu" and isinstance(network, ConditionalUnet1D):
+        store_channels_last(network)
+    run = torch.compile(network) if compile_net else network
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: torch.Generator) -> tuple[Observed, Tensor]:
         indices = torch.randint(len(windows), (settings.batch_size,), generator=generator, device=device)
-        return windows.gather(indices)
+        obs, actions = windows.gather(indices)
+        return Observed(obs, random_corners(config, obs, generator)), actions
+
+    def forward(sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
+        encode = {key: partial(encoders[key], corners=seen.corners.get(key)) for key in encoders}
+        return run(sample, timestep, normalizer.global_condition(seen.obs, config.obs_keys, encode))
 
     def write(averaged: nn.Module, path: Path) -> None:
-        tensors = {f"model.{name}": value for name, value in averaged.state_dict().items()}
-        tensors |= {f"normalizer.{name}": value for name, value in normalizer.state_dict().items()}
+        tensors = averaged.state_dict() | {f"normalizer.{name}": x for name, x in normalizer.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         write_atomically(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
 
-    schedule = Schedule.from_diffusers(asdict(config.scheduler))
-    return Trainer(net, settings, draw, schedule, write, torch.compile(net) if compile_net else None)
+    return Trainer(net, settings, draw, Schedule.from_diffusers(asdict(config.scheduler)), write, forward)
+
+
+def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Where to crop each image of the observations (B, To, H, W, C), if it is cropped: (B, To, 2) int64."""
+    corners = {}
+    for image in config.images:
+        if image.crop:
+            shape, device = (*obs[image.key].shape[:2], 2), generator.device
+            places = torch.tensor(image.crop_places, device=device)
+            corners[image.key] = (torch.rand(shape, generator=generator, device=device) * places).long()
+    return corners
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

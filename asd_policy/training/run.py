@@ -25,13 +25,17 @@ from torch import Tensor
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.data.windows import Windows, make_windows
-from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, from_env_poses
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import Quaternion, with_steady_signs
 from asd_policy.policies.tasks import takes_poses
 from asd_policy.training.loop import TrainSettings
+
+IMAGE_FEATURES = 64
+"""What an image becomes, as in real-stanford's and robomimic's policies."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Demonstrations:
 
     Attributes:
         env_id: the environment.
-        obs: (N, D) per key.
+        obs: (N, D) per key, float32; of images (N, H, W, C), uint8.
         actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
     """
@@ -52,19 +56,28 @@ class Demonstrations:
 
     @classmethod
     def read(
-        cls, path: str | Path, episodes: int | None = None, filter_key: str | None = None, absolute: bool = False
+        cls,
+        path: str | Path,
+        episodes: int | None = None,
+        filter_key: str | None = None,
+        absolute: bool = False,
+        obs_keys: Sequence[str] = (),
     ) -> "Demonstrations":
         """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
 
         Args:
             filter_key: the mask of an HDF5 file that names the demonstrations to read.
             absolute: take the target poses that an HDF5 file keeps beside its delta actions.
+            obs_keys: the observations to read, in this order; if empty, all that a store has, and of an HDF5 file the
+                vectors that robomimic's policies see.
 
         Raises:
+            UnknownNameError: on an observation that is not there.
             DataError: if there are fewer, or they cannot be used.
         """
         if Path(path).is_file():
-            return cls._read_hdf5(Path(path), episodes, filter_key, absolute)
+            with RobomimicFile.open(path, filter_key, absolute, obs_keys) as file:
+                return cls._read_hdf5(file, episodes)
         if filter_key is not None or absolute:
             raise DataError(f"{path} is no HDF5 file: it has no filter {filter_key!r}, and one kind of actions.")
         store = EpisodeStore.open(path)
@@ -74,22 +87,23 @@ class Demonstrations:
             raise DataError(f"{path} holds {available} episodes; {episodes} are asked for.")
         ends = torch.from_numpy(np.array(store.episode_ends[:episodes]))
         steps = int(ends[-1])
-        obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in store.obs_keys}
+        unknown = [key for key in obs_keys if key not in store.obs_keys]
+        if unknown:
+            raise UnknownNameError(f"observation of {path}", unknown[0], store.obs_keys)
+        obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
         actions = torch.from_numpy(store.actions()[:steps].copy())
         return cls._of(str(store.attrs["env_id"]), obs, actions, ends)
 
     @classmethod
-    def _read_hdf5(cls, path: Path, episodes: int | None, filter_key: str | None, absolute: bool) -> "Demonstrations":
-        with RobomimicFile.open(path, filter_key, absolute) as file:
-            env = file.env_id
-            wanted = len(file.demos) if episodes is None else episodes
-            if not 1 <= wanted <= len(file.demos):
-                raise DataError(f"{path} holds {len(file.demos)} episodes; {wanted} are asked for.")
-            read = [file.episode(name) for name in file.demos[:wanted]]
-        obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_dims}
+    def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
+        wanted = len(file.demos) if episodes is None else episodes
+        if not 1 <= wanted <= len(file.demos):
+            raise DataError(f"{file.path} holds {len(file.demos)} episodes; {wanted} are asked for.")
+        read = [file.episode(name) for name in file.demos[:wanted]]
+        obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
         actions = torch.from_numpy(np.concatenate([one.action for one in read]))
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(env, obs, actions, ends)
+        return cls._of(file.env_id, obs, actions, ends)
 
     @classmethod
     def _of(cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor) -> "Demonstrations":
@@ -108,7 +122,10 @@ class Demonstrations:
             Quaternion.mean_of(key, first, self.obs[key]) for key, firsts in quaternions.items() for first in firsts
         )
         dim = self.actions.shape[1]
-        config = PolicyConfig(self.env_id, self.obs_dims, dim, network=network, quaternions=steady)
+        shapes = self.obs_shapes
+        images = tuple(_image_key(key, shape) for key, shape in shapes.items() if len(shape) == 3)
+        obs_keys = {key: shape[0] for key, shape in shapes.items()} | {image.key: IMAGE_FEATURES for image in images}
+        config = PolicyConfig(self.env_id, obs_keys, dim, network=network, quaternions=steady, images=images)
         if takes_poses(self.env_id):
             config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
         return config
@@ -119,38 +136,45 @@ class Demonstrations:
 
     def check_fit(self, config: PolicyConfig) -> None:
         """Raise ConfigError unless a policy with this configuration can learn from these demonstrations."""
-        got, expected = (self.obs_dims, self.actions.shape[1]), (dict(config.obs_keys), config.action_dim)
+        got, expected = (self.obs_shapes, self.actions.shape[1]), (config.obs_shapes, config.action_dim)
         if got != expected:
             raise ConfigError(f"The demonstrations have observations and actions {got}; the policy has {expected}.")
 
     @property
-    def obs_dims(self) -> dict[str, int]:
-        """Observation keys and sizes."""
-        return {key: values.shape[1] for key, values in self.obs.items()}
+    def obs_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Observation keys and shapes: (D,), of images (H, W, C)."""
+        return {key: tuple(values.shape[1:]) for key, values in self.obs.items()}
 
     def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
-        """Min-max normalisation of every observation key and of the actions.
+        """Min-max normalisation of every observation key and of the actions; pixels go from 0 to 255.
 
         `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
         """
         self._check_entries(ignored)
         fields = {**self.obs, "action": self.actions}
-        normalizer = LinearNormalizer({name: values.shape[1] for name, values in fields.items()})
+        normalizer = LinearNormalizer({name: values.shape[-1] for name, values in fields.items()})
         for name, values in fields.items():
-            normalizer.fit(name, values, ignored.get(name, ()))
+            pixels = torch.tensor([[0.0], [255.0]]).expand(-1, values.shape[-1])
+            normalizer.fit(name, pixels if values.ndim == 4 else values, ignored.get(name, ()))
         return normalizer
 
     def _check_entries(self, wanted: Mapping[str, Sequence[int]]) -> None:
         for key, entries in wanted.items():
-            if key not in self.obs or not all(0 <= entry < self.obs_dims[key] for entry in entries):
-                raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the sizes are {self.obs_dims}.")
+            shape = self.obs_shapes.get(key, ())
+            if len(shape) != 1 or not all(0 <= entry < shape[0] for entry in entries):
+                raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the shapes are {self.obs_shapes}.")
 
     def windows(self, config: PolicyConfig, normalizer: LinearNormalizer) -> Windows:
-        """The training windows, normalised."""
-        obs = torch.cat([normalizer.normalize(key, self.obs[key]) for key in config.obs_keys], dim=-1)
+        """The training windows, their actions normalised."""
         actions = normalizer.normalize("action", self.actions)
         lengths = config.n_obs_steps, config.horizon, config.n_action_steps
-        return make_windows(obs, actions, self.episode_ends, *lengths)
+        return make_windows(self.obs, actions, self.episode_ends, *lengths)
+
+
+def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:
+    """An image as real-stanford's and robomimic's policies look at it: a crop of 76 of 84 pixels."""
+    size = shape[:2]
+    return ImageKey(key, shape, central_crop(size, [n * 76 // 84 for n in size]))
 
 
 @dataclass(frozen=True)
@@ -173,12 +197,13 @@ class RunInfo:
     """`train.json`: with the code and `config.json`, what is needed to train the same weights again."""
 
     data: str
-    episodes: int
+    episodes: int | None
     ignored: Mapping[str, Sequence[int]]
     init: str | None
     settings: TrainSettings
     filter_key: str | None = None
     absolute: bool = False
+    obs_keys: Sequence[str] = ()
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -187,6 +212,7 @@ class RunInfo:
     def load(cls, path: Path) -> "RunInfo":
         try:
             values: dict[str, Any] = json.loads(path.read_text())
+            values["obs_keys"] = tuple(values.get("obs_keys", ()))  # which older runs lack
             return cls(**{**values, "settings": TrainSettings(**values["settings"])})
         except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
             raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error

@@ -7,15 +7,19 @@ import zarr
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import DataError
 
-OBS_DIMS = {"object": 5, "robot0_eef_pos": 3}
+OBS_SHAPES = {"object": (5,), "robot0_eef_pos": (3,), "camera_image": (4, 6, 3)}
 ACTION_DIM = 7
+
+
+def observed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32) if len(shape) == 2 else rng.integers(1, 256, shape, np.uint8)
 
 
 def make_episode(seed: int, steps: int = 20) -> Episode:
     rng = np.random.default_rng(seed)
     return Episode(
         seed=seed,
-        obs={key: rng.standard_normal((steps, dim)).astype(np.float32) for key, dim in OBS_DIMS.items()},
+        obs={key: observed(rng, (steps, *shape)) for key, shape in OBS_SHAPES.items()},
         action=rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32),
         executed_action=rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32),
         steps_to_success=steps - 3,
@@ -33,7 +37,7 @@ def assert_same(a: Episode, b: Episode) -> None:
 
 @pytest.fixture
 def store(tmp_path):
-    return EpisodeStore.create(tmp_path / "demos.zarr", OBS_DIMS, ACTION_DIM, {"env_id": "asd/Test-v0"})
+    return EpisodeStore.create(tmp_path / "demos.zarr", OBS_SHAPES, ACTION_DIM, {"env_id": "asd/Test-v0"})
 
 
 def test_episodes_come_back_as_they_went_in(store):
@@ -42,7 +46,7 @@ def test_episodes_come_back_as_they_went_in(store):
         store.append(episode)
     reader = EpisodeStore.open(store.path)
     assert (reader.num_episodes, reader.num_steps) == (3, 54)
-    assert (reader.attrs["env_id"], reader.obs_keys) == ("asd/Test-v0", tuple(OBS_DIMS))
+    assert (reader.attrs["env_id"], reader.obs_keys) == ("asd/Test-v0", tuple(OBS_SHAPES))
     np.testing.assert_array_equal(reader.seeds, [0, 1, 5])
     np.testing.assert_array_equal(reader.episode_ends, [20, 21, 54])
     np.testing.assert_array_equal(reader.steps_to_success, [17, -2, 30])
@@ -59,7 +63,7 @@ def test_an_open_reader_sees_episodes_as_they_are_committed(store):
     assert (reader.num_episodes, len(reader.actions())) == (1, 20)
 
 
-NUM_APPENDS = len(OBS_DIMS) + 2 + 3
+NUM_APPENDS = len(OBS_SHAPES) + 2 + 3
 
 
 @pytest.mark.parametrize("appends_done", range(NUM_APPENDS))
@@ -110,7 +114,7 @@ def test_lost_files_are_reported_as_damage(store):
 
 def test_create_refuses_an_existing_path(store):
     with pytest.raises(DataError, match="exists already"):
-        EpisodeStore.create(store.path, OBS_DIMS, ACTION_DIM, {})
+        EpisodeStore.create(store.path, OBS_SHAPES, ACTION_DIM, {})
 
 
 def test_open_reports_what_is_wrong(tmp_path, store):

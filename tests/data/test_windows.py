@@ -36,21 +36,21 @@ def test_windows_are_diffusion_policys(lengths: list[int], n_obs: int, horizon: 
     expected = expected_windows(lengths, n_obs, horizon, n_action)
     if not expected:
         with pytest.raises(DataError, match="long enough"):
-            make_windows(obs, index[:, None].float(), ends, n_obs, horizon, n_action)
+            make_windows({"x": obs}, index[:, None].float(), ends, n_obs, horizon, n_action)
         return
-    windows = make_windows(obs, index[:, None].float(), ends, n_obs, horizon, n_action)
+    windows = make_windows({"x": obs}, index[:, None].float(), ends, n_obs, horizon, n_action)
     assert len(windows) == len(expected)
-    condition, actions = windows.gather(torch.arange(len(windows)))
+    seen, actions = windows.gather(torch.arange(len(windows)))
     steps = torch.tensor(expected)
     assert torch.equal(actions[..., 0].long(), steps)
-    assert torch.equal(condition, obs[steps[:, :n_obs]].flatten(1))
+    assert torch.equal(seen["x"], obs[steps[:, :n_obs]])
 
 
 def test_gather_takes_any_indices() -> None:
     steps = torch.arange(40.0)[:, None]
-    windows = make_windows(steps, steps, torch.tensor([40]), 2, 16, 8)
-    condition, actions = windows.gather(torch.tensor([5, 0, 5]))
-    assert condition.tolist() == [[4, 5], [0, 0], [4, 5]]
+    windows = make_windows({"x": steps}, steps, torch.tensor([40]), 2, 16, 8)
+    seen, actions = windows.gather(torch.tensor([5, 0, 5]))
+    assert seen["x"].flatten(1).tolist() == [[4, 5], [0, 0], [4, 5]]
     assert actions.shape == (3, 16, 1)
     assert torch.equal(actions[0], actions[2])
 
@@ -59,4 +59,4 @@ def test_gather_takes_any_indices() -> None:
 def test_ends_that_do_not_fit_are_refused(ends: list[int]) -> None:
     steps = torch.zeros(40, 1)
     with pytest.raises(DataError, match="episode_ends"):
-        make_windows(steps, steps, torch.tensor(ends, dtype=torch.int64), 2, 16, 8)
+        make_windows({"x": steps}, steps, torch.tensor(ends, dtype=torch.int64), 2, 16, 8)

@@ -15,9 +15,14 @@ def all_originals(tmp_path_factory) -> dict[str, Original]:
     folder = tmp_path_factory.mktemp("originals")
     with originals.small_robomimic_unet():
         robomimic = originals.robomimic_original(folder / "model.pth")
+        robomimic_image = originals.robomimic_image_original(folder / "image.pth")
     return {
         "robomimic": robomimic,
+        "robomimic image": robomimic_image,
         "lerobot": originals.lerobot_original(),
+        "lerobot image": originals.lerobot_rgb_original(folder / "lerobot_rgb"),
+        "lerobot image, separate": originals.lerobot_rgb_original(folder / "separate", "lerobot_rgb_separate"),
+        "diffusion_policy image": originals.real_stanford_hybrid_original(folder / "hybrid.ckpt"),
         "diffusion_policy": originals.lookalike_of_real_stanford(folder / "latest.ckpt"),
         "diffusion_policy unet": originals.real_stanford_original("unet"),
         "diffusion_policy transformer": originals.real_stanford_original("transformer"),

@@ -2,31 +2,41 @@
 
     git clone https://github.com/real-stanford/diffusion_policy
     pip install torch diffusers==0.35.2 einops zarr dill hydra-core==1.3.2 omegaconf==2.3.0
+    pip install torchvision h5py tqdm tensorboardX && pip install --no-deps robomimic==0.2.0
     PYTHONPATH=diffusion_policy python tests/importers/make_real_stanford_golden.py diffusion_policy
 
-For each architecture there is the `.ckpt` that its `BaseWorkspace.save_checkpoint` wrote with its own configuration
-files, and a `.safetensors` with an observation, the noise of one DDPM chain, the network's input and output, and the
-actions (still with 6-D rotations: real-stanford's environment runner, not its policy, undoes them).
+For each low-dimensional architecture there is the `.ckpt` that its `BaseWorkspace.save_checkpoint` wrote with its own
+configuration files, and a `.safetensors` with an observation, the noise of one DDPM chain, the network's input and
+output, and the actions (still with 6-D rotations: real-stanford's environment runner, not its policy, undoes them).
+
+The hybrid image policy has two ResNets, too big to keep: `hybrid.json` holds its configuration and the names and shapes
+of its tensors. The weights come from `recipe.py`; `hybrid.safetensors` keeps the tensors that are none.
 """
 
 import copy
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import dill
 import hydra
+import numpy as np
 import torch
+from diffusion_policy.common import normalize_util
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
 from omegaconf import OmegaConf
+from recipe import CONSTANTS, KEPT, aliases_of, restored, shapes_of
 from safetensors.torch import save_file
+from torch import Tensor
 
 FOLDER = Path(__file__).parent / "golden" / "real_stanford"
 NUM_STEPS = 20
-COMMON = ["task=square_lowdim_abs", f"policy.noise_scheduler.num_train_timesteps={NUM_STEPS}"]
-COMMON += [f"policy.num_inference_steps={NUM_STEPS}"]
+COMMON = [f"policy.noise_scheduler.num_train_timesteps={NUM_STEPS}", f"policy.num_inference_steps={NUM_STEPS}"]
 OVERRIDES = {
     "unet": ["policy.model.down_dims=[8,16]", "policy.model.diffusion_step_embed_dim=8", "policy.model.kernel_size=3"],
     "transformer": [
@@ -37,6 +47,7 @@ OVERRIDES = {
         "n_action_steps=8",
     ],
 }
+HYBRID = ["policy.down_dims=[8,16]", "policy.diffusion_step_embed_dim=8", "policy.kernel_size=3"]
 
 
 class Workspace(BaseWorkspace):
@@ -57,9 +68,14 @@ def main(repository: Path) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with hydra.initialize_config_dir(str(repository.resolve() / "diffusion_policy" / "config"), version_base=None):
         for name, overrides in OVERRIDES.items():
-            cfg = hydra.compose(f"train_diffusion_{name}_lowdim_workspace", overrides=COMMON + overrides)
-            OmegaConf.resolve(cfg)  # as their train.py does
-            make(name, cfg)
+            make(name, composed(f"train_diffusion_{name}_lowdim_workspace", "square_lowdim_abs", overrides))
+        make_hybrid(composed("train_diffusion_unet_hybrid_workspace", "square_image_abs", HYBRID))
+
+
+def composed(workspace: str, task: str, overrides: list[str]) -> Any:
+    cfg = hydra.compose(workspace, overrides=[f"task={task}", *COMMON, *overrides])
+    OmegaConf.resolve(cfg)  # as their train.py does
+    return cfg
 
 
 def make(name: str, cfg: Any) -> None:
@@ -78,12 +94,7 @@ def make(name: str, cfg: Any) -> None:
     obs = torch.randn(1, 1, cfg.obs_dim).expand(-1, cfg.n_obs_steps, -1)
     start = torch.randn(1, cfg.horizon, cfg.action_dim)
     xi = torch.randn(1, NUM_STEPS, cfg.horizon, cfg.action_dim)
-    scheduler = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
-    with (
-        torch.no_grad(),
-        mock.patch(scheduler, side_effect=xi.unbind(dim=1)),
-        mock.patch("torch.randn", side_effect=[start]),
-    ):
+    with torch.no_grad(), drawing(start, xi):
         actions = policy.predict_action({"obs": obs})["action"]
     sample, timestep = torch.randn(3, cfg.horizon, cfg.action_dim), torch.tensor([0, 7, NUM_STEPS - 1])
     cond = torch.randn(3, cfg.n_obs_steps, cfg.obs_dim)
@@ -96,6 +107,82 @@ def make(name: str, cfg: Any) -> None:
     golden |= {"sample": sample, "timestep": timestep, "cond": cond.flatten(1), "output": output}
     save_file({key: value.contiguous() for key, value in golden.items()}, FOLDER / f"{name}.safetensors")
     assert dill.loads(torch.load(FOLDER / f"{name}.ckpt", weights_only=False)["pickles"]["epoch"]) == 3
+
+
+@contextmanager
+def drawing(start: Tensor, xi: Tensor) -> Iterator[None]:
+    """Let the next chain draw this noise."""
+    scheduler = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
+    with (
+        mock.patch(scheduler, side_effect=xi.unbind(dim=1)),
+        mock.patch("torch.randn", side_effect=[start]),
+    ):
+        yield
+
+
+def make_hybrid(cfg: Any) -> None:
+    torch.manual_seed(0)
+    policy = hydra.utils.instantiate(cfg.policy).eval()
+    policy.set_normalizer(normalizer_of(cfg.shape_meta))
+    state = policy.state_dict()
+    shapes, aliases = shapes_of(state), aliases_of(state)
+    kept = {name: value for name, value in state.items() if name.startswith("normalizer.") or name.endswith(CONSTANTS)}
+    kept = {name: value.clone() for name, value in kept.items() if name not in aliases}
+    policy.load_state_dict(restored(shapes, kept, aliases))
+    described = {"cfg": OmegaConf.to_container(cfg), "shapes": shapes, "aliases": aliases}
+    (FOLDER / "hybrid.json").write_text(json.dumps(described) + "\n")
+
+    obs = {key: observed(entry) for key, entry in cfg.shape_meta.obs.items()}
+    batch = {key: for_policy(value).expand(1, cfg.n_obs_steps, *for_policy(value).shape) for key, value in obs.items()}
+    action_dim = cfg.shape_meta.action.shape[0]
+    start = torch.randn(1, cfg.horizon, action_dim)
+    xi = torch.randn(1, NUM_STEPS, cfg.horizon, action_dim)
+    conditions: list[Tensor] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda _, __, kwargs: conditions.append(kwargs["global_cond"]), with_kwargs=True
+    )
+    with torch.no_grad(), drawing(start, xi):
+        actions = policy.predict_action(batch)["action"]
+    hook.remove()
+    sample, timestep = torch.randn(3, cfg.horizon, action_dim), torch.tensor([0, 7, NUM_STEPS - 1])
+    cond = torch.randn(3, conditions[0].shape[1])
+    with torch.no_grad():
+        output = policy.model(sample, timestep, global_cond=cond)
+    golden = {f"obs.{key}": value for key, value in obs.items()} | {"start": start, "xi": xi, "actions": actions[0]}
+    golden |= {"sample": sample, "timestep": timestep, "cond": cond, "output": output, "global_cond": conditions[0]}
+    golden |= {KEPT + name: value for name, value in kept.items()}
+    save_file({key: value.contiguous() for key, value in golden.items()}, FOLDER / "hybrid.safetensors")
+
+
+def normalizer_of(shape_meta: Any) -> LinearNormalizer:
+    """What `RobomimicReplayImageDataset.get_normalizer` makes of random data (its module needs pytorch3d)."""
+    normalizer = LinearNormalizer()
+    actions = random_stats(shape_meta.action.shape)
+    normalizer["action"] = normalize_util.robomimic_abs_action_only_normalizer_from_stat(actions)
+    for key, entry in shape_meta.obs.items():
+        if entry.get("type") == "rgb":
+            normalizer[key] = normalize_util.get_image_range_normalizer()
+        elif key.endswith("quat"):
+            normalizer[key] = normalize_util.get_identity_normalizer_from_stat(random_stats(entry.shape))
+        else:
+            normalizer[key] = normalize_util.get_range_normalizer_from_stat(random_stats(entry.shape))
+    return normalizer
+
+
+def random_stats(shape: Any) -> dict[str, np.ndarray]:
+    return normalize_util.array_to_stats((torch.randn(50, *shape) * 0.5 + 0.2).numpy())
+
+
+def observed(entry: Any) -> Tensor:
+    """A vector, or an image of bytes with its channels last, as the files of demonstrations hold it."""
+    if entry.get("type") == "rgb":
+        channels, *size = entry.shape
+        return torch.randint(256, (*size, channels), dtype=torch.uint8)
+    return torch.randn(*entry.shape)
+
+
+def for_policy(value: Tensor) -> Tensor:
+    return value.permute(2, 0, 1) / 255 if value.dtype == torch.uint8 else value
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """Checkpoints as real-stanford's `BaseWorkspace.save_checkpoint` writes them: dill, with an OmegaConf configuration."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import dill
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.importers.recipe import kept_in, restored
+
+GOLDEN = Path(__file__).parent / "golden" / "real_stanford"
 OBS_KEYS = ["object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
 
 
@@ -80,9 +85,10 @@ def save_payload(path: Path, payload: dict[str, Any]) -> None:
         torch.save(payload, file, pickle_module=dill)
 
 
-def payload(cfg: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+def payload(cfg: dict[str, Any], state: dict[str, Tensor], last: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """What is pickled: the average is `state`, the last weights something else, and an optimizer."""
-    last = {name: value + 1 for name, value in state.items()}
+    if last is None:
+        last = {name: value + 1 for name, value in state.items()}
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = torch.optim.AdamW([weight])
     weight.sum().backward()
@@ -100,3 +106,16 @@ def save_checkpoint(
     """Write a small policy's file."""
     cfg = configuration(len(scales["action"]), num_steps)
     save_payload(path, payload(cfg, policy_state(network, scales, offsets)))
+
+
+def hybrid_state() -> dict[str, Tensor]:
+    """The state dict of the image policy of `make_real_stanford_golden.py`: its weights are made here again."""
+    made = json.loads((GOLDEN / "hybrid.json").read_text())
+    return restored(made["shapes"], kept_in(load_file(GOLDEN / "hybrid.safetensors")), made["aliases"])
+
+
+def hybrid_checkpoint(path: Path) -> None:
+    """Write that policy's file. The last weights are zeros that take no room, each of the average is stored once."""
+    state = hybrid_state()
+    last = {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
+    save_payload(path, payload(json.loads((GOLDEN / "hybrid.json").read_text())["cfg"], state, last))

@@ -11,6 +11,7 @@ import torch
 
 from asd_policy.core import sampler, sequential
 from asd_policy.core.noise import NoiseTape
+from asd_policy.errors import ConfigError
 from asd_policy.importers import FORMATS, detect_format, load_policy, read_checkpoint
 from asd_policy.policies.diffusion import DiffusionPolicy
 from tests.importers import originals
@@ -18,10 +19,14 @@ from tests.importers.originals import Original
 
 FOREIGN = [
     "diffusion_policy",
+    "diffusion_policy image",
     "diffusion_policy transformer",
     "diffusion_policy unet",
     "lerobot",
+    "lerobot image",
+    "lerobot image, separate",
     "robomimic",
+    "robomimic image",
 ]
 
 
@@ -40,12 +45,16 @@ def test_network_and_chunk(all_originals, name):
     policy = load_policy(original.path, sampler="ddpm")
     with torch.inference_mode():
         network_error = float((policy.network(*original.inputs) - original.output).abs().max())
+    known = original.cond is not None
+    condition_error = float((policy.condition([original.obs]) - original.cond).abs().max()) if known else 0.0
     ours = actions_with(policy, original)
     chunk_error = float(np.abs(ours - original.actions).max())
-    print(f"\n{name:28} network {network_error:.1e}  chunk {chunk_error:.1e}")
+    told = f"condition {condition_error:.1e}  " if known else ""
+    print(f"\n{name:28} network {network_error:.1e}  {told}chunk {chunk_error:.1e}")
     assert ours.shape == original.actions.shape
     assert network_error < 1e-5
-    assert chunk_error < 1e-5
+    assert condition_error < 1e-5
+    assert chunk_error < 1e-5 * max(1, np.abs(ours).max())
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -123,11 +132,22 @@ def test_observations_can_be_cut_into_the_environments_keys(all_originals):
     assert policy.config.env_id == "asd/Square-v0"
 
 
+def test_images_can_be_named_as_the_environment_does(all_originals):
+    original = all_originals["lerobot image"]
+    keys = {"robot0_eef_pos": 3, "rest": 6, "agentview_image": 16, "robot0_eye_in_hand_image": 16}
+    policy = load_policy(original.path, "ddpm", obs_keys=keys)
+    assert [image.key for image in policy.config.images] == ["agentview_image", "robot0_eye_in_hand_image"]
+    position, rest = np.split(original.obs["state"], [3])
+    pieces = dict(zip(keys, (position, rest, original.obs["front"], original.obs["wrist"]), strict=True))
+    np.testing.assert_allclose(actions_with(policy, replace(original, obs=pieces)), original.actions, atol=2e-5)
+    with pytest.raises(ConfigError, match="cut through images"):
+        load_policy(original.path, obs_keys={"state": 9, "a": 8, "b": 24})
+
+
 def test_sampler_modules_draw_from_one_tape():
     assert sampler.NoiseTape is sequential.NoiseTape  # or the patch above would miss one of them
 
 
 def test_every_format_is_compared_and_its_golden_files_are_small():
     assert {name.split()[0] for name in FOREIGN} == FORMATS.keys() - {"native"}
-    for folder in (originals.GOLDEN_LEROBOT, originals.GOLDEN_STANFORD):
-        assert sum(file.stat().st_size for file in folder.iterdir()) < 2**20
+    assert sum(file.stat().st_size for file in originals.GOLDEN.rglob("*")) < 2**20

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers import load_policy, read_checkpoint
 from tests.importers import real_stanford
-from tests.importers.originals import GOLDEN_LEROBOT
+from tests.importers.originals import GOLDEN_LEROBOT, GOLDEN_STANFORD
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -61,9 +61,13 @@ def test_the_name_of_a_file_does_not_matter(all_originals, tmp_path):
         (lambda p: p.update(config=json.dumps({"algo": {}})), "lacks 'train'"),
         (lambda p: p["model"]["ema"].update(stranger=torch.ones(1)), r"\(ema\).*no part of the policy uses: stranger"),
         (lambda p: p["model"]["ema"].popitem(), "is missing"),
-        (lambda p: p["model"]["ema"].update({"policy.obs_encoder.nets.x": torch.ones(1)}), "image policies are not"),
+        (
+            lambda p: p["model"]["ema"].update({"policy.obs_encoder.nets.x": torch.ones(1)}),
+            "no part of the policy uses",
+        ),
         (lambda p: p["action_normalization_stats"].popitem(), "lacks 'action_dict/gripper'"),
-        (lambda p: p["shape_metadata"]["all_shapes"].update(object=[3, 84, 84]), "image policies are not"),
+        (lambda p: p["shape_metadata"]["all_shapes"].update(object=[3, 84, 84]), "encoder of object lacks the tensor"),
+        (lambda p: p["shape_metadata"]["all_shapes"].update(object=[84, 84]), "expected a vector or an image"),
         (lambda p: p["shape_metadata"]["all_shapes"].update(object=[15]), r"normalisation of 'object' has shape"),
         (lambda p: p.update(model={"ema": None, "nets": {}}), "no temporal U-Net"),
         (lambda p: p.update(model=[]), "looks like robomimic|lacks"),
@@ -77,11 +81,70 @@ def test_robomimic_files_of_another_kind(all_originals, tmp_path, change, messag
         load_policy(tmp_path / "model.pth")
 
 
+CORE = "policy.obs_encoder.nets.obs.obs_nets.agentview_image."
+
+
+def change_rgb(payload: dict[str, Any], **settings: Any) -> None:
+    config = json.loads(payload["config"])
+    config["observation"]["encoder"]["rgb"].update(settings)
+    payload["config"] = json.dumps(config)
+
+
+def hide_modality(payload: dict[str, Any]) -> None:
+    config = json.loads(payload["config"])
+    config["observation"]["modalities"]["obs"]["rgb"] = ["agentview_image"]
+    payload["config"] = json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: change_rgb(p, obs_randomizer_class="ColorRandomizer"), "after ColorRandomizer; expected"),
+        (lambda p: change_rgb(p, core_kwargs={"backbone_class": "R3MConv"}), "encoded by R3MConv"),
+        (lambda p: change_rgb(p, core_kwargs={"backbone_kwargs": {"input_coord_conv": True}}), "with coordinates"),
+        (lambda p: change_rgb(p, obs_randomizer_kwargs={"crop_height": 99, "crop_width": 76}), "crop is"),
+        (hide_modality, "'robot0_eye_in_hand_image' is an image, but not of colours"),
+        (lambda p: p.update(obs_normalization_stats={"agentview_image": {}}), "normalised pixel by pixel"),
+        (lambda p: p["model"]["ema"].pop(f"{CORE}pool.temperature"), "expected the same tensors twice"),
+        (lambda p: p["model"]["ema"].pop(f"{CORE}nets.3.weight"), "has no 'out.weight'"),
+        (lambda p: p["model"]["ema"].update({f"{CORE}nets.4.weight": torch.ones(1)}), "no part of the policy uses"),
+        (lambda p: p["shape_metadata"]["all_shapes"].update(agentview_image=[1, 84, 84]), "does not fit"),
+    ],
+)
+def test_robomimic_images_of_another_kind(all_originals, tmp_path, change, message):
+    payload = torch.load(all_originals["robomimic image"].path, weights_only=False)
+    change(payload)
+    torch.save(payload, tmp_path / "model.pth")
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load_policy(tmp_path / "model.pth")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("policy._target_", "a.b.DiffusionUnetHybridImagePolicy", "image policies are not supported yet"),
-        ("policy._target_", "a.b.BETLowdimPolicy", "expected DiffusionUnetLowdimPolicy or DiffusionTransformerLowdim"),
+        ("eval_fixed_crop", False, "crops images at random even when it acts"),
+        ("shape_meta.obs.agentview_image.type", "depth", "of type depth; expected low_dim or rgb"),
+        ("crop_shape", "${crop}", "unresolved '.*never evaluated"),
+    ],
+)
+def test_real_stanford_images_of_another_kind(tmp_path, key, value, message):
+    made = json.loads((GOLDEN_STANFORD / "hybrid.json").read_text())
+    *parents, last = f"policy.{key}".split(".")
+    target = made["cfg"]
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    state = real_stanford.hybrid_state()
+    real_stanford.save_payload(tmp_path / "a.ckpt", real_stanford.payload(made["cfg"], state))
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("policy._target_", "a.b.DiffusionUnetHybridImagePolicy", "lacks 'policy.shape_meta'"),
+        ("policy._target_", "a.b.BETLowdimPolicy", "expected DiffusionUnetLowdimPolicy, DiffusionTransformerLowdim"),
         ("policy._target_", "a.b.DiffusionTransformerLowdimPolicy", "lacks 'policy.obs_as_cond'"),
         ("policy.oa_step_convention", False, "oa_step_convention.*not supported"),
         ("policy.obs_as_global_cond", False, "obs_as_global_cond.*not supported"),
@@ -135,13 +198,14 @@ def test_lerobot_images_and_missing_parts(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["input_features"]["observation.image"] = {"type": "VISUAL", "shape": [3, 96, 96]}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="image policies are not supported yet"):
+    with pytest.raises(CheckpointError, match="encoder of 'image' has no"):
+        load_policy(folder)
+    config["input_features"]["observation.image"]["type"] = "STATE"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"images observation\.images\.NAME of shape"):
         load_policy(folder)
     shutil.copy(GOLDEN_LEROBOT / "config.json", folder)
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"diffusion.rgb_encoder.x": torch.ones(1)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"found encoder keys diffusion\.rgb_encoder\.x"):
-        load_policy(folder)
     save_file(weights | {"stranger": torch.ones(1)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="no part of the policy uses: stranger"):
         load_policy(folder)

@@ -39,8 +39,9 @@ def make_trainer(settings: TrainSettings = SETTINGS, actions: Tensor | None = No
     generator = torch.Generator().manual_seed(0)
     obs = torch.rand(60, 5, generator=generator) * 2 - 1
     actions = obs[:, :2].clone() if actions is None else actions
-    windows = make_windows(obs, actions, torch.tensor([25, 60]), 2, 16, 8)
-    return policy_trainer(CONFIG, settings, windows, LinearNormalizer({"object": 3, "robot0_eef_pos": 2, "action": 2}))
+    seen = {"object": obs[:, :3], "robot0_eef_pos": obs[:, 3:]}
+    windows = make_windows(seen, actions, torch.tensor([25, 60]), 2, 16, 8)
+    return policy_trainer(CONFIG, settings, windows, LinearNormalizer(CONFIG.normalizer_dims))
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -103,7 +104,9 @@ def test_snapshots_are_the_weights_of_a_policy(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "ema_000020.safetensors")
     net = ConditionalUnet1D(2, 10, (16, 16), n_groups=4, diffusion_step_embed_dim=8)
     net.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
-    assert same(net.state_dict(), trainer.ema.module.state_dict())
+    averaged = trainer.ema.module
+    assert isinstance(averaged, torch.nn.ModuleDict)
+    assert same(net.state_dict(), averaged["model"].state_dict())
     assert weights["normalizer.fields.object.scale"].shape == (3,)
 
 

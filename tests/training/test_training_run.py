@@ -19,13 +19,14 @@ from asd_policy.training.run import Demonstrations, LossLog, RunInfo
 from scripts.train import Machine, New, Resume, main
 
 DIMS = {"robot0_eef_pos": 3, "object": 4}
+SHAPES = {key: (dim,) for key, dim in DIMS.items()}
 NETWORK = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     path = tmp_path / "demos.zarr"
-    episodes = EpisodeStore.create(path, DIMS, 2, {"env_id": "asd/Square-v0"})
+    episodes = EpisodeStore.create(path, SHAPES, 2, {"env_id": "asd/Square-v0"})
     generator = np.random.default_rng(0)
     for seed in range(3):
         steps = 30 + seed
@@ -41,16 +42,18 @@ def test_demonstrations_become_normalised_windows(store: Path) -> None:
     assert list(config.obs_keys.items()) == list(DIMS.items())
     normalizer = demonstrations.fit_normalizer({"object": [1]})
     windows = demonstrations.windows(config, normalizer)
-    assert windows.obs.shape == (61, 7)
-    assert (windows.obs[:, 4] == 0).all()
     assert windows.actions.abs().max() == pytest.approx(1, abs=1e-5)
-    history = {key: values[:2][None] for key, values in demonstrations.obs.items()}
-    condition, _ = windows.gather(torch.tensor([1]))  # window 0 begins one step before the episode
-    torch.testing.assert_close(condition, normalizer.global_condition(history, config.obs_keys))
+    seen, actions = windows.gather(torch.tensor([1]))  # window 0 begins one step before the episode
+    for key, values in demonstrations.obs.items():
+        assert torch.equal(seen[key], values[:2][None])
+    assert actions.shape == (1, 16, 2)
+    condition = normalizer.global_condition(seen, config.obs_keys)
+    assert condition.shape == (1, 14)
+    assert (condition[:, [4, 11]] == 0).all()  # what is ignored, in both steps
 
 
 def test_target_poses_are_learned_with_rotations_in_six_numbers(tmp_path: Path) -> None:
-    episodes = EpisodeStore.create(tmp_path / "poses.zarr", DIMS, 14, {"env_id": "asd/TransportBasePose-v0"})
+    episodes = EpisodeStore.create(tmp_path / "poses.zarr", SHAPES, 14, {"env_id": "asd/TransportBasePose-v0"})
     generator = np.random.default_rng(0)
     obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
     action = generator.uniform(-1, 1, size=(30, 14)).astype(np.float32)
@@ -78,9 +81,10 @@ def test_training_and_policy_see_the_same_quaternions(store: Path) -> None:
     seen = raw.as_seen_by(config)
     normalizer = seen.fit_normalizer({})
     policy = DiffusionPolicy(build_network(config), normalizer, config, "ddim", num_steps=2)
-    condition, _ = seen.windows(config, normalizer).gather(torch.tensor([1]))
-    history = [{key: values[step].numpy() for key, values in raw.obs.items()} for step in range(2)]
-    torch.testing.assert_close(policy.condition(history), condition)
+    history, _ = seen.windows(config, normalizer).gather(torch.tensor([1]))
+    condition = normalizer.global_condition(history, config.obs_keys)
+    observed = [{key: values[step].numpy() for key, values in raw.obs.items()} for step in range(2)]
+    torch.testing.assert_close(policy.condition(observed), condition)
     assert not torch.equal(seen.obs["object"], raw.obs["object"])
 
 
@@ -116,11 +120,11 @@ def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path, capsys: 
     assert main(Resume(tuned, machine)) == 0  # the normalisation is the checkpoint's, not one fitted to the data
 
     other = tmp_path / "other.zarr"
-    EpisodeStore.create(other, {"object": 4}, 2, {"env_id": "asd/Square-v0"}).append(
+    EpisodeStore.create(other, {"object": (4,)}, 2, {"env_id": "asd/Square-v0"}).append(
         Episode(0, {"object": np.zeros((20, 4), np.float32)}, *[np.zeros((20, 2), np.float32)] * 2, 20)
     )
     assert main(New(other, tmp_path / "misfit", settings, init=init, machine=machine)) == 1
-    assert "the policy has" in " ".join(capsys.readouterr().out.split())
+    assert "Unknown observation of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_settings_round_trip(tmp_path: Path) -> None:

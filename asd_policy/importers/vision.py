@@ -1,0 +1,86 @@
+"""Image encoders in other libraries' files, under this package's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError
+from asd_policy.importers.files import TensorPool
+from asd_policy.policies.image_keys import ImageKey
+
+PIXEL = 255
+"""Other libraries normalise pixels from 0 to 1, this one from 0 to 255."""
+
+
+def image_field(scale: Tensor, offset: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset (C,) of pixels from 0 to 255, given those of pixels from 0 to 1: numbers, or (C, 1, 1)."""
+    scale, offset = (value.double().flatten().expand(channels) for value in (scale, offset))
+    return scale / PIXEL, offset
+
+
+def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """robomimic's VisualCore with a spatial softmax as an `asd_policy.nets.vision.ImageEncoder`.
+
+    Args:
+        tensors: those of `obs_nets.<key>`, where backbone and pool stand twice, as themselves and within `nets`.
+
+    Raises:
+        CheckpointError: if it is another kind of encoder.
+    """
+    pool = TensorPool(tensors, where)
+    backbone, softmax, linear = (pool.take_all(f"nets.{place}.") for place in (0, 1, 3))
+    for prefix, used in (("backbone.", backbone), ("pool.", softmax)):
+        copy = pool.take_all(prefix)
+        if copy.keys() != used.keys() or not all(torch.equal(copy[name], used[name]) for name in copy):
+            raise CheckpointError(f"{where}: {prefix}* is not what the encoder runs; expected the same tensors twice.")
+    pool.finish()
+    softmax_pool = TensorPool(softmax, where)
+    temperature = softmax_pool.take("temperature")
+    encoder = {f"backbone.{name.removeprefix('nets.')}": value for name, value in backbone.items()}
+    for name in ("weight", "bias"):  # the softmax's temperature is a factor of what goes into it
+        encoder[f"pool.conv.{name}"] = softmax_pool.take(f"nets.{name}") / temperature
+    for grid in ("pos_x", "pos_y"):
+        softmax_pool.take(grid)  # of coordinates, which follow from the image's size
+    softmax_pool.finish()
+    return encoder | {f"out.{name}": value for name, value in linear.items()}
+
+
+def image_key(
+    key: str,
+    shape: tuple[int, int, int],
+    encoder: Mapping[str, Tensor],
+    where: str,
+    crop: tuple[int, ...] = (),
+    resize: tuple[int, ...] = (),
+    backbone: str = "resnet18",
+) -> tuple[ImageKey, int]:
+    """An image whose encoder has these tensors, and the number of its features.
+
+    Args:
+        shape: channels, height and width.
+
+    Raises:
+        CheckpointError: if the tensors are of no such encoder.
+    """
+    channels, height, width = shape
+    try:
+        keypoints, features = encoder["pool.conv.weight"].shape[0], encoder["out.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{where}: the encoder of {key!r} has no {error}; expected a spatial softmax.") from error
+    norm = "batch" if any(name.endswith("running_mean") for name in encoder) else "group"
+    return ImageKey(key, (height, width, channels), crop, resize, backbone, norm, keypoints), features
+
+
+def rgb_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """lerobot's DiffusionRgbEncoder as an `asd_policy.nets.vision.ImageEncoder`."""
+    grid = "pool.pos_grid"  # of coordinates, which follow from the image's size
+    return {name.replace("pool.nets.", "pool.conv."): value for name, value in tensors.items() if name != grid}
+
+
+def encoder_tensors(key: str, encoder: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The encoder's tensors as a checkpoint names them."""
+    return {f"encoders.{key}.{name}": value for name, value in encoder.items()}

@@ -1,0 +1,82 @@
+"""Images among a policy's observations."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asd_policy.errors import ConfigError
+
+NORMS = ("group", "batch")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+@dataclass(frozen=True)
+class ImageKey:
+    """An observation that is an image (H, W, C), uint8, and how it is encoded; see `asd_policy.nets.vision`.
+
+    Attributes:
+        key: of the observation. Its size among `PolicyConfig.obs_keys` is the number of features it becomes.
+        shape: H, W and C, as the environment gives it.
+        crop: top, left, height and width of what the encoder looks at; empty for all of it.
+        resize: height and width to resize to before the crop; empty for none.
+        backbone: torchvision's name of a ResNet.
+        norm: its normalisation layers, "group" or "batch".
+        num_keypoints: of the spatial softmax.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    crop: tuple[int, ...] = ()
+    resize: tuple[int, ...] = ()
+    backbone: str = "resnet18"
+    norm: str = "group"
+    num_keypoints: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "crop", "resize"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._expect(_are_sizes(self.shape, 3), "shape", self.shape, "a height, width and number of channels")
+        self._expect(not self.resize or _are_sizes(self.resize, 2), "resize", self.resize, "a height and a width")
+        seen = self.resize or self.shape[:2]
+        self._expect(not self.crop or self._crop_fits(seen), "crop", self.crop, f"(top, left, height, width) in {seen}")
+        self._expect(self.backbone in BACKBONES, "backbone", self.backbone, f"one of {', '.join(BACKBONES)}")
+        self._expect(self.norm in NORMS, "norm", self.norm, " or ".join(NORMS))
+        self._expect(_are_sizes((self.num_keypoints,), 1), "num_keypoints", self.num_keypoints, "a positive integer")
+
+    @property
+    def channels(self) -> int:
+        return self.shape[2]
+
+    @property
+    def crop_places(self) -> tuple[int, ...]:
+        """How many rows and columns there are where a crop of this size can begin."""
+        seen = self.resize or self.shape[:2]
+        return tuple(n - c + 1 for n, c in zip(seen, self.crop[2:], strict=True))
+
+    def _crop_fits(self, seen: tuple[int, ...]) -> bool:
+        if len(self.crop) != 4 or not all(isinstance(value, int) for value in self.crop):
+            return False
+        corner, size = self.crop[:2], self.crop[2:]
+        return _are_sizes(size, 2) and all(0 <= c <= n - s for c, s, n in zip(corner, size, seen, strict=True))
+
+    def _expect(self, condition: bool, name: str, got: Any, expected: str) -> None:
+        if not condition:
+            raise ConfigError(f"Image {self.key!r}: {name} is {got!r}; expected {expected}.")
+
+
+def central_crop(
+    size: Sequence[int], crop: Sequence[int], corner: Callable[[float], int] = math.floor
+) -> tuple[int, ...]:
+    """(top, left, height, width) of the crop in the middle of an image.
+
+    Args:
+        size: height and width of the image.
+        crop: those of the crop.
+        corner: rounds its corner: robomimic down, torchvision, and so the others, to the nearest even.
+    """
+    return (*(corner((n - c) / 2) for n, c in zip(size, crop, strict=True)), *crop)
+
+
+def _are_sizes(values: tuple[Any, ...], count: int) -> bool:
+    return len(values) == count and all(type(value) is int and value > 0 for value in values)
