@@ -1,4 +1,4 @@
-"""A robosuite task as a gymnasium environment with low-dimensional observations."""
+"""A robosuite task as a gymnasium environment with low-dimensional observations, and images if asked for."""
 
 import atexit
 import ctypes.util
@@ -51,7 +51,8 @@ class SimulationError(gymnasium.error.Error):
 class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
     """One robosuite task at 20 Hz with OSC_POSE actions: deltas in [-1, 1] (values beyond are clipped), or poses.
 
-    Observations are a dict of float32 vectors with robomimic's keys in robomimic's order. The reward is 1 on
+    Observations are a dict of float32 vectors with robomimic's keys in robomimic's order, and of each camera an image
+    `<camera>_image` (H, W, 3), uint8, the right way up as in robomimic's files. The reward is 1 on
     every step that ends in success, else 0; `info["success"]` says the same. All randomness comes from
     `env.np_random`: the same `reset(seed=...)` gives the same episode, bit for bit.
 
@@ -60,6 +61,8 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         render_mode: None or "rgb_array", a (256, 256, 3) uint8 camera image.
         terminate_on_success: end the episode at the first success.
         actions: a key of `envs.tasks.ACTIONS`.
+        cameras: robosuite's names of cameras, such as agentview and robot0_eye_in_hand, and the height and width of
+            their images. Every step then waits for a rendering of each.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's declaration)
@@ -70,6 +73,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         render_mode: str | None = None,
         terminate_on_success: bool = True,
         actions: str = "delta",
+        cameras: Mapping[str, tuple[int, int]] | None = None,
     ):
         for kind, name, available in (("task", task, TASKS), ("actions", actions, ACTIONS)):
             if name not in available:
@@ -83,18 +87,23 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self.terminate_on_success = terminate_on_success
         self.actions = actions
         self.robosuite = _make_robosuite(self.task, actions)
-        self.observation_space = spaces.Dict(
-            {key: spaces.Box(-np.inf, np.inf, (dim,), np.float32) for key, dim in self.task.obs_dims.items()},
-            sort_keys=False,
-        )
+        self._cameras = dict(cameras or {})
+        existing = self.robosuite.sim.model.camera_names
+        for camera in self._cameras.keys() - set(existing):
+            raise gymnasium.error.Error(f"Unknown camera {camera!r}. Available: {', '.join(existing)}.")
+        seen: dict[str, spaces.Space[Any]] = {
+            key: spaces.Box(-np.inf, np.inf, (dim,), np.float32) for key, dim in self.task.obs_dims.items()
+        }
+        seen |= {f"{camera}_image": spaces.Box(0, 255, (*size, 3), np.uint8) for camera, size in self._cameras.items()}
+        self.observation_space = spaces.Dict(seen, sort_keys=False)
         arm = np.ones(ARM_ACTION_DIM) if actions == "delta" else np.array([np.inf] * 6 + [1.0])
         largest = np.tile(arm, len(self.task.robots)).astype(np.float32)
         self.action_space = spaces.Box(-largest, largest, dtype=np.float32)
-        self._renderer: mujoco.Renderer | None = None
+        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}  # by height and width
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         super().reset(seed=seed)
-        self._close_renderer()  # robosuite rebuilds the model
+        self._close_renderers()  # robosuite rebuilds the model
         # robosuite's samplers hold on to its generator, so it is lent the state of ours, not replaced by ours.
         rng = self.robosuite.rng.bit_generator
         rng.state = self.np_random.bit_generator.state
@@ -115,26 +124,31 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         if self.render_mode is None:
             gymnasium.logger.warn('render() needs gym.make(..., render_mode="rgb_array").')
             return None
+        return self._picture(CAMERA, (FRAME_SIZE, FRAME_SIZE))
+
+    def close(self) -> None:
+        self._close_renderers()
+        self.robosuite.close()
+
+    def _picture(self, camera: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """What a camera sees, (H, W, 3) uint8."""
         sim = self.robosuite.sim
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(sim.model._model, FRAME_SIZE, FRAME_SIZE)
-            _renderers.add(self._renderer)
+        if size not in self._renderers:
+            self._renderers[size] = mujoco.Renderer(sim.model._model, *size)
+            _renderers.add(self._renderers[size])
             _close_renderers_at_exit()
         visual_geoms = mujoco.MjvOption()
         visual_geoms.geomgroup[0] = 0  # robosuite keeps collision geometry in group 0
-        self._renderer.update_scene(sim.data._data, CAMERA, visual_geoms)
-        return self._renderer.render()
+        renderer = self._renderers[size]
+        renderer.update_scene(sim.data._data, camera, visual_geoms)
+        return renderer.render()
 
-    def close(self) -> None:
-        self._close_renderer()
-        self.robosuite.close()
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
+    def _close_renderers(self) -> None:
+        for renderer in self._renderers.values():
             # MuJoCo deletes GL objects by number in whatever context is current: let it not be another renderer's.
-            self._renderer._gl_context.make_current()
-            self._renderer.close()
-            self._renderer = None
+            renderer._gl_context.make_current()
+            renderer.close()
+        self._renderers.clear()
 
     def _refresh_observables(self) -> None:
         # Relative poses are computed from the poses sampled before, which at reset do not exist: robosuite
@@ -145,7 +159,8 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
     def _observe(self, raw: Mapping[str, NDArray[np.float64]]) -> Obs:
         # robomimic calls robosuite's concatenated object observations `object`.
         named = {**raw, "object": raw["object-state"]}
-        return {key: np.asarray(named[key], np.float32) for key in self.task.obs_dims}
+        vectors = {key: np.asarray(named[key], np.float32) for key in self.task.obs_dims}
+        return vectors | {f"{name}_image": self._picture(name, size) for name, size in self._cameras.items()}
 
     def _checked(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
         checked = np.asarray(action, np.float64)

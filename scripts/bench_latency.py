@@ -106,7 +106,7 @@ def bar(console: Console) -> Progress:
 
 def record(policy: DiffusionPolicy, arguments: Arguments, console: Console) -> tuple[list[list[Observation]], float]:
     """What chunks were sampled from along whole episodes, and the mean rounds of those that started warm."""
-    env = gymnasium.make(f"envs:{policy.config.env_id}")
+    env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
     histories: list[list[Observation]] = []
     warm: list[int] = []
     with bar(console) as progress:

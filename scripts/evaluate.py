@@ -55,7 +55,7 @@ def main(arguments: Arguments) -> int:
     policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    env = gymnasium.make(f"envs:{policy.config.env_id}")
+    env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
     results: dict[str, list[Episode]] = {label: [] for label in policies}
     try:
         stopped = run_episodes(env, policies, seeds, arguments, results, console)
@@ -125,7 +125,7 @@ def report(arguments: Arguments, results: dict[str, list[Episode]], console: Con
 
 def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], out: Path, console: Console) -> None:
     """An mp4 of each sampler's first episode, replayed from its seed and actions."""
-    env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array")
+    env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
     with console.status("Rendering videos") as status:
         for label, episodes in results.items():
             status.update(f"Rendering {label}")

@@ -139,7 +139,9 @@ def films(
     """Film the episodes one after the other."""
     for checkpoint, records in groupby(chosen, key=lambda record: checkpoints[record.checkpoint_sha256]):
         policy = load_policy(checkpoint, device=device)
-        with closing(gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array")) as env:
+        with closing(
+            gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
+        ) as env:
             for record in records:
                 with console.status(f"Filming {record.task} {record.sampler} seed {record.env_seed}"):
                     yield film(env, set_up(policy, record), record, page)

@@ -151,7 +151,7 @@ class Load:
             spec = SamplerSpec.parse(label)
             return policy.with_sampler(spec.name, **spec.options)
 
-        return Parts(partial(gymnasium.make, f"envs:{task}"), make_policy)
+        return Parts(partial(gymnasium.make, f"envs:{task}", **policy.config.env_options), make_policy)
 
 
 def make_backend(arguments: Arguments) -> Backend:

@@ -202,6 +202,13 @@ class PolicyConfig:
         return {key: shape[-1] for key, shape in self.obs_shapes.items()} | {"action": self.action_dim}
 
     @property
+    def env_options(self) -> dict[str, Any]:
+        """What the environment is to be made with: one with images renders them for the cameras that they name."""
+        if not self.images:
+            return {}
+        return {"cameras": {image.key.removesuffix("_image"): image.shape[:2] for image in self.images}}
+
+    @property
     def env_action_dim(self) -> int:
         """The size of an action as the environment takes it."""
         return sum(part.env_dim for part in self.action_parts) or self.action_dim

@@ -1,6 +1,8 @@
 """Demonstrations of our expert through robomimic's own tools and back: they look the same and still succeed."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -54,19 +56,45 @@ def test_through_robomimics_tools(tmp_path: Path) -> None:
         file.create_group("data").attrs.update(env_args=json.dumps(args), total=sum(len(d.action) for d in demos))
         for number, demo in enumerate(demos):
             record(env, demo, file.create_group(f"data/demo_{number}"))
-    obs_utils.initialize_obs_modality_mapping_from_dict({"low_dim": ["object", "robot0_eef_pos"]})
-    options = {"camera_names": [], "camera_height": 84, "camera_width": 84, "shaped": False, "depth": False, "n": None}
+    modalities = {"low_dim": ["object", "robot0_eef_pos"], "rgb": ["agentview_image"]}
+    obs_utils.initialize_obs_modality_mapping_from_dict(modalities)
+    options = {
+        "camera_names": ["agentview"],
+        "camera_height": 84,
+        "camera_width": 84,
+        "shaped": False,
+        "depth": False,
+        "n": None,
+    }
     options |= {"output_name": "low_dim.hdf5", "done_mode": 0, "copy_rewards": False, "copy_dones": False}
     options |= {"compress": False, "exclude_next_obs": True, "dataset": str(tmp_path / "demo.hdf5")}
     dataset_states_to_obs(Namespace(**options))
 
     check_deltas(tmp_path / "low_dim.hdf5", demos, env)
+    with RobomimicFile.open(tmp_path / "low_dim.hdf5", obs_keys=("agentview_image",)) as file:
+        for name, demo in zip(file.demos, demos, strict=True):
+            seen = file.episode(name).obs["agentview_image"]
+            assert seen.shape == (len(demo.action), 84, 84, 3)
+            assert np.abs(seen[0].astype(int) - first_picture(demo.seed, tmp_path / "picture.npy")).mean() < 0.5
     add_absolute_actions_to_dataset(tmp_path / "low_dim.hdf5", num_workers=1)
     poses = gymnasium.make("envs:asd/SquareBasePose-v0", terminate_on_success=False)
     with RobomimicFile.open(tmp_path / "low_dim.hdf5", absolute=True) as file:
         assert file.env_id == "asd/SquareBasePose-v0"
         for name, demo in zip(file.demos, demos, strict=True):
             assert replay(poses, demo.seed, file.episode(name).action)
+
+
+PICTURE = """
+import sys, gymnasium, numpy as np
+env = gymnasium.make("envs:asd/Square-v0", cameras={"agentview": (84, 84)})
+np.save(sys.argv[2], env.reset(seed=int(sys.argv[1]))[0]["agentview_image"])
+"""
+
+
+def first_picture(seed: int, path: Path) -> np.ndarray:
+    """What our environment's camera sees at reset, in a process of its own: OpenGL contexts disturb each other."""
+    subprocess.run([sys.executable, "-c", PICTURE, str(seed), str(path)], check=True)
+    return np.load(path).astype(int)
 
 
 def check_deltas(path: Path, demos: list[Episode], env: gymnasium.Env) -> None:
