@@ -9,12 +9,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from asd_policy.errors import ConfigError
 from asd_policy.importers import Checkpoint, export, load_policy, read_checkpoint
 from asd_policy.importers.checkpoint import field_name
 from asd_policy.policies.quaternions import Quaternion
 from tests.importers import originals, real_stanford
+from tests.importers.test_parity import actions_with
 
 SQUARE = Path(__file__).parents[2] / "checkpoints" / "square"
 STEPS = 16  # two chunks
@@ -48,7 +50,9 @@ def write(square: Checkpoint, name: str, path: Path) -> None:
     if name == "diffusion_policy":
         write_real_stanford(square, path)
         return
-    with mock.patch.object(export, "ROBOMIMIC_NETWORK", square.config.network):  # our layout, not robomimic's size
+    with mock.patch.object(
+        export.robomimic, "ROBOMIMIC_NETWORK", square.config.network
+    ):  # our layout, not robomimic's size
         export.EXPORTS[name](square, path)
 
 
@@ -93,7 +97,7 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
     original = all_originals["robomimic"]
     checkpoint = read_checkpoint(original.path)
     path = tmp_path / "model.pth"
-    with mock.patch.object(export, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+    with mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
         export.to_robomimic(checkpoint, path)
     with originals.small_robomimic_unet():
         rollout, _ = policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
@@ -118,7 +122,7 @@ def test_what_robomimic_cannot_express(square, tmp_path):
         export.to_robomimic(square, tmp_path / "model.pth")
     reordered = square.with_obs_keys(dict(reversed(square.config.obs_keys.items())))
     with (
-        mock.patch.object(export, "ROBOMIMIC_NETWORK", square.config.network),
+        mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", square.config.network),
         pytest.raises(ConfigError, match="cannot express the order of observations"),
     ):
         export.to_robomimic(reordered, tmp_path / "model.pth")
@@ -126,8 +130,40 @@ def test_what_robomimic_cannot_express(square, tmp_path):
 
 
 def test_what_lerobot_cannot_express(square, tmp_path):
-    with pytest.raises(ConfigError, match="number of observation keys"):
+    with pytest.raises(ConfigError, match="two keys at least"):
         export.to_lerobot(square.with_obs_keys({"all": 23}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lerobot image", "lerobot image, separate"])
+def test_lerobots_images_come_back(all_originals, tmp_path, name):
+    """With every tensor that lerobot's own file of separate encoders has."""
+    original = all_originals[name]
+    checkpoint = read_checkpoint(original.path)
+    export.to_lerobot(checkpoint, tmp_path / "out")
+    again = read_checkpoint(tmp_path / "out")
+    assert again.config == checkpoint.config
+    np.testing.assert_allclose(actions_with(again.policy("ddpm"), original), original.actions, atol=2e-5)
+    if "separate" in name:
+        theirs, ours = (load_file(path / "model.safetensors") for path in (original.path, tmp_path / "out"))
+        assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+        for key in (key for key in theirs if "pos_grid" in key):
+            torch.testing.assert_close(ours[key], theirs[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("robomimic image", "the order of observations"), ("diffusion_policy image", "the order of observations")],
+)
+def test_images_that_lerobot_cannot_express(all_originals, tmp_path, name, message):
+    with pytest.raises(ConfigError, match=message):
+        export.to_lerobot(read_checkpoint(all_originals[name].path), tmp_path / "out")
+
+
+def test_crops_that_lerobot_would_place_elsewhere(all_originals, tmp_path):
+    checkpoint = read_checkpoint(all_originals["lerobot image"].path)
+    moved = tuple(replace(image, crop=(0, 0, *image.crop[2:])) for image in checkpoint.config.images)
+    with pytest.raises(ConfigError, match="a central crop, not resized"):
+        export.to_lerobot(replace(checkpoint, config=replace(checkpoint.config, images=moved)), tmp_path / "out")
 
 
 def test_a_policy_in_memory_can_be_saved(square, tmp_path):

@@ -1,0 +1,96 @@
+"""Policies as robomimic's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.importers import robomimic
+from asd_policy.importers.checkpoint import Checkpoint
+from asd_policy.importers.export.common import STEADY_SIGNS, affine, require, tensors_below
+from asd_policy.policies.config import NetworkConfig, SchedulerConfig
+from asd_policy.policies.tasks import ENV_IDS
+
+ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
+"""The only one that robomimic builds."""
+
+
+def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a robomimic `.pth`; needs robomimic for its configuration.
+
+    Raises:
+        ConfigError: if robomimic has no such network, scheduler or order of observations.
+    """
+    config = checkpoint.config
+    free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")
+    fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
+    require(not config.quaternions, *STEADY_SIGNS)
+    require(not config.images, "observations", "with images", "vectors")
+    require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
+    require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
+    require(
+        list(config.obs_keys) == sorted(config.obs_keys), "the order of observations", list(config.obs_keys), "sorted"
+    )
+    parts = config.action_parts
+    dims = {f"action_dict/abs_{i}": part.dim for i, part in enumerate(parts)} or {"actions": config.action_dim}
+    formats = dict(zip(dims, ("rot_6d" if part.kind == "rot6d" else None for part in parts), strict=False))
+    network = {robomimic.NETWORK + name: value for name, value in tensors_below(checkpoint, "model.").items()}
+    payload = {
+        "model": {"nets": network, "optimizers": {}, "lr_schedulers": {}, "ema": None},
+        "config": _robomimic_config(checkpoint, list(dims), formats),
+        "algo_name": "diffusion_policy",
+        "env_metadata": {"env_name": _robosuite_name(config.env_id), "type": 1, "env_kwargs": {}},
+        "shape_metadata": {
+            "ac_dim": config.action_dim,
+            "all_shapes": {key: [dim] for key, dim in config.obs_keys.items()},
+            "all_obs_keys": list(config.obs_keys),
+            "use_images": False,
+        },
+        "variable_state": None,
+        "obs_normalization_stats": {key: _robomimic_stats(*affine(checkpoint, key)) for key in config.obs_keys},
+        "action_normalization_stats": {
+            key: _robomimic_stats(scale, offset)
+            for key, scale, offset in zip(
+                dims, *(whole.split(list(dims.values())) for whole in affine(checkpoint, "action")), strict=True
+            )
+        },
+    }
+    torch.save(payload, path)
+
+
+def _robomimic_stats(scale: Tensor, offset: Tensor) -> dict[str, Any]:
+    return {"scale": [(1 / scale).tolist()], "offset": [(-offset / scale).tolist()]}
+
+
+def _robomimic_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[str, str | None]) -> str:
+    from robomimic.config import config_factory
+
+    config, ours = config_factory("diffusion_policy"), checkpoint.config
+    with config.unlocked():
+        config.observation.modalities.obs.low_dim = list(ours.obs_keys)
+        config.train.action_keys = keys
+        config.train.action_config = {key: {"normalization": "min_max", "format": formats.get(key)} for key in keys}
+        config.train.hdf5_normalize_obs = True
+        config.train.seq_length, config.train.frame_stack = ours.horizon, ours.n_obs_steps
+        config.algo.horizon.observation_horizon = ours.n_obs_steps
+        config.algo.horizon.action_horizon = ours.n_action_steps
+        config.algo.horizon.prediction_horizon = ours.horizon
+        config.algo.ema.enabled = False
+        config.algo.ddpm.num_train_timesteps = ours.scheduler.num_train_timesteps
+        config.algo.ddpm.num_inference_timesteps = ours.scheduler.num_train_timesteps
+        config.algo.ddpm.beta_schedule = ours.scheduler.beta_schedule
+        config.algo.ddpm.clip_sample = ours.scheduler.clip_sample
+        config.algo.ddpm.prediction_type = ours.scheduler.prediction_type
+        for name in ("num_train_batches", "num_epochs"):  # without them robomimic cannot build its optimizer's schedule
+            config.algo.optim_params["policy"][name] = 1
+    return str(config.dump())
+
+
+def _robosuite_name(env_id: str) -> str:
+    names = {ours: theirs for theirs, ours in ENV_IDS.items()}  # the last name of each id is robosuite's
+    return names.get(env_id, env_id)
