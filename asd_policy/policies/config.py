@@ -15,7 +15,7 @@ from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
-MAX_LAYERS = 1000  # more would be no network, but an attempt to keep its reader busy
+MAX_LAYERS, MAX_IMAGES = 1000, 32  # more would be no network, but an attempt to keep its reader busy
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,9 @@ class PolicyConfig:
         for quaternion in self.quaternions:
             dim = self.obs_keys.get(quaternion.key, 0)
             _expect(quaternion.first + SIZE <= dim, "quaternions", quaternion, f"entries of {dict(self.obs_keys)}")
-        for image in self.images:
-            _expect(image.key in self.obs_keys, "images", image.key, f"one of {', '.join(self.obs_keys)}")
+        keys = [image.key for image in self.images]
+        once = len(set(keys)) == len(keys) <= MAX_IMAGES and set(keys) <= set(self.obs_keys)
+        _expect(once, "images", keys[:MAX_IMAGES], f"at most {MAX_IMAGES}, each one of {', '.join(self.obs_keys)}")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(

@@ -26,11 +26,19 @@ def build_network(config: PolicyConfig, seed: int = 0) -> ConditionalUnet1D | Co
 
 
 def build_encoders(config: PolicyConfig, seed: int = 0) -> nn.ModuleDict:
-    """The encoders of the policy's images by key, with fresh weights as those of `build_network`."""
+    """The encoders of the policy's images by key, with fresh weights as those of `build_network`.
+
+    Raises:
+        ConfigError: if there are images, and no torchvision is installed.
+    """
     encoders = nn.ModuleDict()
     if config.images:
-        from asd_policy.nets.vision import ImageEncoder  # the only one that needs torchvision
-
+        try:
+            from asd_policy.nets.vision import ImageEncoder
+        except ImportError as error:
+            raise ConfigError(
+                f"A policy with images needs torchvision (pip install 'asd-policy[vision]'): {error}."
+            ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for image in config.images:

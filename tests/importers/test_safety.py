@@ -22,6 +22,7 @@ import torch
 from asd_policy.errors import CheckpointError, ConfigError, UnsafeFileError
 from asd_policy.importers import load_policy, read_checkpoint
 from asd_policy.policies.config import TransformerConfig
+from asd_policy.policies.image_keys import ImageKey
 from tests.importers import real_stanford
 from tests.tiny import tiny_checkpoint
 
@@ -229,6 +230,16 @@ def test_networks_that_fit_into_no_memory(tmp_path, network):
     with pytest.raises(
         (CheckpointError, ConfigError), match=r"does not fit its configuration|impossible size|at most 1000"
     ):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("image", [{"num_keypoints": 2**40}, {"num_keypoints": 2**30}, {"shape": [8, 8, 2**40]}])
+def test_encoders_that_fit_into_no_memory(tmp_path, image):
+    folder = tiny_checkpoint(tmp_path / "tiny", {"object": 5}, action_dim=2)
+    config = json.loads((folder / "config.json").read_text())
+    config["images"] = [asdict(ImageKey("object", (84, 84, 3))) | image]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"does not fit its configuration|impossible size"):
         load_policy(folder)
 
 

@@ -161,12 +161,14 @@ def test_random_corners_reach_every_place(run: Path) -> None:
         ({"backbone": "vit"}, "one of resnet18"),
         ({"norm": "layer"}, "group or batch"),
         ({"num_keypoints": 0}, "num_keypoints is 0"),
-        ({"key": "wrist"}, "images is 'wrist'"),
+        ({"key": "wrist"}, r"images is \['wrist'\]"),
     ],
 )
 def test_configurations_that_make_no_sense(run: Path, change: dict, message: str) -> None:
     config = PolicyConfig.load(run / "config.json")
     assert PolicyConfig.from_dict(config.to_dict()) == config
-    image = asdict(ImageKey("agentview_image", (84, 84, 3))) | change
+    image = ImageKey("agentview_image", (84, 84, 3))
     with pytest.raises(ConfigError, match=message):
-        replace(config, images=(ImageKey(**image),))
+        replace(config, images=(ImageKey(**asdict(image) | change),))
+    with pytest.raises(ConfigError, match="at most 32"):
+        replace(config, images=(image, image))
