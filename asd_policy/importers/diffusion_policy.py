@@ -140,7 +140,9 @@ def _checkpoint(
 ) -> Checkpoint:
     where = str(path)
     sizes = _sizes(cfg, _below("model.", tensors), where)
-    encoders = {key: visual_core(_below(f"encoders.{key}.", tensors), where) for key in image_shapes}
+    encoders = {
+        key: visual_core(_below(f"encoders.{key}.", tensors), f"{where}: the encoder of {key}") for key in image_shapes
+    }
     images = {key: _image(key, image_shapes[key], encoder, cfg, where) for key, encoder in encoders.items()}
     policy, task = _value(cfg, "policy", where), cfg.get("task", {})
     absolute = bool(task.get("abs_action", False))
