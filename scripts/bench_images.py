@@ -13,7 +13,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from torch import Generator, Tensor
 
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.paradigms import sample_paradigms
+from asd_policy.core import OnRound
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.evaluation.provenance import software
 from asd_policy.images import AsdImagePipeline
@@ -38,6 +41,12 @@ from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
 
 CLASSES = 10
+MEASURED = {
+    "cost": ("rounds", "evaluations", "seconds"),
+    "memory": ("peak_bytes",),
+    "quality": ("frechet", "batch_rounds"),
+}
+"""Kind of measurement -> what is measured."""
 BASELINE = "ddpm"
 Measurement = dict[str, Any]
 
@@ -72,9 +81,9 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: the cost of one image, or the distance of many."""
+    """One measurement: the cost or the memory of one image, or the distance of many."""
 
-    kind: str  # "cost" or "quality"
+    kind: str  # "cost", "memory" or "quality"
     sampler: str
     repeat: int  # the seed of "cost"
 
@@ -82,7 +91,8 @@ class Job:
 def jobs(arguments: Arguments) -> list[Job]:
     samplers = [BASELINE, *(f"asd:{draft}:{window}" for draft in arguments.drafts for window in arguments.windows)]
     cost = [Job("cost", sampler, seed) for seed in range(arguments.seeds) for sampler in samplers]
-    return cost + [Job("quality", name, repeat) for repeat in range(arguments.repeats) for name in arguments.quality]
+    memory = [Job("memory", sampler, 0) for sampler in samplers]
+    return cost + memory + [Job("quality", name, n) for n in range(arguments.repeats) for name in arguments.quality]
 
 
 class Samplers:
@@ -100,14 +110,18 @@ class Samplers:
         for name in {job.sampler for job in jobs(arguments)}:
             self._parse(name)  # refuses now what would fail after hours
 
-    def draw(self, name: str, labels: Sequence[int], generators: list[Generator]) -> tuple[Tensor, Measurement]:
+    def draw(
+        self, name: str, labels: Sequence[int], generators: list[Generator], on_round: OnRound | None = None
+    ) -> tuple[Tensor, Measurement]:
         """Images (B, 1, 32, 32) from -1 to 1, and what they cost."""
         parsed = self._parse(name)
         if not isinstance(parsed, SamplerSpec):
             images, calls = self._paradigms(labels, generators, *parsed)
             return images, {"rounds": calls}
         pipeline = self._pipeline.with_sampler(parsed.name, **parsed.options)
-        images = pipeline(len(labels), class_labels=labels, generator=generators, output_type="latent").images
+        images = pipeline(
+            len(labels), class_labels=labels, generator=generators, output_type="latent", on_round=on_round
+        ).images
         stats = pipeline.stats
         assert stats is not None
         rounds, evaluations = float(stats.rounds.float().mean()), float(stats.evaluations.float().mean())
@@ -142,13 +156,33 @@ class Samplers:
 
 def measure_cost(samplers: Samplers, job: Job, device: torch.device) -> Measurement:
     """One image, alone."""
-    with PeakMemory(device) as memory:
-        started = time.perf_counter()
-        _, cost = samplers.draw(job.sampler, [job.repeat % CLASSES], [generator(job.repeat, 0)])
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - started
-    return {**cost, "seconds": seconds, "peak_bytes": memory.peak}
+    started = time.perf_counter()
+    _, cost = samplers.draw(job.sampler, [job.repeat % CLASSES], [generator(job.repeat, 0)])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return {**cost, "seconds": time.perf_counter() - started}
+
+
+class FirstRound(Exception):  # noqa: N818  (no error)
+    """The first round is over: it needs as much memory as any later one."""
+
+
+def measure_memory(arguments: Arguments, sampler: str) -> Measurement:
+    """What one image takes at most. To be called in a process of its own: memory that was used once is not returned."""
+    torch.set_num_threads(arguments.threads)
+    samplers = Samplers(arguments)
+
+    def stop(frontier: Tensor, x: Tensor) -> None:
+        raise FirstRound
+
+    def first_round(name: str) -> None:
+        with suppress(FirstRound):
+            samplers.draw(name, [0], [generator(0, 0)], stop)
+
+    first_round(BASELINE)  # loads what the network needs whatever the sampler
+    with PeakMemory(torch.device(arguments.device)) as memory:
+        first_round(sampler)
+    return {"peak_bytes": memory.peak}
 
 
 def measure_quality(samplers: Samplers, job: Job, arguments: Arguments) -> Measurement:
@@ -188,8 +222,12 @@ def measure(arguments: Arguments, console: Console) -> tuple[list[Measurement], 
             if stop_requested():
                 return done, True
             progress.update(bar, description=f"{job.kind} {job.sampler} {job.repeat}")
-            cost = job.kind == "cost"
-            values = measure_cost(samplers, job, device) if cost else measure_quality(samplers, job, arguments)
+            if job.kind == "memory":
+                with get_context("spawn").Pool(1) as fresh:
+                    values = fresh.apply(measure_memory, (arguments, job.sampler))
+            else:
+                cost = job.kind == "cost"
+                values = measure_cost(samplers, job, device) if cost else measure_quality(samplers, job, arguments)
             done.append({**asdict(job), **values})
             print(json.dumps(done[-1]), file=file, flush=True)
             progress.advance(bar)
@@ -233,8 +271,7 @@ def summarize(measurements: Sequence[Measurement]) -> list[Measurement]:
         groups[entry["kind"], entry["sampler"]].append(entry)
     rows = []
     for (kind, sampler), entries in groups.items():
-        names = ("rounds", "evaluations", "seconds", "peak_bytes") if kind == "cost" else ("frechet", "batch_rounds")
-        row = {name: float(np.mean([entry[name] for entry in entries])) for name in names}
+        row = {name: float(np.mean([entry[name] for entry in entries])) for name in MEASURED[kind]}
         if kind == "quality":
             row["frechet_std"] = float(np.std([e["frechet"] for e in entries], ddof=1)) if len(entries) > 1 else 0.0
         rows.append({"kind": kind, "sampler": sampler, "count": len(entries), **row})
@@ -243,12 +280,12 @@ def summarize(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 def tables(rows: Sequence[Measurement]) -> Iterator[Table]:
     """The cost of an image, and the distances."""
-    cost = {row["sampler"]: row for row in rows if row["kind"] == "cost"}
+    cost, memory = ({row["sampler"]: row for row in rows if row["kind"] == kind} for kind in ("cost", "memory"))
     base = cost.get(BASELINE)
     table = Table("sampler", "rounds", "fewer", "states", "seconds", "faster", "peak MiB", box=box.SIMPLE_HEAD)
     for name, row in cost.items():
         fewer, faster = (f"{base[key] / row[key]:.1f}x" if base else "-" for key in ("rounds", "seconds"))
-        peak = f"{row['peak_bytes'] / 2**20:.0f}"
+        peak = f"{memory[name]['peak_bytes'] / 2**20:.0f}" if name in memory else "-"
         states = f"{row['evaluations']:.0f}"
         table.add_row(name, f"{row['rounds']:.1f}", fewer, states, f"{row['seconds']:.2f}", faster, peak)
     yield table

@@ -86,10 +86,11 @@ def test_measurements_go_on_where_they_stopped(model, features, tmp_path):
     assert bench_images.main(arguments(model, features, tmp_path)) == 0
     record = tmp_path / "measurements.jsonl"
     lines = record.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 2 * 3 + 2 * 3
+    assert len(lines) == 1 + 2 * 3 + 3 + 2 * 3
     rows = {(row["kind"], row["sampler"]): row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     assert rows["cost", "ddpm"]["rounds"] == STEPS
     assert rows["cost", "asd:path:all"]["rounds"] < STEPS
+    assert rows["memory", "asd:path:all"]["peak_bytes"] > max(2**20, rows["memory", "ddpm"]["peak_bytes"])
     assert rows["quality", "paradigms:4:0.1"]["count"] == 2
     assert rows["quality", "ddpm"]["frechet"] > 0
     assert (tmp_path / "speedup.png").exists()
