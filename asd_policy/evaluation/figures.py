@@ -43,6 +43,9 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 
+SHOWN = 0.995
+"""The share of chunks that the figure of latencies shows: the first of a captured sampler waits for the compiler."""
+
 Cells = Mapping[str, Sequence[Record]]
 """Sampler's label -> its episodes."""
 
@@ -56,7 +59,7 @@ def latency(cells: Cells, prefix: str) -> str:
     """
     figure, axes = _figure("chunk latency, ms", "share of chunks")
     axes.set(xscale="log", ylim=(0, 1))
-    share = np.linspace(0, 1, 201)
+    share = np.linspace(0, SHOWN, 200)
     for index, records in enumerate(cells.values()):
         milliseconds = [1000 * seconds for record in records for seconds in record.latency]
         if milliseconds:

@@ -90,12 +90,18 @@ def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
 
 
 def mean_acceptance(episodes: Sequence[Episode] | Sequence[Record]) -> NDArray[np.float64]:
-    """The share of drafts kept at each step (K - 1,), zeros for a sampler without drafts.
+    """The share of drafts kept at each step (K - 1,), nothing for a sampler without drafts.
 
     The last step is left out: it adds no noise, so it is computed, not drawn.
     """
-    known = [episode.acceptance for episode in episodes if episode.acceptance]
+    known = [episode.acceptance for episode in episodes if _speculates(episode)]
     return np.mean(known, axis=0)[:-1] if known else np.zeros(0)
+
+
+def _speculates(episode: Episode | Record) -> bool:
+    """Whether any chunk took other than one call on one state for each step, as a captured DDPM does too."""
+    steps = len(episode.acceptance)
+    return steps > 0 and {*episode.rounds, *episode.evaluations} != {steps}
 
 
 def plot_acceptance(results: Results, path: Path) -> None:

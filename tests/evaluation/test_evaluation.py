@@ -8,7 +8,8 @@ import pytest
 from asd_policy.errors import ConfigError, NumericalError
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.rollout import replay_frames, rollout
-from asd_policy.evaluation.summary import plot_acceptance, summarize, table
+from asd_policy.evaluation.summary import mean_acceptance, plot_acceptance, summarize, table
+from tests.evaluation import records
 from tests.evaluation.toy import Push, Walk
 
 
@@ -91,6 +92,13 @@ def test_json_holds_everything_but_the_actions(results):
 def test_plot(results, tmp_path):
     plot_acceptance(results, tmp_path / "acceptance.png")
     assert (tmp_path / "acceptance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_captured_ddpm_has_no_drafts():
+    plain = records.episode("square", "ddpm", 0, 0, True, acceptance=[0.9] * 100)  # it runs as a window of one step
+    assert mean_acceptance([plain]).size == 0
+    speculative = records.episode("square", "asd:path:16", 0, 0, True, acceptance=[0.9] * 100)
+    assert mean_acceptance([speculative]).tolist() == pytest.approx([0.9] * 99)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", [3]), ("1,5", [1, 5]), ("7-9,2", [7, 8, 9, 2])])
