@@ -66,7 +66,8 @@ def test_rows_do_not_see_each_other() -> None:
     net = ConditionalUnet1D(7, 46, **SIZES)
     sample, timestep, cond = inputs()
     alone = net(sample[2:3], timestep[2:3], cond[2:3])
-    torch.testing.assert_close(net(sample, timestep, cond)[2:3], alone, rtol=1e-5, atol=1e-6)
+    # A matrix product of five rows may sum in another order than that of one, by the processor.
+    torch.testing.assert_close(net(sample, timestep, cond)[2:3], alone, rtol=0, atol=1e-5)
 
 
 def test_compiles_without_graph_breaks() -> None:
