@@ -177,6 +177,16 @@ def descending(pose: LivePose, goal: LivePose, step: float) -> LivePose:
     return below
 
 
+def at_height_of(pose: LivePose, goal: LivePose) -> LivePose:
+    """The goal, but at the height of `pose`."""
+
+    def level() -> Pose:
+        target = goal()
+        return Pose(np.array([*target.position[:2], pose().position[2]]), target.rotation)
+
+    return level
+
+
 def near(pose: LivePose, goal: LivePose, metres: float, radians: float) -> Condition:
     """Whether the pose is within both tolerances of the goal."""
 

@@ -15,6 +15,7 @@ from envs.experts.motion import (
     Arm,
     LivePose,
     Pose,
+    at_height_of,
     backed_off,
     body_pose,
     carrying,
@@ -77,7 +78,7 @@ class Style:
             frame_grasp=(-rng.uniform(0.006, 0.016), rng.uniform(0.002, 0.006)),
             frame_lift_z=rng.uniform(1.04, 1.08),
             upright_z=rng.uniform(1.015, 1.035),
-            align_z=rng.uniform(0.985, 1.005),
+            align_z=rng.uniform(0.975, 0.985),
             retreat=rng.uniform(0.09, 0.12),
             tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
             tool_lift_z=rng.uniform(1.13, 1.16),
@@ -137,7 +138,11 @@ def take_frame(arm: Arm, frame: LivePose, style: Style) -> Iterator[Action]:
 def mount_frame(
     arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style, rng: np.random.Generator
 ) -> Iterator[Action]:
-    """Stand the frame up over the stand and lower its tip into the cavity; try a little beside when it is stuck."""
+    """Stand the frame up over the stand and lower its tip into the cavity; try a little beside when it is stuck.
+
+    Close above the mouth before it is lowered, and without summing up errors: what a policy that sees two
+    observations shall learn must follow from what it sees, and little may go wrong between two of its looks.
+    """
 
     def tip_at(z: float, beside: NDArray[np.float64]) -> LivePose:
         return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), UPRIGHT))
@@ -146,8 +151,7 @@ def mount_frame(
         return bool(frame().apply(TIP)[2] < z)
 
     def lower(goal: LivePose, until_z: float, max_steps: int) -> Iterator[Action]:
-        way = descending(frame, without_offset(frame, goal, 0.1), style.precise_speed * METRES_PER_UNIT)
-        hand_goal = carrying(arm.pose, frame, way)
+        hand_goal = carrying(arm.pose, frame, descending(frame, goal, style.precise_speed * METRES_PER_UNIT))
         return arm.move(
             hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=max_steps
         )
@@ -157,9 +161,10 @@ def mount_frame(
     yield from arm.carry(frame, up, (0.03, 0.15), speed=style.speed, max_steps=120)
     for _ in range(MAX_ENTRIES):
         above = tip_at(style.align_z, beside)
-        hand_goal = carrying(arm.pose, frame, without_offset(frame, above, 0.1))
-        aligned = steadily(near(frame, above, 0.0025, 0.02), 3)
-        yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
+        aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
+        yield from arm.move(
+            carrying(arm.pose, frame, above), aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60
+        )
         yield from lower(tip_at(0.93, beside), ENTERED_Z, 25)
         if tip_below(ENTERED_Z):
             break

@@ -10,6 +10,7 @@ from envs.experts.motion import (
     OPEN,
     Arm,
     Pose,
+    at_height_of,
     backed_off,
     carrying,
     descending,
@@ -101,6 +102,13 @@ def test_descending_goes_down_by_steps_and_no_further_than_the_goal():
         for z in (1.0, 0.81)
     ]
     np.testing.assert_allclose(heights, [0.98, 0.8])
+
+
+def test_at_height_of_keeps_all_of_the_goal_but_its_height():
+    goal, here = random_pose(np.random.default_rng(0)), random_pose(np.random.default_rng(1))
+    level = at_height_of(fixed(here), fixed(goal))()
+    np.testing.assert_array_equal(level.position, [*goal.position[:2], here.position[2]])
+    assert level.rotation is goal.rotation
 
 
 @pytest.fixture(scope="module")
