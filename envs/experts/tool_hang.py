@@ -58,6 +58,8 @@ class Style:
     frame_lift_z: float
     upright_z: float  # of the tip, like the next
     align_z: float
+    upright_beside: tuple[float, float]  # of the tip, from over the mouth
+    upright_turn: tuple[float, float, float]  # from upright, a rotation vector
     retreat: float
     tool_grasp: tuple[float, float]  # along the handle, and up
     tool_lift_z: float
@@ -78,7 +80,9 @@ class Style:
             frame_grasp=(-rng.uniform(0.006, 0.016), rng.uniform(0.002, 0.006)),
             frame_lift_z=rng.uniform(1.04, 1.08),
             upright_z=rng.uniform(1.015, 1.035),
+            upright_beside=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
             align_z=rng.uniform(0.975, 0.985),
+            upright_turn=(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)),
             retreat=rng.uniform(0.09, 0.12),
             tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
             tool_lift_z=rng.uniform(1.13, 1.16),
@@ -140,12 +144,12 @@ def mount_frame(
 ) -> Iterator[Action]:
     """Stand the frame up over the stand and lower its tip into the cavity; try a little beside when it is stuck.
 
-    Close above the mouth before it is lowered, and without summing up errors: what a policy that sees two
-    observations shall learn must follow from what it sees, and little may go wrong between two of its looks.
+    It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
+    that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
     """
 
-    def tip_at(z: float, beside: NDArray[np.float64]) -> LivePose:
-        return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), UPRIGHT))
+    def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
+        return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), rotation))
 
     def tip_below(z: float) -> bool:
         return bool(frame().apply(TIP)[2] < z)
@@ -156,9 +160,9 @@ def mount_frame(
             hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=max_steps
         )
 
+    up = tip_at(style.upright_z, np.array(style.upright_beside), Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
+    yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
     beside = np.zeros(2)
-    up = tip_at(style.upright_z, beside)
-    yield from arm.carry(frame, up, (0.03, 0.15), speed=style.speed, max_steps=120)
     for _ in range(MAX_ENTRIES):
         above = tip_at(style.align_z, beside)
         aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
