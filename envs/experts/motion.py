@@ -166,6 +166,17 @@ def without_offset(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
     return shifted
 
 
+def eagerly(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
+    """The goal, shifted and turned on by `gain` times what `pose` still lacks to it: a stiffer servo."""
+
+    def beyond() -> Pose:
+        now, target = pose(), goal()
+        turn = Rotation.from_rotvec(gain * (target.rotation * now.rotation.inv()).as_rotvec())
+        return Pose(target.position + gain * (target.position - now.position), turn * target.rotation)
+
+    return beyond
+
+
 def descending(pose: LivePose, goal: LivePose, step: float) -> LivePose:
     """The goal, but at most `step` metres below `pose`: or the descent would take all of a limited action."""
 

@@ -20,6 +20,7 @@ from envs.experts.motion import (
     body_pose,
     carrying,
     descending,
+    eagerly,
     fixed,
     gripper_down,
     near,
@@ -38,6 +39,7 @@ UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward
 ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
 VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
 MAX_GRASPS, MAX_ENTRIES = 3, 4
+EAGERNESS = 0.7  # of the servo over the stand
 
 TILTS = np.deg2rad([0.0, 25.0, 50.0])
 RING_OUTWARD = np.array([-0.002, -0.003, -0.0045])  # of the hook's top, so that the ring slides down its inner side
@@ -51,6 +53,7 @@ class Style:
     speed: float
     descent_speed: float
     precise_speed: float
+    entry_speed: float  # into the stand's mouth
     hover: float
     close_steps: int
     lean: float  # of the hand on the frame
@@ -74,6 +77,7 @@ class Style:
             speed=speed,
             descent_speed=speed * rng.uniform(0.7, 0.8),
             precise_speed=rng.uniform(0.35, 0.5),
+            entry_speed=rng.uniform(0.12, 0.2),
             hover=rng.uniform(0.08, 0.12),
             close_steps=int(rng.integers(11, 15)),
             lean=np.deg2rad(35.0) + rng.uniform(-0.03, 0.03),
@@ -146,6 +150,7 @@ def mount_frame(
 
     It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
     that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
+    It enters slowly, so that the policy looks more than once on the way, and that a tip on the rim can slide in.
     """
 
     def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
@@ -154,11 +159,10 @@ def mount_frame(
     def tip_below(z: float) -> bool:
         return bool(frame().apply(TIP)[2] < z)
 
-    def lower(goal: LivePose, until_z: float, max_steps: int) -> Iterator[Action]:
-        hand_goal = carrying(arm.pose, frame, descending(frame, goal, style.precise_speed * METRES_PER_UNIT))
-        return arm.move(
-            hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=max_steps
-        )
+    def lower(goal: LivePose, until_z: float, speed: float) -> Iterator[Action]:
+        way = descending(frame, eagerly(frame, goal, EAGERNESS), speed * METRES_PER_UNIT)
+        hand_goal = carrying(arm.pose, frame, way)
+        return arm.move(hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=40)
 
     up = tip_at(style.upright_z, np.array(style.upright_beside), Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
     yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
@@ -166,14 +170,13 @@ def mount_frame(
     for _ in range(MAX_ENTRIES):
         above = tip_at(style.align_z, beside)
         aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
-        yield from arm.move(
-            carrying(arm.pose, frame, above), aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60
-        )
-        yield from lower(tip_at(0.93, beside), ENTERED_Z, 25)
+        hand_goal = carrying(arm.pose, frame, eagerly(frame, above, EAGERNESS))
+        yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
+        yield from lower(tip_at(0.93, beside), ENTERED_Z, style.entry_speed)
         if tip_below(ENTERED_Z):
             break
         beside = rng.uniform(-0.0015, 0.0015, 2)
-    yield from lower(tip_at(0.800, beside), INSERTED_Z, 80)
+    yield from lower(tip_at(0.800, beside), INSERTED_Z, style.precise_speed)
 
 
 def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:

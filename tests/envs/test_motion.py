@@ -14,6 +14,7 @@ from envs.experts.motion import (
     backed_off,
     carrying,
     descending,
+    eagerly,
     fixed,
     gripper_down,
     near,
@@ -93,6 +94,17 @@ def test_without_offset_pulls_out_a_constant_error_up_to_its_limit():
     heights = [shifted().position[2] for _ in range(100)]
     np.testing.assert_allclose(heights[:2], [1.0005, 1.001])
     assert heights[-1] == pytest.approx(1.02)
+
+
+def test_eagerly_goes_as_much_beyond_the_goal_as_asked():
+    here, goal = random_pose(np.random.default_rng(0)), random_pose(np.random.default_rng(1))
+    beyond = eagerly(fixed(here), fixed(goal), 0.5)()
+    np.testing.assert_allclose(beyond.position - here.position, 1.5 * (goal.position - here.position))
+    missing = goal.rotation * here.rotation.inv()
+    np.testing.assert_allclose((beyond.rotation * goal.rotation.inv()).as_rotvec(), 0.5 * missing.as_rotvec())
+    still = eagerly(fixed(goal), fixed(goal), 0.5)()
+    np.testing.assert_allclose(still.position, goal.position)
+    assert (still.rotation * goal.rotation.inv()).magnitude() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_descending_goes_down_by_steps_and_no_further_than_the_goal():
