@@ -37,7 +37,10 @@ class New:
     """Run directory to make."""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
     episodes: int | None = None
-    """Train on the first so many episodes; all unless given."""
+    """Use the first so many episodes; all unless given."""
+    held_out: int = 0
+    """The last so many of these are not learned from: the averaged weights' loss on them is logged with each snapshot,
+    and rises when the run memorises the others."""
     filter_key: str | None = None
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     absolute: bool = False
@@ -76,8 +79,10 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
         normalizer = LinearNormalizer(config.normalizer_dims)
         normalizer.load_state_dict(load_file(out / NORMALIZER))
         demonstrations = read(info).as_seen_by(config)
-    windows = demonstrations.windows(config, normalizer).to(machine.device)
-    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, **start)
+    learned, unseen = demonstrations.split(info.held_out)
+    windows = learned.windows(config, normalizer).to(machine.device)
+    held_out = unseen.windows(config, normalizer).to(machine.device) if unseen else None
+    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, held_out=held_out, **start)
     if isinstance(command, Resume):
         trainer.load(out / "last.pt")
     return trainer, info, len(windows)
@@ -98,12 +103,14 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
         command.filter_key,
         command.absolute,
         command.obs_keys if start is None else tuple(start.config.obs_keys),
+        command.held_out,
     )
     raw = read(info)
     config = raw.policy_config(command.network, command.quaternions) if start is None else start.config
     raw.check_fit(config)
     demonstrations = raw.as_seen_by(config)
-    normalizer = demonstrations.fit_normalizer(command.ignore) if start is None else start.normalizer
+    learned, _ = demonstrations.split(command.held_out)
+    normalizer = learned.fit_normalizer(command.ignore) if start is None else start.normalizer
     out.mkdir(parents=True)
     info = replace(info, episodes=len(demonstrations.episode_ends))
     info.save(out / "train.json")
@@ -126,8 +133,8 @@ def main(command: New | Resume) -> int:
         trainer, info, windows = prepare(command)
         parameters = sum(p.numel() for p in trainer.net.parameters())
         console.print(
-            f"{info.episodes} episodes, {windows} windows, {parameters / 1e6:.1f}M parameters, "
-            f"from step {trainer.step} to {info.settings.steps}"
+            f"{info.episodes} episodes ({info.held_out} held out), {windows} windows, "
+            f"{parameters / 1e6:.1f}M parameters, from step {trainer.step} to {info.settings.steps}"
         )
         finished = train_with_progress(trainer, command.out, console)
     except AsdPolicyError as error:

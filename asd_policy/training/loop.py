@@ -29,6 +29,8 @@ from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import make_ema
 
+HELD_OUT_BATCHES = 16
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -105,6 +107,7 @@ class Trainer:
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
         forward: runs the network, as `noise_prediction_loss` calls it; the network itself if None.
+        held_out: the loss of an averaged network on data that is not learned from; None if there are no such data.
     """
 
     def __init__(
@@ -115,10 +118,11 @@ class Trainer:
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
         forward: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+        held_out: Callable[[Any], float] | None = None,
     ):
         self.net, self.settings = net, settings
         self.device = next(net.parameters()).device
-        self._draw, self._write, self._forward = draw, write, forward or net
+        self._draw, self._write, self._forward, self._held_out = draw, write, forward or net, held_out
         self.ema = make_ema(self.net)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
@@ -173,6 +177,10 @@ class Trainer:
         """Write the averaged network to `path`, to which the kind of run adds a suffix."""
         self._write(self.ema.module, path)
 
+    def held_out_loss(self) -> float | None:
+        """The averaged network's loss on data that is not learned from, if there are any."""
+        return None if self._held_out is None else self._held_out(self.ema.module)
+
 
 class Observed(NamedTuple):
     """What a batch of B chunks is learned from."""
@@ -189,6 +197,7 @@ def policy_trainer(
     compile_net: bool = False,
     network: nn.Module | None = None,
     encoders: nn.ModuleDict | None = None,
+    held_out: Windows | None = None,
 ) -> Trainer:
     """The trainer of a policy: of its network, and of the encoders of its images, which are cropped at random.
 
@@ -201,6 +210,7 @@ def policy_trainer(
         normalizer: of the observations, and what has normalised the actions; saved with every snapshot.
         compile_net: run the network through torch.compile, on a CPU in its channels-last form.
         network, encoders: what to start from; fresh weights, made from the settings' seed, if None.
+        held_out: windows of other demonstrations, on the same device, to measure the loss on.
     """
     device, normalizer = windows.actions.device, normalizer.to(windows.actions.device)
     network = build_network(config, settings.seed) if network is None else network
@@ -210,21 +220,42 @@ def policy_trainer(
         store_channels_last(network)
     run = torch.compile(network) if compile_net else network
 
-    def draw(generator: torch.Generator) -> tuple[Observed, Tensor]:
-        indices = torch.randint(len(windows), (settings.batch_size,), generator=generator, device=device)
-        obs, actions = windows.gather(indices)
+    schedule = Schedule.from_diffusers(asdict(config.scheduler))
+
+    def draw(source: Windows, generator: torch.Generator) -> tuple[Observed, Tensor]:
+        indices = torch.randint(len(source), (settings.batch_size,), generator=generator, device=device)
+        obs, actions = source.gather(indices)
         return Observed(obs, random_corners(config, obs, generator)), actions
 
-    def forward(sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
+    def forward(run: Any, encoders: Any, sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
         encode = {key: partial(encoders[key], corners=seen.corners.get(key)) for key in encoders}
         return run(sample, timestep, normalizer.global_condition(seen.obs, config.obs_keys, encode))
+
+    @torch.no_grad()
+    def loss_on(source: Windows, averaged: nn.ModuleDict) -> float:
+        generator = torch.Generator(device).manual_seed(settings.seed)  # the same windows and noise every time
+        predict = partial(forward, averaged["model"], averaged["encoders"])
+        alphas_cumprod = schedule.alphas_cumprod.float().to(device)
+        losses = [
+            noise_prediction_loss(predict, *draw(source, generator), alphas_cumprod, generator)
+            for _ in range(HELD_OUT_BATCHES)
+        ]
+        return torch.stack(losses).mean().item()
 
     def write(averaged: nn.Module, path: Path) -> None:
         tensors = averaged.state_dict() | {f"normalizer.{name}": x for name, x in normalizer.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         write_atomically(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
 
-    return Trainer(net, settings, draw, Schedule.from_diffusers(asdict(config.scheduler)), write, forward)
+    return Trainer(
+        net,
+        settings,
+        partial(draw, windows),
+        schedule,
+        write,
+        partial(forward, run, encoders),
+        None if held_out is None else partial(loss_on, held_out),
+    )
 
 
 def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -245,11 +276,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
-def train(trainer: Trainer, out: Path, log: Callable[[int, float], None] = lambda step, loss: None) -> bool:
+def train(
+    trainer: Trainer, out: Path, log: Callable[[int, float, float | None], None] = lambda step, loss, held_out: None
+) -> bool:
     """Update until the run is over or a stop is asked for, saving to the run directory `out`.
 
     Writes `last.pt` (to resume from) and the snapshot `ema_<step>` every `snapshot_every` updates and at the end.
-    Calls `log(step, mean loss)` every `log_every` updates.
+    Calls `log(step, mean loss, held-out loss)` every `log_every` updates; the latter is measured with each snapshot,
+    and None otherwise or if no data are held out.
 
     Returns:
         Whether the run is over.
@@ -272,7 +306,7 @@ def train(trainer: Trainer, out: Path, log: Callable[[int, float], None] = lambd
                     f"The mean loss of steps {step - count} to {step} is {mean}; expected a finite number. "
                     "Start again with a lower learning rate."
                 )
-            log(step, mean)
+            log(step, mean, trainer.held_out_loss() if snapshot else None)
             total, count = torch.zeros_like(total), 0
             if snapshot or stopping:
                 trainer.save(out / "last.pt")

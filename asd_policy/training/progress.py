@@ -15,17 +15,19 @@ def train_with_progress(trainer: Trainer, out: Path, console: Console) -> bool:
     settings = trainer.settings
     losses = LossLog(out / "log.jsonl", trainer.step)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    last_step, last_time = trainer.step, time.monotonic()
+    last_step, last_time, shown = trainer.step, time.monotonic(), ""
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=settings.steps, completed=trainer.step)
 
-        def log(step: int, loss: float) -> None:
-            nonlocal last_step, last_time
+        def log(step: int, loss: float, held_out: float | None) -> None:
+            nonlocal last_step, last_time, shown
             now = time.monotonic()
             rate = (step - last_step) / (now - last_time)
             last_step, last_time = step, now
-            losses.append(step=step, loss=loss, steps_per_second=round(rate, 3))
-            progress.update(task, completed=step, description=f"loss {loss:.5f}, {rate:.1f} steps/s")
+            measured = {} if held_out is None else {"held_out_loss": held_out}
+            losses.append(step=step, loss=loss, steps_per_second=round(rate, 3), **measured)
+            shown = shown if held_out is None else f" (held out {held_out:.5f})"
+            progress.update(task, completed=step, description=f"loss {loss:.5f}{shown}, {rate:.1f} steps/s")
             if step % settings.snapshot_every == 0 or step == settings.steps:
                 losses.plot(out / "loss.png")
 

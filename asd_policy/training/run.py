@@ -130,6 +130,26 @@ class Demonstrations:
             config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
         return config
 
+    def split(self, held_out: int) -> tuple["Demonstrations", "Demonstrations | None"]:
+        """All episodes but the last `held_out`, and those; None if there are none.
+
+        Raises:
+            ConfigError: if that leaves no episode to learn from.
+        """
+        total = len(self.episode_ends)
+        if not 0 <= held_out < total:
+            raise ConfigError(f"{held_out} of {total} episodes are to be held out; expected 0 to {total - 1}.")
+        if held_out == 0:
+            return self, None
+        end = int(self.episode_ends[total - held_out - 1])
+
+        def part(steps: slice, ends: Tensor) -> Demonstrations:
+            obs = {key: values[steps] for key, values in self.obs.items()}
+            return replace(self, obs=obs, actions=self.actions[steps], episode_ends=ends)
+
+        ends = self.episode_ends
+        return part(slice(end), ends[:-held_out]), part(slice(end, None), ends[-held_out:] - end)
+
     def as_seen_by(self, config: PolicyConfig) -> "Demonstrations":
         """The demonstrations with the signs of quaternions as the policy is shown them."""
         return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
@@ -204,6 +224,7 @@ class RunInfo:
     filter_key: str | None = None
     absolute: bool = False
     obs_keys: Sequence[str] = ()
+    held_out: int = 0
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -240,6 +261,10 @@ class LossLog:
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-        axes.plot([e["step"] for e in self.entries], [e["loss"] for e in self.entries])
+        axes.plot([e["step"] for e in self.entries], [e["loss"] for e in self.entries], label="training")
+        held_out = [e for e in self.entries if "held_out_loss" in e]
+        if held_out:
+            axes.plot([e["step"] for e in held_out], [e["held_out_loss"] for e in held_out], "o-", label="held out")
+            axes.legend()
         axes.grid(alpha=0.3)
         figure.savefig(path, dpi=150)

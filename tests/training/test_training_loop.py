@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asd_policy.data.windows import make_windows
+from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, NumericalError
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import store_channels_last
@@ -35,13 +35,18 @@ CONFIG = PolicyConfig(
 SETTINGS = TrainSettings(steps=20, batch_size=8, warmup_steps=4, snapshot_every=10, log_every=5)
 
 
-def make_trainer(settings: TrainSettings = SETTINGS, actions: Tensor | None = None) -> Trainer:
-    generator = torch.Generator().manual_seed(0)
-    obs = torch.rand(60, 5, generator=generator) * 2 - 1
+def some_windows(seed: int = 0, actions: Tensor | None = None) -> Windows:
+    obs = torch.rand(60, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     actions = obs[:, :2].clone() if actions is None else actions
     seen = {"object": obs[:, :3], "robot0_eef_pos": obs[:, 3:]}
-    windows = make_windows(seen, actions, torch.tensor([25, 60]), 2, 16, 8)
-    return policy_trainer(CONFIG, settings, windows, LinearNormalizer(CONFIG.normalizer_dims))
+    return make_windows(seen, actions, torch.tensor([25, 60]), 2, 16, 8)
+
+
+def make_trainer(
+    settings: TrainSettings = SETTINGS, actions: Tensor | None = None, held_out: Windows | None = None
+) -> Trainer:
+    windows, normalizer = some_windows(actions=actions), LinearNormalizer(CONFIG.normalizer_dims)
+    return policy_trainer(CONFIG, settings, windows, normalizer, held_out=held_out)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -87,6 +92,27 @@ def test_the_loss_falls() -> None:
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
+def test_held_out_data_are_measured_with_each_snapshot_and_change_nothing(tmp_path: Path) -> None:
+    trainer, plain = make_trainer(held_out=some_windows(seed=1)), make_trainer()
+    logged: list[tuple[int, float | None]] = []
+    assert train(trainer, tmp_path, lambda step, loss, held_out: logged.append((step, held_out)))
+    assert [step for step, held_out in logged if held_out is not None] == [10, 20]
+    assert logged[-1][1] == trainer.held_out_loss()  # the same windows and noise every time
+    for _ in range(20):
+        plain.update()
+    assert same(trainer.net.state_dict(), plain.net.state_dict())
+
+
+def test_memorising_shows_in_the_held_out_loss() -> None:
+    noise = torch.rand(60, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1  # nothing to learn but by heart
+    settings = TrainSettings(steps=1000, batch_size=64, learning_rate=3e-3, warmup_steps=10)
+    trainer = make_trainer(settings, noise, held_out=some_windows(seed=1, actions=noise.flip(0)))
+    learned = [float(trainer.update()) for _ in range(400)]
+    unseen = trainer.held_out_loss()
+    assert unseen is not None
+    assert unseen > 1.2 * sum(learned[-50:]) / 50
+
+
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     make_trainer().update()
@@ -95,9 +121,9 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_snapshots_are_the_weights_of_a_policy(tmp_path: Path) -> None:
     trainer = make_trainer()
-    logged: list[int] = []
-    assert train(trainer, tmp_path, lambda step, loss: logged.append(step))
-    assert logged == [5, 10, 15, 20]
+    logged: list[tuple[int, float | None]] = []
+    assert train(trainer, tmp_path, lambda step, loss, held_out: logged.append((step, held_out)))
+    assert logged == [(5, None), (10, None), (15, None), (20, None)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "ema_000010.safetensors", "ema_000020.safetensors", "last.pt",
     ]  # fmt: skip
@@ -114,7 +140,9 @@ def test_snapshots_are_the_weights_of_a_policy(tmp_path: Path) -> None:
 def test_a_signal_saves_a_checkpoint_and_stops(tmp_path: Path, number: signal.Signals) -> None:
     trainer = make_trainer()
     handler = signal.getsignal(number)
-    finished = train(trainer, tmp_path, lambda step, loss: os.kill(os.getpid(), number) if step == 5 else None)
+    finished = train(
+        trainer, tmp_path, lambda step, loss, held_out: os.kill(os.getpid(), number) if step == 5 else None
+    )
     assert not finished
     assert signal.getsignal(number) is handler
     resumed = make_trainer()

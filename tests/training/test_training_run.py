@@ -52,6 +52,20 @@ def test_demonstrations_become_normalised_windows(store: Path) -> None:
     assert (condition[:, [4, 11]] == 0).all()  # what is ignored, in both steps
 
 
+def test_held_out_episodes_are_the_last(store: Path) -> None:
+    whole = Demonstrations.read(store)
+    learned, held_out = whole.split(1)
+    assert held_out is not None
+    assert (learned.episode_ends.tolist(), held_out.episode_ends.tolist()) == ([30, 61], [32])
+    for name, values in whole.obs.items():
+        assert torch.equal(torch.cat([learned.obs[name], held_out.obs[name]]), values)
+    assert torch.equal(torch.cat([learned.actions, held_out.actions]), whole.actions)
+    assert whole.split(0) == (whole, None)
+    for held in (-1, 3):
+        with pytest.raises(ConfigError, match=f"{held} of 3 episodes"):
+            whole.split(held)
+
+
 def test_target_poses_are_learned_with_rotations_in_six_numbers(tmp_path: Path) -> None:
     episodes = EpisodeStore.create(tmp_path / "poses.zarr", SHAPES, 14, {"env_id": "asd/TransportBasePose-v0"})
     generator = np.random.default_rng(0)
@@ -91,14 +105,18 @@ def test_training_and_policy_see_the_same_quaternions(store: Path) -> None:
 def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     settings = TrainSettings(steps=12, batch_size=4, warmup_steps=2, snapshot_every=6, log_every=3)
-    new = New(store, out, settings, ignore={"object": (1,)}, network=NETWORK, machine=Machine(device="cpu"))
+    machine = Machine(device="cpu")
+    new = New(store, out, settings, held_out=1, ignore={"object": (1,)}, network=NETWORK, machine=machine)
     assert main(new) == 0
+    assert "3 episodes (1 held out)" in capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
     expected = {"config.json", "train.json", "normalizer.safetensors", "last.pt", "log.jsonl", "loss.png"}
     assert names == expected | {"ema_000006.safetensors", "ema_000012.safetensors"}
     assert PolicyConfig.load(out / "config.json").network == NETWORK
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12]
-    assert main(Resume(out, Machine(device="cpu"))) == 0
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [3, 6, 9, 12]
+    assert [entry["step"] for entry in entries if "held_out_loss" in entry] == [6, 12]
+    assert main(Resume(out, machine)) == 0
     assert main(new) == 1
     assert "exists already" in capsys.readouterr().out
 
