@@ -68,7 +68,8 @@ def image_trainer(
     no_class = unet.config.num_class_embeds - 1
     if unet.device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
-    run = torch.compile(unet) if compile_net else unet
+    if compile_net:
+        unet.compile()
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         shape = (settings.batch_size,)
@@ -76,8 +77,8 @@ def image_trainer(
         dropped = torch.rand(shape, generator=generator, device=images.device) < label_dropout
         return labels[indices].masked_fill(dropped, no_class), images[indices]
 
-    def forward(x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
-        return run(x, timestep, class_labels=classes, return_dict=False)[0]
+    def forward(net: UNet2DModel, x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
+        return net(x, timestep, class_labels=classes, return_dict=False)[0]
 
     def write(averaged: nn.Module, path: Path) -> None:
         assert isinstance(averaged, UNet2DModel)

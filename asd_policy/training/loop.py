@@ -106,8 +106,8 @@ class Trainer:
         draw: what an update learns from: generator -> condition of B samples, clean samples (B, *E).
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
-        forward: runs the network, as `noise_prediction_loss` calls it; the network itself if None.
-        held_out: the loss of an averaged network on data that is not learned from; None if there are no such data.
+        forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> noise.
+        held_out: as `draw`, from data that is not learned from; None if there are no such data.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class Trainer:
         draw: Callable[[torch.Generator], tuple[Any, Tensor]],
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
-        forward: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
-        held_out: Callable[[Any], float] | None = None,
+        forward: Callable[[Any, Tensor, Tensor, Any], Tensor],
+        held_out: Callable[[torch.Generator], tuple[Any, Tensor]] | None = None,
     ):
         self.net, self.settings = net, settings
         self.device = next(net.parameters()).device
-        self._draw, self._write, self._forward, self._held_out = draw, write, forward or net, held_out
+        self._draw, self._write, self._forward, self._held_out = draw, write, forward, held_out
         self.ema = make_ema(self.net)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
@@ -134,9 +134,8 @@ class Trainer:
         """One optimizer step; returns its loss () without waiting for the device."""
         settings = self.settings
         generator = step_generator(settings.seed, self.step, self.device)
-        condition, clean = self._draw(generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            loss = noise_prediction_loss(self._forward, condition, clean, self.alphas_cumprod, generator)
+            loss = self._loss(self.net, self._draw, generator)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), settings.max_grad_norm)
@@ -146,6 +145,11 @@ class Trainer:
         self.ema.update_parameters(self.net)
         self.step += 1
         return loss.detach()
+
+    def _loss(self, net: nn.Module, draw: Callable[..., tuple[Any, Tensor]], generator: torch.Generator) -> Tensor:
+        condition, clean = draw(generator)
+        predict = partial(self._forward, net)
+        return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator)
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, atomically."""
@@ -177,9 +181,14 @@ class Trainer:
         """Write the averaged network to `path`, to which the kind of run adds a suffix."""
         self._write(self.ema.module, path)
 
+    @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The averaged network's loss on data that is not learned from, if there are any."""
-        return None if self._held_out is None else self._held_out(self.ema.module)
+        """The averaged network's loss on the same batches, none of them learned from, if there are such data."""
+        if self._held_out is None:
+            return None
+        generator = torch.Generator(self.device).manual_seed(self.settings.seed)
+        losses = [self._loss(self.ema.module, self._held_out, generator) for _ in range(HELD_OUT_BATCHES)]
+        return torch.stack(losses).mean().item()
 
 
 class Observed(NamedTuple):
@@ -218,44 +227,27 @@ def policy_trainer(
     net = nn.ModuleDict({"model": network, "encoders": encoders}).train().to(device)
     if compile_net and device.type == "cpu" and isinstance(network, ConditionalUnet1D):
         store_channels_last(network)
-    run = torch.compile(network) if compile_net else network
-
-    schedule = Schedule.from_diffusers(asdict(config.scheduler))
+    if compile_net:
+        network.compile()
 
     def draw(source: Windows, generator: torch.Generator) -> tuple[Observed, Tensor]:
         indices = torch.randint(len(source), (settings.batch_size,), generator=generator, device=device)
         obs, actions = source.gather(indices)
         return Observed(obs, random_corners(config, obs, generator)), actions
 
-    def forward(run: Any, encoders: Any, sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
+    def forward(net: nn.ModuleDict, sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
+        encoders: Any = net["encoders"]
         encode = {key: partial(encoders[key], corners=seen.corners.get(key)) for key in encoders}
-        return run(sample, timestep, normalizer.global_condition(seen.obs, config.obs_keys, encode))
-
-    @torch.no_grad()
-    def loss_on(source: Windows, averaged: nn.ModuleDict) -> float:
-        generator = torch.Generator(device).manual_seed(settings.seed)  # the same windows and noise every time
-        predict = partial(forward, averaged["model"], averaged["encoders"])
-        alphas_cumprod = schedule.alphas_cumprod.float().to(device)
-        losses = [
-            noise_prediction_loss(predict, *draw(source, generator), alphas_cumprod, generator)
-            for _ in range(HELD_OUT_BATCHES)
-        ]
-        return torch.stack(losses).mean().item()
+        return net["model"](sample, timestep, normalizer.global_condition(seen.obs, config.obs_keys, encode))
 
     def write(averaged: nn.Module, path: Path) -> None:
         tensors = averaged.state_dict() | {f"normalizer.{name}": x for name, x in normalizer.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         write_atomically(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
 
-    return Trainer(
-        net,
-        settings,
-        partial(draw, windows),
-        schedule,
-        write,
-        partial(forward, run, encoders),
-        None if held_out is None else partial(loss_on, held_out),
-    )
+    schedule = Schedule.from_diffusers(asdict(config.scheduler))
+    unseen = None if held_out is None else partial(draw, held_out)
+    return Trainer(net, settings, partial(draw, windows), schedule, write, forward, unseen)
 
 
 def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
