@@ -93,6 +93,7 @@ class Arm:
         tolerance: tuple[float, float],
         speeds: tuple[float, float],
         close_steps: int,
+        settle_steps: int = 1,
     ) -> Iterator[Action]:
         """Come to `hover` metres before the goal, go on to it along the approach direction, and close the fingers.
 
@@ -102,11 +103,12 @@ class Arm:
             tolerance: metres and radians within which the grasp is reached.
             speeds: fractions of full speed, to the hover and from there.
             close_steps: control steps to close.
+            settle_steps: control steps in a row that the hand must be there before it closes, to be at rest.
         """
-        back = backed_off(goal, hover)
-        fast, slow = speeds
+        back, fast, slow = backed_off(goal, hover), *speeds
+        settled = steadily(near(self.pose, goal, *tolerance), settle_steps)
         yield from self.reach(back, (0.02, 0.2), speed=fast, grip=OPEN, max_steps=80)
-        yield from self.reach(goal, tolerance, speed=slow, grip=OPEN, max_steps=60)
+        yield from self.move(goal, settled, speed=slow, grip=OPEN, max_steps=60)
         yield from self.wait(never, grip=CLOSE, max_steps=close_steps)
 
     def wait(self, until: Condition, *, grip: float, max_steps: int) -> Iterator[Action]:

@@ -40,6 +40,8 @@ READY = np.array([0.0, 0.28, 1.22])
 OVER_BIN_Z = 1.05
 DROP_OFFSET = np.array([0.0, -0.02])  # from the bin's middle, away from the arm's own base
 MAX_GRASPS = 4
+# A hand that comes down fast drifts 3 cm sideways before it returns: closed on the way past, it half misses the cube.
+SETTLE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def remove_lid(arm: Arm, lid: LivePose, style: Style) -> Iterator[Action]:
         return bool(lid().apply(LID_HANDLE)[2] < LID_ON_TABLE_Z)
 
     for _ in range(MAX_GRASPS):
-        yield from arm.grasp(handle, style.hover, (0.006, 0.06), (speed, slow), style.close_steps)
+        yield from arm.grasp(handle, style.hover, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
         lifted = level(lid().position[:2], style.lid_lift_z)
         yield from arm.carry(lid, lifted, (0.02, 0.15), speed=speed, max_steps=80)
         if np.linalg.norm(arm.pose().position - handle().position) < 0.03:
@@ -211,7 +213,7 @@ def take_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
     if arm.pose().position[0] < 0.0:
         around = fixed(Pose(AROUND_BASE, handle().rotation))
         yield from arm.reach(around, (0.05, 0.4), speed=speed, grip=OPEN, max_steps=80)
-    yield from arm.grasp(handle, 0.18, (0.006, 0.06), (speed, slow), style.close_steps)
+    yield from arm.grasp(handle, 0.18, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
     pose = arm.pose()
     up = fixed(Pose(pose.position + np.array([0.0, 0.0, 0.25]), pose.rotation))
     yield from arm.move(up, out_of_the_bin, speed=slow, grip=CLOSE, max_steps=60)
@@ -253,7 +255,7 @@ def remove_trash(arm: Arm, trash: LivePose, trash_bin: NDArray[np.float64], styl
         return arm.reach(goal, (0.02, 0.3), speed=speed, grip=CLOSE, max_steps=60)
 
     for _ in range(MAX_GRASPS):
-        yield from arm.grasp(cube, style.hover + 0.12, (0.006, 0.06), (speed, slow), style.close_steps)
+        yield from arm.grasp(cube, style.hover + 0.12, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
         yield from go(arm.pose().position[:2], style.trash_lift_z, slow)
         if np.linalg.norm(arm.pose().position - trash().position) < 0.03:
             break
@@ -283,7 +285,7 @@ def grip_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
         pose = hammer()
         return Pose(along_handle(pose, style.receiver_grip), leaning(heading(pose), style.lean))
 
-    yield from arm.grasp(handle, 0.09, (0.006, 0.06), (speed, slow), style.close_steps)
+    yield from arm.grasp(handle, 0.09, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
 
 
 def deliver(arm: Arm, hammer: LivePose, target_bin: NDArray[np.float64], style: Style) -> Iterator[Action]:

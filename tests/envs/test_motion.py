@@ -144,6 +144,28 @@ def test_each_arm_reaches_a_goal_given_in_the_world_frame_and_the_other_keeps_st
     assert near(other.pose, fixed(pose), 0.015, 0.1)()
 
 
+class PassingHand(Arm):
+    """A hand that passes its goal at height 0, turns round, and stays there."""
+
+    def __init__(self):
+        self.heights = iter([0.0, 0.02, 0.0, 0.0, 0.0, 0.0])
+        self.height = -0.1
+
+    def pose(self):
+        return Pose(np.array([0.0, 0.0, self.height]), Rotation.identity())
+
+    def toward(self, goal, speed, grip):
+        self.height = next(self.heights)
+        return np.array([0.0] * 6 + [grip])
+
+
+@pytest.mark.parametrize(("settle_steps", "steps_before_closing"), [(1, 1), (3, 5)])
+def test_a_hand_closes_once_it_has_settled(settle_steps, steps_before_closing):
+    goal = fixed(Pose(np.zeros(3), Rotation.identity()))
+    actions = PassingHand().grasp(goal, 0.1, (0.005, 0.1), (1.0, 1.0), 1, settle_steps)
+    assert [action[6] for action in actions] == [OPEN] * steps_before_closing + [CLOSE]
+
+
 def test_waiting_ends_with_its_condition(two_arms):
     arm = Arm(two_arms.unwrapped.robosuite, 1)
     answers = iter([False, False, True])
