@@ -11,9 +11,12 @@ Layout (N steps in E episodes, episodes laid end to end):
     attributes              format_version, obs_keys, action_dim, and what the collector recorded
 
 An episode is appended data first and its end last; the end is the commit. Steps past the last end belong to an
-append that was cut off: readers never see them, and the next writer drops them.
+append that was cut off: readers never see them, and the next writer drops them. There is one writer at a time.
 """
 
+import fcntl
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +55,16 @@ class Episode:
 
 
 class EpisodeStore:
-    """Episodes on disk; make one with `create` or `open`."""
+    """Episodes on disk; make one with `create` or `open`.
 
-    def __init__(self, root: zarr.Group, path: Path):
+    A writer keeps other writers out until `close()`, or until it is forgotten.
+    """
+
+    def __init__(self, root: zarr.Group, path: Path, writable: bool):
         self._root = root
         self.path = path
         self.obs_keys: tuple[str, ...] = tuple(root.attrs["obs_keys"])
+        self.close = weakref.finalize(self, os.close, _lock(path)) if writable else lambda: None
 
     @classmethod
     def create(
@@ -84,7 +91,7 @@ class EpisodeStore:
         # Attributes last: a store that was cut off before this line is not taken for a store.
         own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_shapes), "action_dim": action_dim}
         root.attrs.update({**attrs, **own})
-        return cls(root, path)
+        return cls(root, path, writable=True)
 
     @classmethod
     def open(cls, path: str | Path, writable: bool = False) -> "EpisodeStore":
@@ -93,6 +100,9 @@ class EpisodeStore:
         Args:
             path: its folder.
             writable: open for appending, which first drops what an interrupted append left behind.
+
+        Raises:
+            DataError: if there is no sound store, or another process is writing it.
         """
         path = Path(path)
         try:
@@ -102,7 +112,7 @@ class EpisodeStore:
         version = root.attrs.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(f"{path} has format version {version}, expected {FORMAT_VERSION}: collect it anew.")
-        store = cls(root, path)
+        store = cls(root, path, writable)
         if writable:
             store._drop_uncommitted()
         return store
@@ -220,6 +230,21 @@ class EpisodeStore:
         if len(steps) != end - start or not written.all():
             raise DataError(f"{self.path} is damaged: steps are missing from data/{name}.")
         return steps
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that shuts other writers of the store out until it is closed."""
+    never_rewritten = path / "meta" / "zarr.json"
+    try:
+        descriptor = os.open(never_rewritten, os.O_RDWR)  # NFS locks only what may be written
+    except OSError as error:
+        raise DataError(f"{path} is damaged or write-protected: {error}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DataError(f"Another process is writing {path}. Wait for it, or choose another folder.") from error
+    return descriptor
 
 
 def _create(root: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: str) -> None:

@@ -163,6 +163,7 @@ def test_failed_seeds_are_recorded_and_not_tried_again(script, tmp_path):
     store = script.open_store(args)
     assert script.next_seed(store, args) == 10
     script.record(store, 10, None)
+    store.close()
     assert script.next_seed(script.open_store(args), args) == 11
     assert (script.failed_seeds(store), store.num_episodes) == ([10], 0)
 

@@ -88,6 +88,7 @@ def test_a_cut_off_append_leaves_no_trace(store, monkeypatch, appends_done, resi
 
     reader = EpisodeStore.open(store.path)
     assert (reader.num_episodes, reader.seeds.tolist(), len(reader.actions())) == (1, [0], 20)
+    store.close()
     writer = EpisodeStore.open(store.path, writable=True)
     writer.append(make_episode(2, steps=10))
     assert_same(writer.episode(0), make_episode(0))
@@ -97,6 +98,7 @@ def test_a_cut_off_append_leaves_no_trace(store, monkeypatch, appends_done, resi
 
 def test_missing_steps_are_reported_as_damage(store):
     store.append(make_episode(0))
+    store.close()
     zarr.open_group(store.path)["data/action"].resize((5, ACTION_DIM))
     with pytest.raises(DataError, match="data/action has 5 of 20 rows"):
         EpisodeStore.open(store.path, writable=True)
@@ -110,6 +112,17 @@ def test_lost_files_are_reported_as_damage(store):
     shutil.rmtree(store.path / "data" / "action")
     with pytest.raises(DataError, match="no array data/action"):
         store.actions()
+
+
+def test_there_is_one_writer_at_a_time(store):
+    store.append(make_episode(0))
+    with pytest.raises(DataError, match="Another process is writing"):
+        EpisodeStore.open(store.path, writable=True)
+    assert EpisodeStore.open(store.path).num_episodes == 1
+    store.close()
+    writer = EpisodeStore.open(store.path, writable=True)
+    writer.append(make_episode(1))
+    assert writer.num_episodes == 2
 
 
 def test_create_refuses_an_existing_path(store):
