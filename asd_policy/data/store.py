@@ -64,7 +64,7 @@ class EpisodeStore:
         self._root = root
         self.path = path
         self.obs_keys: tuple[str, ...] = tuple(root.attrs["obs_keys"])
-        self.close = weakref.finalize(self, os.close, _lock(path)) if writable else lambda: None
+        self._release = weakref.finalize(self, os.close, _lock(path)) if writable else None
 
     @classmethod
     def create(
@@ -116,6 +116,11 @@ class EpisodeStore:
         if writable:
             store._drop_uncommitted()
         return store
+
+    def close(self) -> None:
+        """Let another writer in, if this is one; it may not append any more."""
+        if self._release is not None:
+            self._release()
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -241,7 +246,7 @@ def _lock(path: Path) -> int:
         raise DataError(f"{path} is damaged or write-protected: {error}.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         raise DataError(f"Another process is writing {path}. Wait for it, or choose another folder.") from error
     return descriptor

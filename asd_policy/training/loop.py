@@ -31,6 +31,9 @@ from asd_policy.training.ema import make_ema
 
 HELD_OUT_BATCHES = 16
 
+Draw = Callable[[torch.Generator], tuple[Any, Tensor]]
+"""What is learned from at once: the condition of B samples, and the clean samples (B, *E)."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -103,7 +106,7 @@ class Trainer:
     Args:
         net: the network, on the device to train on.
         settings: how.
-        draw: what an update learns from: generator -> condition of B samples, clean samples (B, *E).
+        draw: what an update learns from.
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
         forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> noise.
@@ -114,11 +117,11 @@ class Trainer:
         self,
         net: nn.Module,
         settings: TrainSettings,
-        draw: Callable[[torch.Generator], tuple[Any, Tensor]],
+        draw: Draw,
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
         forward: Callable[[Any, Tensor, Tensor, Any], Tensor],
-        held_out: Callable[[torch.Generator], tuple[Any, Tensor]] | None = None,
+        held_out: Draw | None = None,
     ):
         self.net, self.settings = net, settings
         self.device = next(net.parameters()).device
@@ -146,7 +149,7 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
-    def _loss(self, net: nn.Module, draw: Callable[..., tuple[Any, Tensor]], generator: torch.Generator) -> Tensor:
+    def _loss(self, net: nn.Module, draw: Draw, generator: torch.Generator) -> Tensor:
         condition, clean = draw(generator)
         predict = partial(self._forward, net)
         return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator)
@@ -217,7 +220,7 @@ def policy_trainer(
         settings: how.
         windows: training windows, on the device to train on.
         normalizer: of the observations, and what has normalised the actions; saved with every snapshot.
-        compile_net: run the network through torch.compile, on a CPU in its channels-last form.
+        compile_net: compile the network in place, on a CPU in its channels-last form.
         network, encoders: what to start from; fresh weights, made from the settings' seed, if None.
         held_out: windows of other demonstrations, on the same device, to measure the loss on.
     """
@@ -225,9 +228,9 @@ def policy_trainer(
     network = build_network(config, settings.seed) if network is None else network
     encoders = build_encoders(config, settings.seed) if encoders is None else encoders
     net = nn.ModuleDict({"model": network, "encoders": encoders}).train().to(device)
-    if compile_net and device.type == "cpu" and isinstance(network, ConditionalUnet1D):
-        store_channels_last(network)
     if compile_net:
+        if device.type == "cpu" and isinstance(network, ConditionalUnet1D):
+            store_channels_last(network)
         network.compile()
 
     def draw(source: Windows, generator: torch.Generator) -> tuple[Observed, Tensor]:

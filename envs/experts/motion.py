@@ -105,7 +105,8 @@ class Arm:
             close_steps: control steps to close.
             settle_steps: control steps in a row that the hand must be there before it closes, to be at rest.
         """
-        back, fast, slow = backed_off(goal, hover), *speeds
+        back = backed_off(goal, hover)
+        fast, slow = speeds
         settled = steadily(near(self.pose, goal, *tolerance), settle_steps)
         yield from self.reach(back, (0.02, 0.2), speed=fast, grip=OPEN, max_steps=80)
         yield from self.move(goal, settled, speed=slow, grip=OPEN, max_steps=60)
