@@ -32,6 +32,7 @@ class TaskSpec:
         make_options: further arguments of `robosuite.make`.
         exploration_noise: standard deviation of the action noise under which demonstrations are collected, in
             fractions of a full action.
+        push_rate: probability that a push on an arm begins at a step of a demonstration.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TaskSpec:
     robots: tuple[str, ...] = ("Panda",)
     make_options: Mapping[str, Any] = field(default_factory=dict)
     exploration_noise: float = 0.05
+    push_rate: float = 0.0
 
     @property
     def obs_dims(self) -> dict[str, int]:
@@ -74,6 +76,14 @@ TASKS = {
             robots=("Panda", "Panda"),
             make_options={"env_configuration": "opposed"},
         ),
-        TaskSpec("tool_hang", "asd/ToolHang-v0", "ToolHang", object_dim=44, horizon=700, exploration_noise=0.03),
+        TaskSpec(
+            "tool_hang",
+            "asd/ToolHang-v0",
+            "ToolHang",
+            object_dim=44,
+            horizon=700,
+            exploration_noise=0.03,
+            push_rate=0.025,
+        ),
     )
 }

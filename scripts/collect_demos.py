@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
 from asd_policy.interrupt import stop_requests
-from envs.tasks import ACTIONS, ARM_ACTION_DIM, TASKS
+from envs.tasks import ACTIONS, TASKS
 
 FIRST_EVALUATION_SEED = 100_000
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -48,6 +48,7 @@ class Args:
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
         noise: standard deviation of the exploration noise on executed actions, grippers excluded. By default the
             task's.
+        pushes: probability that a push on an arm begins at a step. By default the task's.
         actions: what is stored, a key of `envs.tasks.ACTIONS`: deltas, or target poses in the frame of the arm's base
             or of the world.
     """
@@ -58,6 +59,7 @@ class Args:
     workers: int = 2
     seed_start: int = 0
     noise: float | None = None
+    pushes: float | None = None
     actions: str = "delta"
 
     @property
@@ -67,6 +69,10 @@ class Args:
     @property
     def sigma(self) -> float:
         return TASKS[self.task].exploration_noise if self.noise is None else self.noise
+
+    @property
+    def push_rate(self) -> float:
+        return TASKS[self.task].push_rate if self.pushes is None else self.pushes
 
 
 def main(args: Args) -> None:
@@ -110,17 +116,25 @@ def check(args: Args) -> None:
             f"--seed-start {args.seed_start} is outside 0..{FIRST_EVALUATION_SEED - 1}: "
             f"the seeds from {FIRST_EVALUATION_SEED} on are kept for evaluation."
         )
-    if args.num_episodes < 1 or args.workers < 1 or not 0.0 <= args.sigma < np.inf:
+    if args.num_episodes < 1 or args.workers < 1:
         raise ConfigError(
-            f"Got --num-episodes {args.num_episodes}, --workers {args.workers}, --noise {args.sigma}: "
-            "expected at least 1, at least 1, and at least 0."
+            f"Got --num-episodes {args.num_episodes} and --workers {args.workers}; expected at least 1 of each."
+        )
+    if not (0.0 <= args.sigma < np.inf and 0.0 <= args.push_rate <= 1.0):
+        raise ConfigError(
+            f"Got --noise {args.sigma} and --pushes {args.push_rate}; expected at least 0, and a probability."
         )
 
 
 def open_store(args: Args) -> EpisodeStore:
     """The store to fill: a new one, or an existing one made with the same settings."""
     task = TASKS[args.task]
-    settings = {"env_id": task.variant(args.actions), "noise": args.sigma, "seed_start": args.seed_start}
+    settings = {
+        "env_id": task.variant(args.actions),
+        "noise": args.sigma,
+        "push_rate": args.push_rate,
+        "seed_start": args.seed_start,
+    }
     if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
         shapes = {key: (dim,) for key, dim in task.obs_dims.items()}
@@ -154,16 +168,17 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
             for seed in islice(seeds, max(wanted, 0)):
-                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma, args.actions)))
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma, args.push_rate, args.actions)))
             if not pending:
                 return
             seed, future = pending.popleft()
             yield seed, future.result()
 
 
-def roll_out(task: str, seed: int, noise: float, actions: str = "delta") -> Episode | None:
+def roll_out(task: str, seed: int, noise: float, pushes: float = 0.0, actions: str = "delta") -> Episode | None:
     """One episode of the expert under exploration noise; None if it ends without success."""
     from envs.experts import make_expert  # here, so that the collecting process never loads the simulator
+    from envs.experts.exploration import exploration_noise
     from envs.pose_actions import to_pose_action
     from envs.robosuite_env import SimulationError
 
@@ -171,11 +186,11 @@ def roll_out(task: str, seed: int, noise: float, actions: str = "delta") -> Epis
     obs, info = env.reset(seed=seed)
     style, exploration = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     simulation = env.get_wrapper_attr("robosuite")
-    sigma = np.tile([noise] * (ARM_ACTION_DIM - 1) + [0.0], TASKS[task].action_dim // ARM_ACTION_DIM)
+    disturbances = exploration_noise(TASKS[task], noise, pushes, exploration)
     steps: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
     successes = []
-    for action in make_expert(env, style):
-        executed = np.clip(action + sigma * exploration.standard_normal(len(action)), -1.0, 1.0)
+    for action, disturbance in zip(make_expert(env, style), disturbances, strict=False):
+        executed = np.clip(action + disturbance, -1.0, 1.0)
         if actions != "delta":
             action, executed = (to_pose_action(simulation, a, actions) for a in (action, executed))
         executed = executed.astype(np.float32)

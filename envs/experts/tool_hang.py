@@ -37,6 +37,7 @@ RING = np.array([-0.0945, 0.0, 0.0])  # centre of the ring that goes over the ho
 MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's cavity, in the stand's coordinates
 UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward world +x
 ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
+MAX_OFF = 0.003  # of the tip from over the mouth, to go on into it
 VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
 MAX_GRASPS, MAX_ENTRIES = 3, 4
 EAGERNESS = 0.7  # of the servo over the stand
@@ -80,15 +81,15 @@ class Style:
             entry_speed=rng.uniform(0.12, 0.2),
             hover=rng.uniform(0.08, 0.12),
             close_steps=int(rng.integers(11, 15)),
-            lean=np.deg2rad(35.0) + rng.uniform(-0.03, 0.03),
-            frame_grasp=(-rng.uniform(0.006, 0.016), rng.uniform(0.002, 0.006)),
+            lean=np.deg2rad(35.0) + rng.uniform(-0.1, 0.1),
+            frame_grasp=(-rng.uniform(0.004, 0.020), rng.uniform(-0.006, 0.014)),
             frame_lift_z=rng.uniform(1.04, 1.08),
             upright_z=rng.uniform(1.015, 1.035),
             upright_beside=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
             align_z=rng.uniform(0.975, 0.985),
             upright_turn=(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)),
             retreat=rng.uniform(0.09, 0.12),
-            tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(0.002, 0.006)),
+            tool_grasp=(rng.uniform(-0.012, 0.012), rng.uniform(-0.001, 0.009)),
             tool_lift_z=rng.uniform(1.13, 1.16),
             ring_height=rng.uniform(0.018, 0.030),
             tilt=np.deg2rad(rng.uniform(46.0, 54.0)),
@@ -150,7 +151,8 @@ def mount_frame(
 
     It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
     that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
-    It enters slowly, so that the policy looks more than once on the way, and that a tip on the rim can slide in.
+    It enters slowly, so that the policy looks more than once on the way, and that a tip on the rim can slide in; and
+    whenever it is off the mouth on the way, it rises again: how to go on shows in where the tip is, and nowhere else.
     """
 
     def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
@@ -159,10 +161,19 @@ def mount_frame(
     def tip_below(z: float) -> bool:
         return bool(frame().apply(TIP)[2] < z)
 
+    def entering(beside: NDArray[np.float64]) -> LivePose:
+        above, inside = tip_at(style.align_z, beside)(), tip_at(0.93, beside)()
+
+        def goal() -> Pose:
+            off = float(np.linalg.norm((frame().apply(TIP) - mouth)[:2] - beside))
+            return above if off > MAX_OFF and not tip_below(ENTERED_Z) else inside
+
+        return goal
+
     def lower(goal: LivePose, until_z: float, speed: float) -> Iterator[Action]:
         way = descending(frame, eagerly(frame, goal, EAGERNESS), speed * METRES_PER_UNIT)
         hand_goal = carrying(arm.pose, frame, way)
-        return arm.move(hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=40)
+        return arm.move(hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=60)
 
     up = tip_at(style.upright_z, np.array(style.upright_beside), Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
     yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
@@ -172,7 +183,7 @@ def mount_frame(
         aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
         hand_goal = carrying(arm.pose, frame, eagerly(frame, above, EAGERNESS))
         yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
-        yield from lower(tip_at(0.93, beside), ENTERED_Z, style.entry_speed)
+        yield from lower(entering(beside), ENTERED_Z, style.entry_speed)
         if tip_below(ENTERED_Z):
             break
         beside = rng.uniform(-0.0015, 0.0015, 2)

@@ -80,7 +80,7 @@ def test_a_stored_episode_replays_bit_for_bit(straight):
 @pytest.mark.parametrize("seed", [200_000, pytest.param(200_001, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"square"}))
 def test_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
-    episode = script.roll_out(task, seed, TASKS[task].exploration_noise)
+    episode = script.roll_out(task, seed, TASKS[task].exploration_noise, TASKS[task].push_rate)
     assert episode is not None
     check_replay(TASKS[task].env_id, episode)
 
@@ -138,6 +138,7 @@ def script():
         ({"seed_start": 100_000}, ConfigError, "kept for evaluation"),
         ({"seed_start": -1}, ConfigError, "kept for evaluation"),
         ({"noise": -0.1}, ConfigError, "--noise -0.1"),
+        ({"pushes": 1.5}, ConfigError, "--pushes 1.5"),
         ({"num_episodes": 0}, ConfigError, "--num-episodes 0"),
         ({"workers": 0}, ConfigError, "--workers 0"),
     ],
@@ -153,8 +154,12 @@ def test_a_store_is_continued_only_with_its_own_settings(script, straight):
         script.main(script.Args(out=straight.path, noise=0.1))
 
 
-def test_each_task_has_its_own_noise_and_place(script):
+def test_each_task_has_its_own_noise_pushes_and_place(script):
     assert (script.Args(task="tool_hang").sigma, script.Args(task="tool_hang", noise=0.0).sigma) == (0.03, 0.0)
+    assert (script.Args(task="tool_hang").push_rate, script.Args(task="tool_hang", pushes=0.0).push_rate) == (
+        0.025,
+        0.0,
+    )
     assert script.Args(task="transport").path == Path("data/transport.zarr")
 
 
