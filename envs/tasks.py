@@ -19,6 +19,21 @@ times angle in radians, in the frame of the arm's base (as in robomimic 0.5) or 
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """What disturbs an expert while it demonstrates (`envs.experts.exploration`).
+
+    Attributes:
+        noise: standard deviation of white noise on the actions, in fractions of a full one.
+        pushes: probability that a push on an arm begins at a step.
+        closings: probability that an arm's fingers begin to close by themselves at a step.
+    """
+
+    noise: float = 0.05
+    pushes: float = 0.0
+    closings: float = 0.0
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """One manipulation task: how robosuite builds it and what a policy sees of it.
 
@@ -30,9 +45,7 @@ class TaskSpec:
         horizon: time limit in control steps (20 per second).
         robots: one robosuite robot name per arm.
         make_options: further arguments of `robosuite.make`.
-        exploration_noise: standard deviation of the action noise under which demonstrations are collected, in
-            fractions of a full action.
-        push_rate: probability that a push on an arm begins at a step of a demonstration.
+        exploration: what disturbs the expert while demonstrations are collected.
     """
 
     name: str
@@ -42,8 +55,7 @@ class TaskSpec:
     horizon: int
     robots: tuple[str, ...] = ("Panda",)
     make_options: Mapping[str, Any] = field(default_factory=dict)
-    exploration_noise: float = 0.05
-    push_rate: float = 0.0
+    exploration: Exploration = field(default_factory=Exploration)
 
     @property
     def obs_dims(self) -> dict[str, int]:
@@ -75,6 +87,7 @@ TASKS = {
             horizon=700,
             robots=("Panda", "Panda"),
             make_options={"env_configuration": "opposed"},
+            exploration=Exploration(pushes=0.02, closings=0.01),
         ),
         TaskSpec(
             "tool_hang",
@@ -82,8 +95,7 @@ TASKS = {
             "ToolHang",
             object_dim=44,
             horizon=700,
-            exploration_noise=0.03,
-            push_rate=0.025,
+            exploration=Exploration(noise=0.03, pushes=0.025),
         ),
     )
 }

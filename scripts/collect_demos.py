@@ -13,7 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
 from asd_policy.interrupt import stop_requests
-from envs.tasks import ACTIONS, TASKS
+from envs.tasks import ACTIONS, TASKS, Exploration
 
 FIRST_EVALUATION_SEED = 100_000
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -46,9 +46,7 @@ class Args:
         out: folder of the store; an existing one is continued. By default data/TASK.zarr.
         workers: processes that roll out episodes.
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
-        noise: standard deviation of the exploration noise on executed actions, grippers excluded. By default the
-            task's.
-        pushes: probability that a push on an arm begins at a step. By default the task's.
+        noise, pushes, closings: what disturbs the expert, of `envs.tasks.Exploration`. By default the task's.
         actions: what is stored, a key of `envs.tasks.ACTIONS`: deltas, or target poses in the frame of the arm's base
             or of the world.
     """
@@ -60,6 +58,7 @@ class Args:
     seed_start: int = 0
     noise: float | None = None
     pushes: float | None = None
+    closings: float | None = None
     actions: str = "delta"
 
     @property
@@ -67,12 +66,9 @@ class Args:
         return self.out or Path(f"data/{self.task}.zarr")
 
     @property
-    def sigma(self) -> float:
-        return TASKS[self.task].exploration_noise if self.noise is None else self.noise
-
-    @property
-    def push_rate(self) -> float:
-        return TASKS[self.task].push_rate if self.pushes is None else self.pushes
+    def exploration(self) -> Exploration:
+        asked = {name: getattr(self, name) for name in ("noise", "pushes", "closings")}
+        return replace(TASKS[self.task].exploration, **{name: x for name, x in asked.items() if x is not None})
 
 
 def main(args: Args) -> None:
@@ -120,9 +116,10 @@ def check(args: Args) -> None:
         raise ConfigError(
             f"Got --num-episodes {args.num_episodes} and --workers {args.workers}; expected at least 1 of each."
         )
-    if not (0.0 <= args.sigma < np.inf and 0.0 <= args.push_rate <= 1.0):
+    noise, pushes, closings = asdict(args.exploration).values()
+    if not (0.0 <= noise < np.inf and 0.0 <= pushes <= 1.0 and 0.0 <= closings <= 1.0):
         raise ConfigError(
-            f"Got --noise {args.sigma} and --pushes {args.push_rate}; expected at least 0, and a probability."
+            f"Got --noise {noise}, --pushes {pushes} and --closings {closings}; expected at least 0, and probabilities."
         )
 
 
@@ -131,8 +128,7 @@ def open_store(args: Args) -> EpisodeStore:
     task = TASKS[args.task]
     settings = {
         "env_id": task.variant(args.actions),
-        "noise": args.sigma,
-        "push_rate": args.push_rate,
+        **asdict(args.exploration),
         "seed_start": args.seed_start,
     }
     if not args.path.exists():
@@ -168,15 +164,15 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
             for seed in islice(seeds, max(wanted, 0)):
-                pending.append((seed, pool.submit(roll_out, args.task, seed, args.sigma, args.push_rate, args.actions)))
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.exploration, args.actions)))
             if not pending:
                 return
             seed, future = pending.popleft()
             yield seed, future.result()
 
 
-def roll_out(task: str, seed: int, noise: float, pushes: float = 0.0, actions: str = "delta") -> Episode | None:
-    """One episode of the expert under exploration noise; None if it ends without success."""
+def roll_out(task: str, seed: int, exploration: Exploration, actions: str = "delta") -> Episode | None:
+    """One episode of the expert, disturbed as `exploration` says; None if it ends without success."""
     from envs.experts import make_expert  # here, so that the collecting process never loads the simulator
     from envs.experts.exploration import exploration_noise
     from envs.pose_actions import to_pose_action
@@ -184,9 +180,9 @@ def roll_out(task: str, seed: int, noise: float, pushes: float = 0.0, actions: s
 
     env = make_env(task, actions)
     obs, info = env.reset(seed=seed)
-    style, exploration = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    style, noise = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     simulation = env.get_wrapper_attr("robosuite")
-    disturbances = exploration_noise(TASKS[task], noise, pushes, exploration)
+    disturbances = exploration_noise(exploration, len(TASKS[task].robots), noise)
     steps: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
     successes = []
     for action, disturbance in zip(make_expert(env, style), disturbances, strict=False):

@@ -4,42 +4,52 @@ As in DART (Laskey et al. 2017, https://arxiv.org/abs/1703.09327), the labels ar
 wherever the noise has taken it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tasks import ARM_ACTION_DIM, TaskSpec
+from envs.tasks import ARM_ACTION_DIM, Exploration
 
 PUSH = np.array([0.2] * 3 + [0.1] * 3 + [0.0])
 """Standard deviation of a push on one arm, in fractions of a full action: 1 cm and 0.05 rad a step."""
 PUSH_STEPS = 4, 12
 """How long it lasts, the second excluded."""
 
+CLOSING = np.array([0.0] * 6 + [2.0])
+"""Closes open fingers, and leaves closed ones closed: actions are clipped to [-1, 1]."""
+CLOSING_STEPS = 8, 24
 
-def exploration_noise(
-    task: TaskSpec, sigma: float, push_rate: float, rng: np.random.Generator
-) -> Iterator[NDArray[np.float64]]:
-    """What to add to the action of each step, all arms (A,): white noise, and now and then a push.
+
+def exploration_noise(exploration: Exploration, arms: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
+    """What to add to the action of each step, of all arms (7 * arms,): white noise, pushes, and fingers that close.
 
     White noise averages out before it has moved the hand far; a push lasts, and so shows how to come back from further
-    away. Neither touches the grippers.
-
-    Args:
-        task: whose arms.
-        sigma: standard deviation of the white noise, in fractions of a full action.
-        push_rate: probability that a push on an arm begins at a step.
-        rng: source of both.
+    away. Fingers that close too early show what to do with an empty fist, which an expert that never misses does not.
     """
-    arms = len(task.robots)
-    white = np.tile([sigma] * (ARM_ACTION_DIM - 1) + [0.0], arms)
-    pushes, left = np.zeros((arms, ARM_ACTION_DIM)), np.zeros(arms, int)
+    white = np.tile([exploration.noise] * (ARM_ACTION_DIM - 1) + [0.0], arms)
+
+    def push() -> NDArray[np.float64]:
+        return PUSH * rng.standard_normal(ARM_ACTION_DIM)
+
+    pushes = [_now_and_then(exploration.pushes, push, PUSH_STEPS, rng) for _ in range(arms)]
+    closings = [_now_and_then(exploration.closings, lambda: CLOSING, CLOSING_STEPS, rng) for _ in range(arms)]
     while True:
-        noise = white * rng.standard_normal(task.action_dim)
-        for arm in range(arms if push_rate else 0):
-            if left[arm] == 0 and rng.random() < push_rate:
-                pushes[arm], left[arm] = PUSH * rng.standard_normal(ARM_ACTION_DIM), rng.integers(*PUSH_STEPS)
-            if left[arm]:
-                noise[arm * ARM_ACTION_DIM : (arm + 1) * ARM_ACTION_DIM] += pushes[arm]
-                left[arm] -= 1
+        noise = white * rng.standard_normal(len(white))
+        for events in (pushes, closings):
+            noise = noise + np.concatenate([next(event) for event in events])
         yield noise
+
+
+def _now_and_then(
+    rate: float, event: Callable[[], NDArray[np.float64]], steps: tuple[int, int], rng: np.random.Generator
+) -> Iterator[NDArray[np.float64]]:
+    """An event (7,) that begins with probability `rate` at a step and lasts for some steps, and zeros between."""
+    nothing = np.zeros(ARM_ACTION_DIM)
+    while True:
+        if rate and rng.random() < rate:
+            happening = event()
+            for _ in range(rng.integers(*steps)):
+                yield happening
+        else:
+            yield nothing

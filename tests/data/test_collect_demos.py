@@ -14,7 +14,7 @@ import pytest
 
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
-from envs.tasks import TASKS
+from envs.tasks import TASKS, Exploration
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "collect_demos.py"
@@ -80,13 +80,13 @@ def test_a_stored_episode_replays_bit_for_bit(straight):
 @pytest.mark.parametrize("seed", [200_000, pytest.param(200_001, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"square"}))
 def test_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
-    episode = script.roll_out(task, seed, TASKS[task].exploration_noise, TASKS[task].push_rate)
+    episode = script.roll_out(task, seed, TASKS[task].exploration)
     assert episode is not None
     check_replay(TASKS[task].env_id, episode)
 
 
 def test_stored_poses_replay_bit_for_bit(script):
-    episode = script.roll_out("square", 200_000, noise=0.05, actions="base")
+    episode = script.roll_out("square", 200_000, Exploration(noise=0.05), actions="base")
     assert episode is not None
     assert np.abs(episode.action[:, 0]).max() < 1  # metres from the base
     assert 0.001 < np.abs(episode.action - episode.executed_action)[:, :3].max() < 0.02  # 0.05 of 0.05 m, some sigmas
@@ -154,12 +154,9 @@ def test_a_store_is_continued_only_with_its_own_settings(script, straight):
         script.main(script.Args(out=straight.path, noise=0.1))
 
 
-def test_each_task_has_its_own_noise_pushes_and_place(script):
-    assert (script.Args(task="tool_hang").sigma, script.Args(task="tool_hang", noise=0.0).sigma) == (0.03, 0.0)
-    assert (script.Args(task="tool_hang").push_rate, script.Args(task="tool_hang", pushes=0.0).push_rate) == (
-        0.025,
-        0.0,
-    )
+def test_each_task_has_its_own_exploration_and_place(script):
+    assert script.Args(task="tool_hang").exploration == Exploration(noise=0.03, pushes=0.025)
+    assert script.Args(task="tool_hang", noise=0.0, closings=0.1).exploration == Exploration(0.0, 0.025, 0.1)
     assert script.Args(task="transport").path == Path("data/transport.zarr")
 
 

@@ -9,7 +9,7 @@ from envs.experts.exploration import exploration_noise
 from envs.tasks import TASKS
 
 SUCCESSES = {"square": 95, "transport": 90, "tool_hang": 85}
-"""Of 100 fresh seeds, at the task's exploration noise and pushes."""
+"""Of 100 fresh seeds, at the task's exploration."""
 
 
 def test_every_task_has_an_expert():
@@ -24,10 +24,10 @@ def env(request):
 
 
 def demonstrate(env, seed):
-    """Run the expert once under the task's noise and pushes; the clean actions, and the success flag of each step."""
+    """Run the expert once under the task's exploration; the clean actions, and the success flag of each step."""
     env.reset(seed=seed)
     task = env.unwrapped.task
-    noise = exploration_noise(task, task.exploration_noise, task.push_rate, np.random.default_rng([seed, 1]))
+    noise = exploration_noise(task.exploration, len(task.robots), np.random.default_rng([seed, 1]))
     actions, successes = [], []
     for action, disturbance in zip(make_expert(env, np.random.default_rng([seed, 0])), noise, strict=False):
         assert action.shape == env.action_space.shape
