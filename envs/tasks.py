@@ -87,7 +87,7 @@ TASKS = {
             horizon=700,
             robots=("Panda", "Panda"),
             make_options={"env_configuration": "opposed"},
-            exploration=Exploration(pushes=0.02, closings=0.01),
+            exploration=Exploration(pushes=0.015, closings=0.005),
         ),
         TaskSpec(
             "tool_hang",

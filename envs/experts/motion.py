@@ -225,6 +225,11 @@ def steadily(condition: Condition, steps: int) -> Condition:
     return steady
 
 
+def either(first: Condition, second: Condition) -> Condition:
+    """Whether one of the conditions holds."""
+    return lambda: first() or second()
+
+
 def never() -> bool:
     """The condition of a phase that ends by its number of steps."""
     return False

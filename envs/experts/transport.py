@@ -20,6 +20,7 @@ from envs.experts.motion import (
     Pose,
     body_pose,
     carrying,
+    either,
     fixed,
     gripper_down,
     near,
@@ -40,6 +41,7 @@ READY = np.array([0.0, 0.28, 1.22])
 OVER_BIN_Z = 1.05
 DROP_OFFSET = np.array([0.0, -0.02])  # from the bin's middle, away from the arm's own base
 MAX_GRASPS = 4
+RECEIVER_BESIDE = 0.012  # metres of the handle from the middle of the fingers: further off, it falls when it is let go
 # A hand that comes down fast drifts 3 cm sideways before it returns: closed on the way past, it half misses the cube.
 SETTLE_STEPS = 4
 
@@ -67,7 +69,7 @@ class Style:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Style":
         return cls(
-            speeds=(rng.uniform(0.7, 1.0), rng.uniform(0.7, 1.0)),
+            speeds=(rng.uniform(0.8, 1.0), rng.uniform(0.8, 1.0)),
             slow_down=rng.uniform(0.7, 0.8),
             hover=rng.uniform(0.08, 0.12),
             close_steps=int(rng.integers(11, 14)),
@@ -132,7 +134,7 @@ def receive(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
     yield from arm.wait(lambda: handover.presented, grip=OPEN, max_steps=500)
     for _ in range(MAX_GRASPS):
         yield from grip_hammer(arm, hammer, style)
-        if held(arm, hammer, style.receiver_grip):
+        if held(arm, hammer, style.receiver_grip, RECEIVER_BESIDE):
             break
     handover.gripped = True
     yield from arm.wait(lambda: handover.clear, grip=CLOSE, max_steps=100)
@@ -157,11 +159,12 @@ def along_handle(hammer: Pose, distance: float) -> NDArray[np.float64]:
     return hammer.position + Rotation.from_euler("z", heading(hammer)).apply([0.0, distance, 0.0])
 
 
-def held(arm: Arm, hammer: LivePose, distance: float) -> bool:
-    """Whether the handle is between the fingers, near that distance from its middle: it may have slipped along."""
+def held(arm: Arm, hammer: LivePose, distance: float, beside: float = 0.04) -> bool:
+    """Whether the handle is between the fingers, at most `beside` metres off their middle, and gripped within 5 cm of
+    that distance from its own middle: it may have slipped along."""
     off = arm.pose().position - along_handle(hammer(), distance)
     across, along, up = Rotation.from_euler("z", -heading(hammer())).apply(off)
-    return bool(abs(along) < 0.05 and np.hypot(across, up) < 0.04)
+    return bool(abs(along) < 0.05 and np.hypot(across, up) < beside)
 
 
 def rise(arm: Arm, shift: NDArray[np.float64], speed: float, steps: int = 40) -> Iterator[Action]:
@@ -186,11 +189,15 @@ def remove_lid(arm: Arm, lid: LivePose, style: Style) -> Iterator[Action]:
     def on_table() -> bool:
         return bool(lid().apply(LID_HANDLE)[2] < LID_ON_TABLE_Z)
 
+    def lost() -> bool:
+        return bool(np.linalg.norm(arm.pose().position - handle().position) > 0.03)
+
     for _ in range(MAX_GRASPS):
         yield from arm.grasp(handle, style.hover, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
         lifted = level(lid().position[:2], style.lid_lift_z)
-        yield from arm.carry(lid, lifted, (0.02, 0.15), speed=speed, max_steps=80)
-        if np.linalg.norm(arm.pose().position - handle().position) < 0.03:
+        up, arrived = carrying(arm.pose, lid, lifted), near(lid, lifted, 0.02, 0.15)
+        yield from arm.move(up, either(arrived, lost), speed=speed, grip=CLOSE, max_steps=80)
+        if not lost():
             break
     yield from arm.carry(lid, level(LID_PLACE, style.lid_lift_z), (0.02, 0.15), speed=speed, max_steps=80)
     down = carrying(arm.pose, lid, level(LID_PLACE, 0.80))
@@ -216,7 +223,8 @@ def take_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
     yield from arm.grasp(handle, 0.18, (0.006, 0.06), (speed, slow), style.close_steps, SETTLE_STEPS)
     pose = arm.pose()
     up = fixed(Pose(pose.position + np.array([0.0, 0.0, 0.25]), pose.rotation))
-    yield from arm.move(up, out_of_the_bin, speed=slow, grip=CLOSE, max_steps=60)
+    until = either(out_of_the_bin, lambda: not held(arm, hammer, -style.giver_grip))
+    yield from arm.move(up, until, speed=slow, grip=CLOSE, max_steps=60)
 
 
 def present(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
@@ -228,13 +236,9 @@ def present(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
     shown = fixed(Pose(np.array(style.present), straightened(start)))
 
     def bring(goal: LivePose, metres: float, radians: float, speed: float) -> Iterator[Action]:
-        arrived = near(hammer, goal, metres, radians)
-
-        def arrived_or_lost() -> bool:
-            return arrived() or not held(arm, hammer, -style.giver_grip)
-
+        until = either(near(hammer, goal, metres, radians), lambda: not held(arm, hammer, -style.giver_grip))
         hand_goal = carrying(arm.pose, hammer, goal)
-        return arm.move(hand_goal, arrived_or_lost, speed=speed, grip=CLOSE, max_steps=100)
+        return arm.move(hand_goal, until, speed=speed, grip=CLOSE, max_steps=100)
 
     yield from bring(forward, 0.03, 0.2, speed)
     yield from bring(shown, 0.012, 0.08, slow)
