@@ -87,15 +87,9 @@ TASKS = {
             horizon=700,
             robots=("Panda", "Panda"),
             make_options={"env_configuration": "opposed"},
-            exploration=Exploration(pushes=0.015, closings=0.005),
         ),
         TaskSpec(
-            "tool_hang",
-            "asd/ToolHang-v0",
-            "ToolHang",
-            object_dim=44,
-            horizon=700,
-            exploration=Exploration(noise=0.03, pushes=0.025),
+            "tool_hang", "asd/ToolHang-v0", "ToolHang", object_dim=44, horizon=700, exploration=Exploration(noise=0.03)
         ),
     )
 }
