@@ -13,7 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
@@ -116,7 +116,7 @@ def check(args: Args) -> None:
         raise ConfigError(
             f"Got --num-episodes {args.num_episodes} and --workers {args.workers}; expected at least 1 of each."
         )
-    noise, pushes, closings = asdict(args.exploration).values()
+    noise, pushes, closings = astuple(args.exploration)
     if not (0.0 <= noise < np.inf and 0.0 <= pushes <= 1.0 and 0.0 <= closings <= 1.0):
         raise ConfigError(
             f"Got --noise {noise}, --pushes {pushes} and --closings {closings}; expected at least 0, and probabilities."
@@ -126,11 +126,7 @@ def check(args: Args) -> None:
 def open_store(args: Args) -> EpisodeStore:
     """The store to fill: a new one, or an existing one made with the same settings."""
     task = TASKS[args.task]
-    settings = {
-        "env_id": task.variant(args.actions),
-        **asdict(args.exploration),
-        "seed_start": args.seed_start,
-    }
+    settings = {"env_id": task.variant(args.actions), **asdict(args.exploration), "seed_start": args.seed_start}
     if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
         shapes = {key: (dim,) for key, dim in task.obs_dims.items()}
