@@ -41,6 +41,9 @@ class New:
     held_out: int = 0
     """The last so many of these are not learned from: the averaged weights' loss on them is logged with each snapshot,
     and rises when the run memorises the others."""
+    foreseeable: bool = False
+    """Leave out the windows in which something disturbs the expert after what the policy sees, or the policy learns to
+    answer pushes that do not come. For stores collected with --noise 0 and --pushes."""
     filter_key: str | None = None
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     absolute: bool = False
@@ -80,8 +83,8 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
         normalizer.load_state_dict(load_file(out / NORMALIZER))
         demonstrations = read(info).as_seen_by(config)
     learned, unseen = demonstrations.split(info.held_out)
-    windows = learned.windows(config, normalizer).to(machine.device)
-    held_out = unseen.windows(config, normalizer).to(machine.device) if unseen else None
+    windows = learned.windows(config, normalizer, info.foreseeable).to(machine.device)
+    held_out = unseen.windows(config, normalizer, info.foreseeable).to(machine.device) if unseen else None
     trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, held_out=held_out, **start)
     if isinstance(command, Resume):
         trainer.load(out / "last.pt")
@@ -104,6 +107,7 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
         command.absolute,
         command.obs_keys if start is None else tuple(start.config.obs_keys),
         command.held_out,
+        command.foreseeable,
     )
     raw = read(info)
     config = raw.policy_config(command.network, command.quaternions) if start is None else start.config

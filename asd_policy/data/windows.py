@@ -54,6 +54,29 @@ class Windows:
         seen = steps[:, : self.n_obs_steps]
         return {key: values[seen] for key, values in self.obs.items()}, self.actions[steps]
 
+    def foreseeable(self, disturbed: Tensor) -> "Windows":
+        """Those in which nothing disturbs the expert from the last step that the policy sees on.
+
+        What an expert does about a push that comes later cannot be told from the observations: a policy would learn to
+        do it now and then, unpushed.
+
+        Args:
+            disturbed: (N,) bool, the steps at which something else was executed than the expert's action.
+
+        Raises:
+            DataError: if no window is left.
+        """
+        before = torch.cat([torch.zeros_like(disturbed[:1], dtype=torch.int64), disturbed.cumsum(0)])
+        # The action of the last step of a window changes nothing within it.
+        begin, end = self.starts + self.n_obs_steps - 1, torch.minimum(self.starts + self.horizon - 1, self.last + 1)
+        calm = before[begin] == before[end]
+        if not calm.any():
+            raise DataError(
+                "In every window something disturbs the expert after what the policy sees. Collect with --noise 0, and "
+                "pushes that leave gaps; or learn from all windows."
+            )
+        return replace(self, starts=self.starts[calm], first=self.first[calm], last=self.last[calm])
+
 
 def make_windows(
     obs: Mapping[str, Tensor],

@@ -46,6 +46,30 @@ def test_windows_are_diffusion_policys(lengths: list[int], n_obs: int, horizon: 
     assert torch.equal(seen["x"], obs[steps[:, :n_obs]])
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(16, 40), min_size=1, max_size=3),
+    disturbed=st.lists(st.integers(0, 47), max_size=4),
+    n_obs=st.integers(1, 3),
+)
+def test_windows_are_foreseeable_until_something_unseen_changes_their_actions(
+    lengths: list[int], disturbed: list[int], n_obs: int
+) -> None:
+    ends = torch.tensor(lengths).cumsum(0)
+    steps = torch.arange(int(ends[-1]))
+    mask = torch.isin(steps, torch.tensor(disturbed, dtype=torch.int64))
+    windows = make_windows({"x": steps[:, None]}, steps[:, None].float(), ends, n_obs, 16, 8)
+    chunks = windows.gather(torch.arange(len(windows)))[1][..., 0].long()
+    # The last action has no later one to change; a step repeated past the end of its episode changes none either.
+    expected = [c.tolist() for c in chunks if not mask[c[n_obs - 1 : -1]].any()]
+    if not expected:
+        with pytest.raises(DataError, match="noise 0"):
+            windows.foreseeable(mask)
+        return
+    kept = windows.foreseeable(mask)
+    assert kept.gather(torch.arange(len(kept)))[1][..., 0].long().tolist() == expected
+
+
 def test_gather_takes_any_indices() -> None:
     steps = torch.arange(40.0)[:, None]
     windows = make_windows({"x": steps}, steps, torch.tensor([40]), 2, 16, 8)

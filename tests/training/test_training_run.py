@@ -121,6 +121,25 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     assert "exists already" in capsys.readouterr().out
 
 
+def test_what_nobody_can_foresee_is_not_learned(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed = EpisodeStore.create(tmp_path / "pushed.zarr", SHAPES, 2, {"env_id": "asd/Square-v0"})
+    episode = EpisodeStore.open(store).episode(2)  # of 32 steps: windows begin at -1 to 23
+    executed = episode.action.copy()
+    executed[20] += 0.5
+    pushed.append(replace(episode, executed_action=executed))
+    settings, machine = TrainSettings(steps=2, batch_size=4, warmup_steps=1, snapshot_every=2), Machine(device="cpu")
+    out = tmp_path / "run"
+    assert main(New(pushed.path, out, settings, foreseeable=True, network=NETWORK, machine=machine)) == 0
+    # Those from 6 to 19 see what comes before the push, and have later actions that answer it.
+    assert ", 11 windows," in capsys.readouterr().out
+    assert main(Resume(out, machine)) == 0
+    assert ", 11 windows," in capsys.readouterr().out
+    assert main(New(store, tmp_path / "none", settings, foreseeable=True, network=NETWORK, machine=machine)) == 1
+    assert "Collect with --noise 0" in capsys.readouterr().out
+
+
 def checkpoint_of(run: Path) -> Path:
     (run / "model.safetensors").write_bytes((run / "ema_000012.safetensors").read_bytes())
     return run
