@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from asd_policy import load_policy
 from asd_policy.errors import AsdPolicyError, ConfigError
+from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.loop import Trainer, TrainSettings, policy_trainer
 from asd_policy.training.progress import train_with_progress
@@ -41,9 +43,10 @@ class New:
     held_out: int = 0
     """The last so many of these are not learned from: the averaged weights' loss on them is logged with each snapshot,
     and rises when the run memorises the others."""
-    foreseeable: bool = False
-    """Leave out the windows in which something disturbs the expert after what the policy sees, or the policy learns to
-    answer pushes that do not come. For stores collected with --noise 0 and --pushes."""
+    foreseeable: float | None = None
+    """Leave out the windows in which more than this is added to an expert's action after what the policy sees, or the
+    policy learns to answer pushes that do not come. For stores collected with --pushes or --closings; 0.2 lets white
+    noise of 0.05 pass."""
     filter_key: str | None = None
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     absolute: bool = False
@@ -56,9 +59,12 @@ class New:
     quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Quaternions in observations whose sign flips: a key and the index of each one's first entry."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    octaves: int = 0
+    """So many sines and cosines of each observed value accompany it, for tasks that hang on millimetres; 4 are a start.
+    """
     init: Path | None = None
     """Checkpoint to start from: its weights, network and observations. Replaces --obs-keys, --ignore, --quaternions and
-    --network."""
+    --network; --octaves are added to a U-Net that has none."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
@@ -112,6 +118,10 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
     raw = read(info)
     config = raw.policy_config(command.network, command.quaternions) if start is None else start.config
     raw.check_fit(config)
+    if command.octaves:
+        config = replace(config, octaves=command.octaves)
+        if start is not None:
+            add_octaves(start, config)
     demonstrations = raw.as_seen_by(config)
     learned, _ = demonstrations.split(command.held_out)
     normalizer = learned.fit_normalizer(command.ignore) if start is None else start.normalizer
@@ -122,6 +132,16 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
     save_file(normalizer.state_dict(), out / NORMALIZER)
     networks = {} if start is None else {"network": start.network, "encoders": start.encoders}
     return info, config, normalizer, demonstrations, networks
+
+
+def add_octaves(start: DiffusionPolicy, config: PolicyConfig) -> None:
+    """Let the network of a policy without octaves take those of the config; it computes what it did until trained."""
+    if start.config.octaves or not isinstance(start.network, ConditionalUnet1D):
+        raise ConfigError(
+            f"Octaves can be added to a U-Net that has none; that of --init is a {type(start.network).__name__} with "
+            f"{start.config.octaves}. Leave --octaves out to go on with those."
+        )
+    start.network.widen(config.n_obs_steps, config.global_cond_dim // config.n_obs_steps)
 
 
 def read(info: RunInfo) -> Demonstrations:

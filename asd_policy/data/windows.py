@@ -61,7 +61,7 @@ class Windows:
         do it now and then, unpushed.
 
         Args:
-            disturbed: (N,) bool, the steps at which something else was executed than the expert's action.
+            disturbed: (N,) bool, the steps at which the expert is disturbed.
 
         Raises:
             DataError: if no window is left.
@@ -72,8 +72,8 @@ class Windows:
         calm = before[begin] == before[end]
         if not calm.any():
             raise DataError(
-                "In every window something disturbs the expert after what the policy sees. Collect with --noise 0, and "
-                "pushes that leave gaps; or learn from all windows."
+                "In every window something disturbs the expert after what the policy sees. Let more of it pass as "
+                "noise, or collect demonstrations whose pushes leave gaps."
             )
         return replace(self, starts=self.starts[calm], first=self.first[calm], last=self.last[calm])
 

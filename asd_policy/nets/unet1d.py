@@ -240,6 +240,21 @@ class ConditionalUnet1D(nn.Module):
             x = upsample(second(first(x, next(film)), next(film)))
         return rearrange(self.final_conv(x), "n d t -> n t d").to(sample.dtype)
 
+    def widen(self, n_obs_steps: int, obs_dim: int) -> None:
+        """Take more features of each of `n_obs_steps` observations, `obs_dim` in place of the first ones it knows.
+
+        The new ones come after those and have no weight yet, so that the network computes what it did.
+        """
+        known = self.global_cond_dim // n_obs_steps
+        self.global_cond_dim = n_obs_steps * obs_dim
+        for block in self.residual_blocks():
+            linear = block.cond_encoder[1]
+            step_dim = linear.in_features - n_obs_steps * known
+            of_step, of_cond = linear.weight.data.split([step_dim, n_obs_steps * known], dim=1)
+            of_cond = F.pad(of_cond.unflatten(1, (n_obs_steps, known)), (0, obs_dim - known)).flatten(1)
+            linear.weight = nn.Parameter(torch.cat([of_step, of_cond], dim=1))
+            linear.in_features = step_dim + self.global_cond_dim
+
     def _check_shapes(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> None:
         n = sample.shape[0]
         if sample.ndim != 3 or sample.shape[2] != self.input_dim or sample.shape[1] % self.downsampling:

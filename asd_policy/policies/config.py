@@ -15,7 +15,7 @@ from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
-MAX_LAYERS, MAX_IMAGES = 1000, 32  # more would be no network, but an attempt to keep its reader busy
+MAX_LAYERS, MAX_IMAGES, MAX_OCTAVES = 1000, 32, 16  # more would be no network, but an attempt to keep its reader busy
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ class PolicyConfig:
         action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
         action_parts: how the network's actions become the environment's; none if they are the same.
         quaternions: those in the observations whose sign is made steady.
-        images: those of the observations that are images. Files written before `action_parts`, `quaternions` or this
-            field existed lack them.
+        images: those of the observations that are images.
+        octaves: how many sines and cosines of each observed value the network is told besides the value
+            (`asd_policy.policies.normalizer.with_octaves`). Files written before this field, `action_parts`,
+            `quaternions` or `images` existed lack them.
     """
 
     env_id: str
@@ -158,6 +160,7 @@ class PolicyConfig:
     action_parts: tuple[ActionPart, ...] = ()
     quaternions: tuple[Quaternion, ...] = ()
     images: tuple[ImageKey, ...] = ()
+    octaves: int = 0
 
     def __post_init__(self) -> None:
         for name in PARTS:
@@ -178,6 +181,9 @@ class PolicyConfig:
         keys = [image.key for image in self.images]
         once = len(set(keys)) == len(keys) <= MAX_IMAGES and set(keys) <= set(self.obs_keys)
         _expect(once, "images", keys[:MAX_IMAGES], f"at most {MAX_IMAGES}, each one of {', '.join(self.obs_keys)}")
+        most = 0 if self.images else MAX_OCTAVES
+        count = isinstance(self.octaves, int) and 0 <= self.octaves <= most
+        _expect(count, "octaves", self.octaves, f"0 to {MAX_OCTAVES}, and 0 with images")
         factor = self.network.downsampling
         _expect(self.horizon % factor == 0, "horizon", self.horizon, f"a multiple of the U-Net's factor {factor}")
         _expect(
@@ -216,8 +222,8 @@ class PolicyConfig:
 
     @property
     def global_cond_dim(self) -> int:
-        """To * G, the size of the network's condition."""
-        return self.n_obs_steps * self.obs_dim
+        """The size of the network's condition: To * G, and the sines and cosines of each."""
+        return self.n_obs_steps * self.obs_dim * (1 + 2 * self.octaves)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the order of `obs_keys` is kept."""
@@ -225,13 +231,13 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field but those of `PARTS` must be there, and no other.
+        """The inverse of `to_dict`. Every field but `octaves` and those of `PARTS` must be there, and no other.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
         _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
-        values = _strict_fields(cls, {**dict.fromkeys(PARTS, ()), **data}, "policy config")
+        values = _strict_fields(cls, {**dict.fromkeys(PARTS, ()), "octaves": 0, **data}, "policy config")
         for name, kind in PARTS.items():
             values[name] = tuple(kind(**_strict_fields(kind, entry, name)) for entry in values[name])
         name = values["network"].get("name")

@@ -212,7 +212,7 @@ class DiffusionPolicy:
         """The network's condition (B, To * G) of the last To observations, oldest first."""
         keys = self.config.obs_keys
         steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
-        return self.normalizer.global_condition(steps, keys, self.encoders)
+        return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)
 
     def _plan(self, started: float) -> None:
         """Sample a chunk and queue the part of it that is executed."""

@@ -1,5 +1,6 @@
 """Affine normalisation of observations and actions, kept beside the network's weights."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -76,6 +77,7 @@ class LinearNormalizer(nn.Module):
         obs: Mapping[str, Tensor],
         keys: Iterable[str],
         encoders: Mapping[str, Callable[[Tensor], Tensor]] | nn.ModuleDict | None = None,
+        octaves: int = 0,
     ) -> Tensor:
         """The network's condition: normalised keys side by side, steps one after another.
 
@@ -83,11 +85,22 @@ class LinearNormalizer(nn.Module):
             obs: for each key (N, To, D_key), the last To observations, oldest first; of an image (N, To, H, W, C).
             keys: the keys in the policy's order.
             encoders: of the images among them: (N, To, H, W, C) -> (N, To, D_key).
+            octaves: how many sines and cosines accompany each value.
 
         Returns:
-            (N, To * G) with G the sum of the keys' sizes.
+            (N, To * G) with G the sum of the keys' sizes; with octaves (N, To * G * (1 + 2 * octaves)).
         """
         encoded = encoders or {}
         normalized = ((key, self.normalize(key, obs[key])) for key in keys)
         steps = torch.cat([encoded[key](x) if key in encoded else x for key, x in normalized], dim=-1)
-        return rearrange(steps, "n t g -> n (t g)")
+        return rearrange(with_octaves(steps, octaves), "n t g -> n (t g)")
+
+
+def with_octaves(x: Tensor, octaves: int) -> Tensor:
+    """x (..., G) in [-1, 1] -> (..., G * (1 + 2 * octaves)): x, then sin(2^k pi x) and cos(2^k pi x) of each octave k.
+
+    Networks are slow to learn what changes within a small part of their inputs' range, such as how to move when a
+    millimetre beside a hole; in these features it is not small (Tancik et al. 2020, https://arxiv.org/abs/2006.10739).
+    """
+    phases = [2.0**k * math.pi * x for k in range(octaves)]
+    return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=-1)

@@ -241,7 +241,8 @@ def policy_trainer(
     def forward(net: nn.ModuleDict, sample: Tensor, timestep: Tensor, seen: Observed) -> Tensor:
         encoders: Any = net["encoders"]
         encode = {key: partial(encoders[key], corners=seen.corners.get(key)) for key in encoders}
-        return net["model"](sample, timestep, normalizer.global_condition(seen.obs, config.obs_keys, encode))
+        condition = normalizer.global_condition(seen.obs, config.obs_keys, encode, config.octaves)
+        return net["model"](sample, timestep, condition)
 
     def write(averaged: nn.Module, path: Path) -> None:
         tensors = averaged.state_dict() | {f"normalizer.{name}": x for name, x in normalizer.state_dict().items()}

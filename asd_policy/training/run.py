@@ -47,14 +47,14 @@ class Demonstrations:
         obs: (N, D) per key, float32; of images (N, H, W, C), uint8.
         actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
-        disturbed: (N,) bool, where something else was executed than the expert's action.
+        disturbance: (N,), by how much what was executed differs from the expert's action, in its largest entry.
     """
 
     env_id: str
     obs: dict[str, Tensor]
     actions: Tensor
     episode_ends: Tensor
-    disturbed: Tensor
+    disturbance: Tensor
 
     @classmethod
     def read(
@@ -94,8 +94,8 @@ class Demonstrations:
             raise UnknownNameError(f"observation of {path}", unknown[0], store.obs_keys)
         obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
         actions = torch.from_numpy(store.actions()[:steps].copy())
-        disturbed = (torch.from_numpy(store.actions(executed=True)[:steps]) != actions).any(dim=1)
-        return cls._of(str(store.attrs["env_id"]), obs, actions, ends, disturbed)
+        disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
+        return cls._of(str(store.attrs["env_id"]), obs, actions, ends, disturbance)
 
     @classmethod
     def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
@@ -106,13 +106,13 @@ class Demonstrations:
         obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
         actions = torch.from_numpy(np.concatenate([one.action for one in read]))
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(file.env_id, obs, actions, ends, torch.zeros(len(actions), dtype=torch.bool))
+        return cls._of(file.env_id, obs, actions, ends, torch.zeros(len(actions)))
 
     @classmethod
     def _of(
-        cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor, disturbed: Tensor
+        cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor, disturbance: Tensor
     ) -> "Demonstrations":
-        return cls(env, obs, from_env_poses(actions) if takes_poses(env) else actions, ends, disturbed)
+        return cls(env, obs, from_env_poses(actions) if takes_poses(env) else actions, ends, disturbance)
 
     def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
         """The configuration of a policy for this environment.
@@ -150,8 +150,8 @@ class Demonstrations:
 
         def part(steps: slice, ends: Tensor) -> Demonstrations:
             obs = {key: values[steps] for key, values in self.obs.items()}
-            disturbed = self.disturbed[steps]
-            return replace(self, obs=obs, actions=self.actions[steps], episode_ends=ends, disturbed=disturbed)
+            disturbance = self.disturbance[steps]
+            return replace(self, obs=obs, actions=self.actions[steps], episode_ends=ends, disturbance=disturbance)
 
         ends = self.episode_ends
         return part(slice(end), ends[:-held_out]), part(slice(end, None), ends[-held_out:] - end)
@@ -190,12 +190,15 @@ class Demonstrations:
             if len(shape) != 1 or not all(0 <= entry < shape[0] for entry in entries):
                 raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the shapes are {self.obs_shapes}.")
 
-    def windows(self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: bool = False) -> Windows:
-        """The training windows, their actions normalised; all, or those of `Windows.foreseeable`."""
+    def windows(self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: float | None = None) -> Windows:
+        """The training windows, their actions normalised.
+
+        All, or those of `Windows.foreseeable`, where a disturbance up to `foreseeable` does not count.
+        """
         actions = normalizer.normalize("action", self.actions)
         lengths = config.n_obs_steps, config.horizon, config.n_action_steps
         windows = make_windows(self.obs, actions, self.episode_ends, *lengths)
-        return windows.foreseeable(self.disturbed) if foreseeable else windows
+        return windows if foreseeable is None else windows.foreseeable(self.disturbance > foreseeable)
 
 
 def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:
@@ -232,7 +235,7 @@ class RunInfo:
     absolute: bool = False
     obs_keys: Sequence[str] = ()
     held_out: int = 0
-    foreseeable: bool = False
+    foreseeable: float | None = None
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")

@@ -63,7 +63,7 @@ def test_windows_are_foreseeable_until_something_unseen_changes_their_actions(
     # The last action has no later one to change; a step repeated past the end of its episode changes none either.
     expected = [c.tolist() for c in chunks if not mask[c[n_obs - 1 : -1]].any()]
     if not expected:
-        with pytest.raises(DataError, match="noise 0"):
+        with pytest.raises(DataError, match="leave gaps"):
             windows.foreseeable(mask)
         return
     kept = windows.foreseeable(mask)

@@ -117,6 +117,13 @@ def test_no_other_format_steadies_quaternions(square, tmp_path, write):
         write(steady, tmp_path / "out")
 
 
+@pytest.mark.parametrize("write", [export.to_robomimic, export.to_lerobot])
+def test_no_other_format_has_octaves(square, tmp_path, write):
+    finer = replace(square, config=replace(square.config, octaves=4))
+    with pytest.raises(ConfigError, match="cannot express observations with octaves"):
+        write(finer, tmp_path / "out")
+
+
 def test_what_robomimic_cannot_express(square, tmp_path):
     with pytest.raises(ConfigError, match="cannot express the network"):
         export.to_robomimic(square, tmp_path / "model.pth")

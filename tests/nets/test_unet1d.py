@@ -36,6 +36,20 @@ def test_bias_only_film_has_half_the_film_outputs() -> None:
     assert net(*inputs()).shape == (5, 16, 7)
 
 
+def test_a_wider_condition_changes_nothing_until_it_is_learned_from() -> None:
+    net = ConditionalUnet1D(7, 46, **SIZES)
+    sample, timestep, cond = inputs()
+    expected = net(sample, timestep, cond)
+    net.widen(n_obs_steps=2, obs_dim=30)
+    steps = torch.cat([cond.unflatten(1, (2, 23)), torch.randn(5, 2, 7)], dim=2)
+    output = net(sample, timestep, steps.flatten(1))
+    torch.testing.assert_close(output, expected)
+    output.square().mean().backward()
+    gradient = net.mid_modules[0].cond_encoder[1].weight.grad
+    assert gradient.shape == (128, 32 + 60)
+    assert (gradient[:, 32:].abs().amax(dim=0) > 0).all()
+
+
 @pytest.mark.parametrize("cond_predict_scale", [True, False])
 def test_channels_last_trunk_is_the_same_function(cond_predict_scale: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ConditionalUnet1D(7, 46, **SIZES, cond_predict_scale=cond_predict_scale)

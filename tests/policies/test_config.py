@@ -27,6 +27,7 @@ def test_round_trip_through_a_file_keeps_the_order_of_keys(tmp_path: Path) -> No
 def test_sizes_of_the_condition() -> None:
     assert make_config().obs_dim == 23
     assert make_config().global_cond_dim == 46
+    assert make_config(octaves=3).global_cond_dim == 7 * 46
 
 
 @pytest.mark.parametrize("where", [(), ("network",), ("scheduler",)])
@@ -49,6 +50,9 @@ def test_unknown_and_missing_fields_are_named(where: tuple[str, ...]) -> None:
         ((), "format_version", 2),
         ((), "action_dim", 0),
         ((), "action_dim", True),
+        ((), "octaves", -1),
+        ((), "octaves", 17),
+        ((), "octaves", 1.5),
         ((), "action_dim", "7"),
         ((), "env_id", 3),
         ((), "horizon", 14),

@@ -1,5 +1,6 @@
 """Normalisation: range, round trip, constants, ignored entries, the layout of the global condition."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,6 +52,14 @@ def test_condition_is_time_major_in_the_order_of_the_keys() -> None:
     obs = {"b": torch.tensor([[[3.0], [6.0]]]), "a": torch.tensor([[[1.0, 2.0], [4.0, 5.0]]])}
     assert normalizer.global_condition(obs, ["a", "b"]).tolist() == [[1, 2, 3, 4, 5, 6]]
     assert normalizer.global_condition(obs, ["b", "a"]).tolist() == [[3, 1, 2, 6, 4, 5]]
+
+
+def test_octaves_accompany_the_values_of_each_step() -> None:
+    normalizer = LinearNormalizer({"a": 2})
+    x = torch.tensor([[[0.5, -0.25], [0.1, 0.0]]])
+    condition = normalizer.global_condition({"a": x}, ["a"], octaves=2)
+    waves = [np.sin(np.pi * x), np.cos(np.pi * x), np.sin(2 * np.pi * x), np.cos(2 * np.pi * x)]
+    torch.testing.assert_close(condition, torch.cat([x, *waves], dim=2).float().flatten(1))
 
 
 def test_state_travels_with_the_weights() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from asd_policy import load_policy
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError
 from asd_policy.policies.actions import to_env_actions
@@ -121,23 +122,41 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     assert "exists already" in capsys.readouterr().out
 
 
+def test_octaves_are_added_to_a_checkpoint(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, settings = Machine(device="cpu"), TrainSettings(steps=12, batch_size=4, snapshot_every=12)
+    assert main(New(store, tmp_path / "first", settings, network=NETWORK, machine=machine)) == 0
+    init, still = checkpoint_of(tmp_path / "first"), replace(settings, learning_rate=0.0)
+    assert main(New(store, tmp_path / "finer", still, init=init, octaves=2, machine=machine)) == 0
+    finer = checkpoint_of(tmp_path / "finer")
+    policies = [load_policy(path, sampler="ddim", num_steps=2) for path in (init, finer)]
+    assert [policy.config.octaves for policy in policies] == [0, 2]
+    chunks = []
+    for policy in policies:
+        policy.reset(seed=0)
+        chunks.append(policy.act({key: np.full(dim, 0.3) for key, dim in DIMS.items()}))
+    np.testing.assert_allclose(*chunks, atol=1e-5)
+    assert main(New(store, tmp_path / "again", still, init=finer, octaves=2, machine=machine)) == 1
+    assert "Leave --octaves out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_nobody_can_foresee_is_not_learned(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pushed = EpisodeStore.create(tmp_path / "pushed.zarr", SHAPES, 2, {"env_id": "asd/Square-v0"})
     episode = EpisodeStore.open(store).episode(2)  # of 32 steps: windows begin at -1 to 23
     executed = episode.action.copy()
+    executed += 0.1  # noise
     executed[20] += 0.5
     pushed.append(replace(episode, executed_action=executed))
     settings, machine = TrainSettings(steps=2, batch_size=4, warmup_steps=1, snapshot_every=2), Machine(device="cpu")
     out = tmp_path / "run"
-    assert main(New(pushed.path, out, settings, foreseeable=True, network=NETWORK, machine=machine)) == 0
+    assert main(New(pushed.path, out, settings, foreseeable=0.2, network=NETWORK, machine=machine)) == 0
     # Those from 6 to 19 see what comes before the push, and have later actions that answer it.
     assert ", 11 windows," in capsys.readouterr().out
     assert main(Resume(out, machine)) == 0
     assert ", 11 windows," in capsys.readouterr().out
-    assert main(New(store, tmp_path / "none", settings, foreseeable=True, network=NETWORK, machine=machine)) == 1
-    assert "Collect with --noise 0" in capsys.readouterr().out
+    assert main(New(store, tmp_path / "none", settings, foreseeable=0.0, network=NETWORK, machine=machine)) == 1
+    assert "pushes leave gaps" in " ".join(capsys.readouterr().out.split())
 
 
 def checkpoint_of(run: Path) -> Path:

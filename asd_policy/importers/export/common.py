@@ -14,6 +14,7 @@ NEVER_MOVES = 1e30
 """Range of an entry that the policy ignores: whatever its value, it is normalised to the same number."""
 
 STEADY_SIGNS = ("observations", "with quaternions of steady sign", "those that the environment gives")
+OCTAVES = ("observations", "with octaves", "the values alone")
 
 
 def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asd_policy.importers import lerobot
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint
-from asd_policy.importers.export.common import STEADY_SIGNS, affine, require, tensors_below
+from asd_policy.importers.export.common import OCTAVES, STEADY_SIGNS, affine, require, tensors_below
 from asd_policy.importers.vision import PIXEL
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
@@ -36,6 +36,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
     """
     config = checkpoint.config
     require(not config.quaternions, *STEADY_SIGNS)
+    require(config.octaves == 0, *OCTAVES)
     variance = config.scheduler.variance_type
     require(variance == "fixed_small", "the variance", variance, "fixed_small")
     require(isinstance(config.network, NetworkConfig), "the network", config.network, "a temporal U-Net")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asd_policy.importers import robomimic
 from asd_policy.importers.checkpoint import Checkpoint
-from asd_policy.importers.export.common import STEADY_SIGNS, affine, require, tensors_below
+from asd_policy.importers.export.common import OCTAVES, STEADY_SIGNS, affine, require, tensors_below
 from asd_policy.policies.config import NetworkConfig, SchedulerConfig
 from asd_policy.policies.tasks import ENV_IDS
 
@@ -30,6 +30,7 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
     free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")
     fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
     require(not config.quaternions, *STEADY_SIGNS)
+    require(config.octaves == 0, *OCTAVES)
     require(not config.images, "observations", "with images", "vectors")
     require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
     require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
