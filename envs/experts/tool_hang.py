@@ -13,6 +13,7 @@ from envs.experts.motion import (
     OPEN,
     Action,
     Arm,
+    Condition,
     LivePose,
     Pose,
     at_height_of,
@@ -38,6 +39,7 @@ MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's cavity, in the stand's co
 UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward world +x
 ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
 MAX_OFF = 0.003  # of the tip from over the mouth, to go on into it
+MAX_OFF_INSIDE = 0.008  # as far as the cavity lets it; further off, the tip is beside the stand
 VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
 MAX_GRASPS, MAX_ENTRIES = 3, 4
 EAGERNESS = 0.7  # of the servo over the stand
@@ -152,7 +154,8 @@ def mount_frame(
     It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
     that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
     It enters slowly, so that the policy looks more than once on the way, and that a tip on the rim can slide in; and
-    whenever it is off the mouth on the way, it rises again: how to go on shows in where the tip is, and nowhere else.
+    whenever it is off the mouth on the way, or beside the stand, it rises again: how to go on shows in where the tip
+    is, and nowhere else.
     """
 
     def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
@@ -161,19 +164,26 @@ def mount_frame(
     def tip_below(z: float) -> bool:
         return bool(frame().apply(TIP)[2] < z)
 
+    def off(beside: NDArray[np.float64]) -> float:
+        return float(np.linalg.norm((frame().apply(TIP) - mouth)[:2] - beside))
+
+    def entered() -> bool:
+        return tip_below(ENTERED_Z) and off(np.zeros(2)) < MAX_OFF_INSIDE
+
     def entering(beside: NDArray[np.float64]) -> LivePose:
         above, inside = tip_at(style.align_z, beside)(), tip_at(0.93, beside)()
 
         def goal() -> Pose:
-            off = float(np.linalg.norm((frame().apply(TIP) - mouth)[:2] - beside))
-            return above if off > MAX_OFF and not tip_below(ENTERED_Z) else inside
+            if tip_below(ENTERED_Z) and not entered():  # straight up, along the stand
+                return placed(TIP, np.array([*frame().apply(TIP)[:2], style.align_z]), UPRIGHT)
+            return inside if entered() or off(beside) < MAX_OFF else above
 
         return goal
 
-    def lower(goal: LivePose, until_z: float, speed: float) -> Iterator[Action]:
+    def lower(goal: LivePose, until: Condition, speed: float) -> Iterator[Action]:
         way = descending(frame, eagerly(frame, goal, EAGERNESS), speed * METRES_PER_UNIT)
         hand_goal = carrying(arm.pose, frame, way)
-        return arm.move(hand_goal, lambda: tip_below(until_z), speed=style.precise_speed, grip=CLOSE, max_steps=60)
+        return arm.move(hand_goal, until, speed=style.precise_speed, grip=CLOSE, max_steps=60)
 
     up = tip_at(style.upright_z, np.array(style.upright_beside), Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
     yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
@@ -183,11 +193,11 @@ def mount_frame(
         aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
         hand_goal = carrying(arm.pose, frame, eagerly(frame, above, EAGERNESS))
         yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
-        yield from lower(entering(beside), ENTERED_Z, style.entry_speed)
-        if tip_below(ENTERED_Z):
+        yield from lower(entering(beside), entered, style.entry_speed)
+        if entered():
             break
         beside = rng.uniform(-0.0015, 0.0015, 2)
-    yield from lower(tip_at(0.800, beside), INSERTED_Z, style.precise_speed)
+    yield from lower(tip_at(0.800, beside), lambda: tip_below(INSERTED_Z), style.precise_speed)
 
 
 def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:
