@@ -241,9 +241,9 @@ class ConditionalUnet1D(nn.Module):
         return rearrange(self.final_conv(x), "n d t -> n t d").to(sample.dtype)
 
     def widen(self, n_obs_steps: int, obs_dim: int) -> None:
-        """Take more features of each of `n_obs_steps` observations, `obs_dim` in place of the first ones it knows.
+        """Let each of the `n_obs_steps` observations have `obs_dim` features: those it has, then new ones.
 
-        The new ones come after those and have no weight yet, so that the network computes what it did.
+        The new ones have no weight yet, so that the network computes what it did.
         """
         known = self.global_cond_dim // n_obs_steps
         self.global_cond_dim = n_obs_steps * obs_dim

@@ -45,7 +45,7 @@ class DiffusionPolicy:
     run together.
 
     Args:
-        network: (sample (N, H, A), timestep (N,), global_cond (N, To * G)) -> prediction (N, H, A).
+        network: (sample (N, H, A), timestep (N,), global_cond (N, global_cond_dim)) -> prediction (N, H, A).
         normalizer: with a field per observation key and "action".
         config: what the two were trained with.
         sampler: "asd", "ddpm" or "ddim".
@@ -183,7 +183,7 @@ class DiffusionPolicy:
         return action if self._batched else action[0]
 
     def condition(self, history: Sequence[Observation]) -> Tensor:
-        """What the network is told of one environment, (1, To * G).
+        """What the network is told of one environment, (1, global_cond_dim).
 
         Args:
             history: its last observations, oldest first: n_obs_steps of them, or fewer at the start of an episode.
@@ -209,7 +209,7 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def _condition(self, history: Sequence[dict[str, Tensor]]) -> Tensor:
-        """The network's condition (B, To * G) of the last To observations, oldest first."""
+        """The network's condition (B, global_cond_dim) of the last To observations, oldest first."""
         keys = self.config.obs_keys
         steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
         return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)

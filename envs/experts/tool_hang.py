@@ -161,11 +161,14 @@ def mount_frame(
     def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
         return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), rotation))
 
+    def tip() -> NDArray[np.float64]:
+        return frame().apply(TIP)
+
     def tip_below(z: float) -> bool:
-        return bool(frame().apply(TIP)[2] < z)
+        return bool(tip()[2] < z)
 
     def off(beside: NDArray[np.float64]) -> float:
-        return float(np.linalg.norm((frame().apply(TIP) - mouth)[:2] - beside))
+        return float(np.linalg.norm((tip() - mouth)[:2] - beside))
 
     def entered() -> bool:
         return tip_below(ENTERED_Z) and off(np.zeros(2)) < MAX_OFF_INSIDE
@@ -175,7 +178,7 @@ def mount_frame(
 
         def goal() -> Pose:
             if tip_below(ENTERED_Z) and not entered():  # straight up, along the stand
-                return placed(TIP, np.array([*frame().apply(TIP)[:2], style.align_z]), UPRIGHT)
+                return placed(TIP, np.array([*tip()[:2], style.align_z]), UPRIGHT)
             return inside if entered() or off(beside) < MAX_OFF else above
 
         return goal
