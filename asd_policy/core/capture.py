@@ -74,9 +74,15 @@ class Compiled:
     """`while_rounds` through torch.compile, as one graph: recompiled for each new batch size, and for nothing else."""
 
     def __init__(self) -> None:
-        self._run = torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
-            while_rounds, fullgraph=True, dynamic=False, isolate_recompiles=True, recompile_limit=MAX_SHAPES
-        )
+        try:
+            self._run = torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
+                while_rounds, fullgraph=True, dynamic=False, isolate_recompiles=True, recompile_limit=MAX_SHAPES
+            )
+        except TypeError as error:
+            raise ConfigError(
+                f"capture='compile' needs torch 2.13 or newer, this is {torch.__version__}: {error}. "
+                "Take a newer one, or capture='eager', or on a GPU capture='cuda_graph'."
+            ) from error
 
     def window_sizes(self, device: torch.device) -> Sequence[int]:
         # Each length is compiled for itself, so one must do; on a GPU the rows saved would be free anyway.

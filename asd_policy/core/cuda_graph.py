@@ -28,8 +28,10 @@ WHILE_NODES_DRIVER = 12040  # the first CUDA driver with conditional WHILE nodes
 
 def has_while_nodes() -> bool:
     """Whether a loop can be part of a graph here."""
+    if not hasattr(torch.cuda.CUDAGraph, "begin_capture_to_while_node"):
+        return False
     driver_version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # not in torch's stubs
-    return hasattr(torch.cuda.CUDAGraph, "begin_capture_to_while_node") and driver_version >= WHILE_NODES_DRIVER
+    return driver_version >= WHILE_NODES_DRIVER
 
 
 class CudaGraph:
