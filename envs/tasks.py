@@ -26,11 +26,14 @@ class Exploration:
         noise: standard deviation of white noise on the actions, in fractions of a full one.
         pushes: probability that a push on an arm begins at a step.
         closings: probability that an arm's fingers begin to close by themselves at a step.
+        misses: probability, each time that what is held comes over the place it goes into, that it is led past it
+            (`envs.experts.MISSES`).
     """
 
     noise: float = 0.05
     pushes: float = 0.0
     closings: float = 0.0
+    misses: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
@@ -46,7 +46,10 @@ class Args:
         out: folder of the store; an existing one is continued. By default data/TASK.zarr.
         workers: processes that roll out episodes.
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
-        noise, pushes, closings: what disturbs the expert, of `envs.tasks.Exploration`. By default the task's.
+        noise, pushes, closings, misses: what disturbs the expert, of `envs.tasks.Exploration`. By default the task's.
+        policy: checkpoint of a policy that acts first, until the expert takes over from where it has come to. What the
+            expert would have done before is not known and stored as standing still, so train with --foreseeable 0.
+        takeover: first and last step at which the expert takes over.
         actions: what is stored, a key of `envs.tasks.ACTIONS`: deltas, or target poses in the frame of the arm's base
             or of the world.
     """
@@ -59,6 +62,9 @@ class Args:
     noise: float | None = None
     pushes: float | None = None
     closings: float | None = None
+    misses: float | None = None
+    policy: Path | None = None
+    takeover: tuple[int, int] = (0, 300)
     actions: str = "delta"
 
     @property
@@ -67,7 +73,7 @@ class Args:
 
     @property
     def exploration(self) -> Exploration:
-        asked = {name: getattr(self, name) for name in ("noise", "pushes", "closings")}
+        asked = {name: getattr(self, name) for name in ("noise", "pushes", "closings", "misses")}
         return replace(TASKS[self.task].exploration, **{name: x for name, x in asked.items() if x is not None})
 
 
@@ -116,17 +122,39 @@ def check(args: Args) -> None:
         raise ConfigError(
             f"Got --num-episodes {args.num_episodes} and --workers {args.workers}; expected at least 1 of each."
         )
-    noise, pushes, closings = astuple(args.exploration)
-    if not (0.0 <= noise < np.inf and 0.0 <= pushes <= 1.0 and 0.0 <= closings <= 1.0):
-        raise ConfigError(
-            f"Got --noise {noise}, --pushes {pushes} and --closings {closings}; expected at least 0, and probabilities."
-        )
+    noise, *probabilities = astuple(args.exploration)
+    if not (0.0 <= noise < np.inf and all(0.0 <= p <= 1.0 for p in probabilities)):
+        got = ", ".join(f"--{name} {value}" for name, value in asdict(args.exploration).items())
+        raise ConfigError(f"Got {got}; expected at least 0, and probabilities.")
+    first, last = args.takeover
+    if not 0 <= first <= last < TASKS[args.task].horizon:
+        raise ConfigError(f"Got --takeover {first} {last}; expected steps of the episode, in this order.")
+    if args.policy is not None:
+        check_policy(args)
+    if args.exploration.misses:
+        from envs.experts import MISSES  # here, because it loads the simulator
+
+        if args.task not in MISSES:
+            raise ConfigError(f"--misses: {args.task} cannot be led past its goal; {', '.join(MISSES)} can.")
+
+
+def check_policy(args: Args) -> None:
+    from asd_policy.importers.registry import read_checkpoint
+
+    assert args.policy is not None
+    env_id, expected = read_checkpoint(args.policy).config.env_id, TASKS[args.task].env_id
+    if env_id != expected:
+        raise ConfigError(f"{args.policy} is a policy for {env_id}; expected one for {expected}.")
+    if args.actions != "delta":
+        raise ConfigError("A policy's actions are stored as it gives them: leave --actions out.")
 
 
 def open_store(args: Args) -> EpisodeStore:
     """The store to fill: a new one, or an existing one made with the same settings."""
     task = TASKS[args.task]
     settings = {"env_id": task.variant(args.actions), **asdict(args.exploration), "seed_start": args.seed_start}
+    if args.policy is not None:
+        settings |= {"policy": str(args.policy), "takeover": list(args.takeover)}
     if not args.path.exists():
         attrs = {**settings, "failed_seeds": [], "versions": versions()}
         shapes = {key: (dim,) for key, dim in task.obs_dims.items()}
@@ -155,55 +183,102 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
     """Outcomes in the order of the seeds, while any are missing; what was begun is always finished."""
     os.environ.update(SINGLE_THREADED)
     seeds = iter(range(first_seed, FIRST_EVALUATION_SEED))
+    lead = None if args.policy is None else Lead(args.policy, args.takeover)
     pending: deque[tuple[int, Future[Episode | None]]] = deque()
     with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=ignore_interrupts) as pool:
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
             for seed in islice(seeds, max(wanted, 0)):
-                pending.append((seed, pool.submit(roll_out, args.task, seed, args.exploration, args.actions)))
+                pending.append((seed, pool.submit(roll_out, args.task, seed, args.exploration, args.actions, lead)))
             if not pending:
                 return
             seed, future = pending.popleft()
             yield seed, future.result()
 
 
-def roll_out(task: str, seed: int, exploration: Exploration, actions: str = "delta") -> Episode | None:
+@dataclass(frozen=True)
+class Lead:
+    """A policy that acts first, and the first and last step at which the expert takes over.
+
+    As in HG-DAgger (Kelly et al. 2019, https://arxiv.org/abs/1810.02890), the expert shows the way on from where the
+    policy leads; here the time comes by chance.
+    """
+
+    policy: Path
+    takeover: tuple[int, int]
+
+    def act(self, obs: Mapping[str, Any], seed: int) -> Iterator[np.ndarray]:
+        """The policy's actions, each for what `obs` holds when it is asked for."""
+        policy = load_lead(self.policy)
+        policy.reset(seed=seed)
+        for _ in range(np.random.default_rng([seed, 3]).integers(*self.takeover, endpoint=True)):
+            yield policy.act(obs)
+
+
+@cache
+def load_lead(path: Path) -> Any:
+    import torch  # here, because it takes seconds
+
+    from asd_policy import load_policy
+
+    torch.set_num_threads(1)
+    return load_policy(path, sampler="ddim")  # its law does not matter here, only where it leads
+
+
+def roll_out(
+    task: str, seed: int, exploration: Exploration, actions: str = "delta", lead: Lead | None = None
+) -> Episode | None:
     """One episode of the expert, disturbed as `exploration` says; None if it ends without success."""
-    from envs.experts import make_expert  # here, so that the collecting process never loads the simulator
-    from envs.experts.exploration import exploration_noise
-    from envs.pose_actions import to_pose_action
-    from envs.robosuite_env import SimulationError
+    from envs.robosuite_env import SimulationError  # here, so that the collecting process never loads the simulator
 
     env = make_env(task, actions)
-    obs, info = env.reset(seed=seed)
-    style, noise = (np.random.default_rng([seed, stream]) for stream in (0, 1))
-    simulation = env.get_wrapper_attr("robosuite")
-    disturbances = exploration_noise(exploration, len(TASKS[task].robots), noise)
+    obs, _ = env.reset(seed=seed)
+    now = dict(obs)
     steps: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
     successes = []
-    for action, disturbance in zip(make_expert(env, style), disturbances, strict=False):
-        executed = np.clip(action + disturbance, -1.0, 1.0)
-        if actions != "delta":
-            action, executed = (to_pose_action(simulation, a, actions) for a in (action, executed))
+    for action, executed in demonstrate(env, seed, exploration, actions, lead, now):
         executed = executed.astype(np.float32)
         steps.append((obs, action, executed))
         try:
             obs, _, _, truncated, info = env.step(executed)
         except SimulationError:
             return None
+        now.update(obs)
         successes.append(info["success"])
         if truncated:
             break
     if not successes[-1]:
         return None
-    observations, actions, executions = zip(*steps, strict=True)
+    observations, labels, executions = zip(*steps, strict=True)
     return Episode(
         seed=seed,
         obs={key: np.stack([o[key] for o in observations]) for key in observations[0]},
-        action=np.stack(actions).astype(np.float32),
+        action=np.stack(labels).astype(np.float32),
         executed_action=np.stack(executions),
         steps_to_success=successes.index(True) + 1,
     )
+
+
+def demonstrate(
+    env: gymnasium.Env, seed: int, exploration: Exploration, actions: str, lead: Lead | None, now: Mapping[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The expert's action at each step, and the one to execute; `now` holds the observation to act on."""
+    from envs.experts import make_expert, make_misses
+    from envs.experts.exploration import exploration_noise
+    from envs.pose_actions import to_pose_action
+
+    if lead is not None:
+        for executed in lead.act(now, seed):
+            yield np.zeros_like(executed), executed
+    style, noise, chance = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))
+    simulation = env.get_wrapper_attr("robosuite")
+    disturbances = exploration_noise(exploration, len(env.get_wrapper_attr("task").robots), noise)
+    misses = make_misses(env, exploration.misses, chance)
+    for action, disturbance, miss in zip(make_expert(env, style), disturbances, misses, strict=False):
+        executed = np.clip(action + disturbance, -1.0, 1.0) if miss is None else miss
+        if actions != "delta":
+            action, executed = (to_pose_action(simulation, a, actions) for a in (action, executed))
+        yield action, executed
 
 
 @cache

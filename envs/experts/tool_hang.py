@@ -38,11 +38,15 @@ RING = np.array([-0.0945, 0.0, 0.0])  # centre of the ring that goes over the ho
 MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's cavity, in the stand's coordinates
 UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward world +x
 ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
+LIFTED_Z = 0.95  # of the frame and of the tool
 MAX_OFF = 0.003  # of the tip from over the mouth, to go on into it
 MAX_OFF_INSIDE = 0.008  # as far as the cavity lets it; further off, the tip is beside the stand
 VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
 MAX_GRASPS, MAX_ENTRIES = 3, 4
 EAGERNESS = 0.7  # of the servo over the stand
+
+MISS_SPEED, MISS_DROP = (0.15, 0.6), (0.3, 0.9)  # of a full action, aside and down
+MISS_STEPS, MISS_Z = 4, (0.875, 0.940)  # aside; where the tip is let go at, beside the stand
 
 TILTS = np.deg2rad([0.0, 25.0, 50.0])
 RING_OUTWARD = np.array([-0.002, -0.003, -0.0045])  # of the hook's top, so that the ring slides down its inner side
@@ -100,20 +104,23 @@ class Style:
 
 
 def tool_hang_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
-    """Actions of one episode, from just after reset until the tool hangs still."""
+    """Actions until the tool hangs still: from just after reset, or from where a policy has come, short of the hook."""
     style, sim = Style.sample(rng), env.robosuite
     arm, frame, tool = Arm(sim), body_pose(sim, "frame_root"), body_pose(sim, "tool_root")
     mouth = body_pose(sim, "stand_root")().apply(MOUTH)
+    if frame().apply(TIP)[2] > INSERTED_Z or not near_upright(frame):
+        for _ in range(MAX_GRASPS):
+            if frame().position[2] > LIFTED_Z:
+                break
+            yield from take_frame(arm, frame, style)
+        yield from bring_frame(arm, frame, mouth, style)
+        yield from mount_frame(arm, frame, mouth, style, rng)
+    if tool().position[2] < LIFTED_Z:
+        yield from leave_frame(arm, style)
     for _ in range(MAX_GRASPS):
-        yield from take_frame(arm, frame, style)
-        if frame().position[2] > 0.95:
+        if tool().position[2] > LIFTED_Z:
             break
-    yield from mount_frame(arm, frame, mouth, style, rng)
-    yield from leave_frame(arm, style)
-    for _ in range(MAX_GRASPS):
         yield from take_tool(arm, tool, style)
-        if tool().position[2] > 0.95:
-            break
     standing = frame()  # and not as it moves from here on: the tool would chase a frame that turns in its stand
     yield from bring_tool(arm, tool, standing, style)
     yield from hang_tool(arm, tool, standing, style)
@@ -146,10 +153,28 @@ def take_frame(arm: Arm, frame: LivePose, style: Style) -> Iterator[Action]:
     yield from lift(arm, style.frame_lift_z, style)
 
 
+def tip_at(position: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
+    """The frame's pose with its tip there, in the world."""
+    return fixed(placed(TIP, position, rotation))
+
+
+def near_upright(frame: LivePose) -> bool:
+    return bool((frame().rotation.inv() * UPRIGHT).magnitude() < 0.4)
+
+
+def bring_frame(arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style) -> Iterator[Action]:
+    """Stand the frame up over the stand, unless it is there."""
+    if near_upright(frame) and np.linalg.norm((frame().apply(TIP) - mouth)[:2]) < 0.06:
+        return
+    place = np.array([*(mouth[:2] + style.upright_beside), style.upright_z])
+    up = tip_at(place, Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
+    yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
+
+
 def mount_frame(
     arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style, rng: np.random.Generator
 ) -> Iterator[Action]:
-    """Stand the frame up over the stand and lower its tip into the cavity; try a little beside when it is stuck.
+    """Lower the upright frame's tip into the stand's cavity; try a little beside when it is stuck.
 
     It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
     that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
@@ -158,8 +183,8 @@ def mount_frame(
     is, and nowhere else.
     """
 
-    def tip_at(z: float, beside: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
-        return fixed(placed(TIP, np.array([*(mouth[:2] + beside), z]), rotation))
+    def over(z: float, beside: NDArray[np.float64]) -> LivePose:
+        return tip_at(np.array([*(mouth[:2] + beside), z]))
 
     def tip() -> NDArray[np.float64]:
         return frame().apply(TIP)
@@ -174,7 +199,7 @@ def mount_frame(
         return tip_below(ENTERED_Z) and off(np.zeros(2)) < MAX_OFF_INSIDE
 
     def entering(beside: NDArray[np.float64]) -> LivePose:
-        above, inside = tip_at(style.align_z, beside)(), tip_at(0.93, beside)()
+        above, inside = over(style.align_z, beside)(), over(0.93, beside)()
 
         def goal() -> Pose:
             if tip_below(ENTERED_Z) and not entered():  # straight up, along the stand
@@ -188,19 +213,47 @@ def mount_frame(
         hand_goal = carrying(arm.pose, frame, way)
         return arm.move(hand_goal, until, speed=style.precise_speed, grip=CLOSE, max_steps=60)
 
-    up = tip_at(style.upright_z, np.array(style.upright_beside), Rotation.from_rotvec(style.upright_turn) * UPRIGHT)
-    yield from arm.carry(frame, up, (0.012, 0.05), speed=style.speed, max_steps=120)
     beside = np.zeros(2)
     for _ in range(MAX_ENTRIES):
-        above = tip_at(style.align_z, beside)
+        above = over(style.align_z, beside)
         aligned = steadily(near(frame, at_height_of(frame, above), 0.002, 0.02), 3)
         hand_goal = carrying(arm.pose, frame, eagerly(frame, above, EAGERNESS))
-        yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
+        if not tip_below(ENTERED_Z):
+            yield from arm.move(hand_goal, aligned, speed=style.descent_speed, grip=CLOSE, max_steps=60)
         yield from lower(entering(beside), entered, style.entry_speed)
         if entered():
             break
         beside = rng.uniform(-0.0015, 0.0015, 2)
-    yield from lower(tip_at(0.800, beside), lambda: tip_below(INSERTED_Z), style.precise_speed)
+    yield from lower(over(0.800, beside), lambda: tip_below(INSERTED_Z), style.precise_speed)
+
+
+def beside_the_stand(env: RobosuiteEnv, rate: float, rng: np.random.Generator) -> Iterator[Action | None]:
+    """What replaces the expert's actions when the frame, come over the mouth, is led down beside it; None in between.
+
+    So does a policy that has misjudged the mouth, and from there the expert shows the way back. Pushes hardly ever lead
+    there.
+    """
+    frame = body_pose(env.robosuite, "frame_root")
+    mouth = body_pose(env.robosuite, "stand_root")().apply(MOUTH)
+
+    def motion(direction: NDArray[np.float64], speed: float) -> Action:
+        return np.array([*(speed * direction), 0.0, 0.0, 0.0, CLOSE])
+
+    over = False
+    while True:
+        tip, before = frame().apply(TIP), over
+        over = float(np.linalg.norm((tip - mouth)[:2])) < 0.004 and ENTERED_Z < tip[2] < 0.985
+        if not (over and not before and rng.random() < rate):
+            yield None
+            continue
+        angle, lowest = rng.uniform(-np.pi, np.pi), rng.uniform(*MISS_Z)
+        aside, down = np.array([np.cos(angle), np.sin(angle), 0.0]), np.array([0.0, 0.0, -1.0])
+        yield from [motion(aside, rng.uniform(*MISS_SPEED))] * MISS_STEPS
+        drop = rng.uniform(*MISS_DROP)
+        for _ in range(20):
+            if frame().apply(TIP)[2] < lowest:
+                break
+            yield motion(down, drop)
 
 
 def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:

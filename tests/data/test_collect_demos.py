@@ -12,11 +12,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from asd_policy import load_policy
 from asd_policy.data.store import Episode, EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from envs.tasks import TASKS, Exploration
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "checkpoints"
 SCRIPT = ROOT / "scripts" / "collect_demos.py"
 NUM_EPISODES = 3
 
@@ -77,14 +79,33 @@ def test_a_stored_episode_replays_bit_for_bit(straight):
     check_replay(straight.attrs["env_id"], straight.episode(1))
 
 
-DISTURBED = {"tool_hang": Exploration(0.03, pushes=0.025), "transport": Exploration(pushes=0.015, closings=0.005)}
+DISTURBED = {
+    "tool_hang": Exploration(0.03, pushes=0.025, misses=0.5),
+    "transport": Exploration(pushes=0.015, closings=0.005),
+}
 
 
-@pytest.mark.parametrize(("task", "seed"), [("tool_hang", 200_001), ("transport", 200_000)])
+@pytest.mark.parametrize(("task", "seed"), [("tool_hang", 200_000), ("transport", 200_000)])
 def test_disturbed_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
     episode = script.roll_out(task, seed, DISTURBED[task])
     assert episode is not None
     check_replay(TASKS[task].env_id, episode)
+
+
+def test_an_expert_takes_over_from_a_policy(script):
+    first = 230  # the frame is being lowered
+    lead = script.Lead(CHECKPOINTS / "tool_hang", (first, first))
+    episode = script.roll_out("tool_hang", 200_000, Exploration(noise=0.0), lead=lead)
+    assert episode is not None
+    led, demonstrated = slice(first), slice(first, None)
+    assert (episode.action[led] == 0).all()
+    assert (episode.executed_action[led] != 0).any(axis=1).all()  # so that Windows.foreseeable leaves them out
+    np.testing.assert_array_equal(episode.action[demonstrated], episode.executed_action[demonstrated])
+    policy = load_policy(CHECKPOINTS / "tool_hang", sampler="ddim")
+    policy.reset(seed=200_000)
+    acted = [policy.act({key: values[step] for key, values in episode.obs.items()}) for step in range(16)]
+    np.testing.assert_array_equal(episode.executed_action[:16], acted)
+    check_replay("asd/ToolHang-v0", episode)
 
 
 def test_stored_poses_replay_bit_for_bit(script):
@@ -141,6 +162,12 @@ def script():
         ({"seed_start": -1}, ConfigError, "kept for evaluation"),
         ({"noise": -0.1}, ConfigError, "--noise -0.1"),
         ({"pushes": 1.5}, ConfigError, "--pushes 1.5"),
+        ({"misses": 0.5}, ConfigError, r"square cannot be led past its goal"),
+        ({"policy": Path("nowhere")}, UnknownNameError, "nowhere"),
+        ({"policy": CHECKPOINTS / "transport"}, ConfigError, r"for asd/Transport-v0.*asd/Square-v0"),
+        ({"policy": CHECKPOINTS / "square", "actions": "base"}, ConfigError, "leave --actions out"),
+        ({"takeover": (300, 200)}, ConfigError, "--takeover 300 200"),
+        ({"takeover": (0, 400)}, ConfigError, "--takeover 0 400"),
         ({"num_episodes": 0}, ConfigError, "--num-episodes 0"),
         ({"workers": 0}, ConfigError, "--workers 0"),
     ],

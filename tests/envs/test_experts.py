@@ -1,10 +1,12 @@
 """Every task's scripted expert solves it, from explicit randomness only."""
 
+from itertools import islice
+
 import gymnasium
 import numpy as np
 import pytest
 
-from envs.experts import EXPERTS, make_expert
+from envs.experts import EXPERTS, MISSES, make_expert, make_misses
 from envs.experts.exploration import exploration_noise
 from envs.tasks import TASKS
 
@@ -54,6 +56,31 @@ def test_the_expert_succeeds(env, seed):
     _, successes = demonstrate(env, seed)
     assert successes[-1]
     assert successes.index(True) < 0.9 * env.spec.max_episode_steps
+
+
+@pytest.mark.parametrize("env", ["tool_hang"], indirect=True)
+@pytest.mark.parametrize("steps", [230, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 140, 190, 290, 400))])
+def test_another_expert_goes_on_from_where_one_stopped(env, steps):
+    """As it must when it takes over from a policy."""
+    env.reset(seed=200_000)
+    for action in islice(make_expert(env, np.random.default_rng(0)), steps):
+        env.step(action.astype(np.float32))
+    for action in make_expert(env, np.random.default_rng(1)):
+        *_, truncated, info = env.step(action.astype(np.float32))
+        if truncated:
+            break
+    assert info["success"]
+
+
+def test_only_an_expert_with_a_place_to_miss_is_led_past_it(env):
+    env.reset(seed=200_000)
+    rng = np.random.default_rng(0)
+    assert next(make_misses(env, 0.0, rng)) is None
+    if env.unwrapped.task.name in MISSES:
+        assert next(make_misses(env, 1.0, rng)) is None  # for it is not there yet
+    else:
+        with pytest.raises(ValueError, match="tool_hang"):
+            make_misses(env, 1.0, rng)
 
 
 @pytest.mark.slow
