@@ -94,11 +94,16 @@ def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
     trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, held_out=held_out, **start)
     if isinstance(command, Resume):
         trainer.load(out / "last.pt")
+    else:
+        out.mkdir(parents=True)
+        info.save(out / "train.json")
+        config.save(out / "config.json")
+        save_file(normalizer.state_dict(), out / NORMALIZER)
     return trainer, info, len(windows)
 
 
 def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, dict[str, Any]]:
-    """Make the directory of a new run, with everything that decides its course; the networks are those of --init."""
+    """Everything that decides the course of a new run; the networks are those of --init."""
     out, init = command.out, command.init
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
@@ -125,11 +130,7 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
     demonstrations = raw.as_seen_by(config)
     learned, _ = demonstrations.split(command.held_out)
     normalizer = learned.fit_normalizer(command.ignore) if start is None else start.normalizer
-    out.mkdir(parents=True)
     info = replace(info, episodes=len(demonstrations.episode_ends))
-    info.save(out / "train.json")
-    config.save(out / "config.json")
-    save_file(normalizer.state_dict(), out / NORMALIZER)
     networks = {} if start is None else {"network": start.network, "encoders": start.encoders}
     return info, config, normalizer, demonstrations, networks
 

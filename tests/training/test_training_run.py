@@ -157,6 +157,7 @@ def test_what_nobody_can_foresee_is_not_learned(
     assert ", 11 windows," in capsys.readouterr().out
     assert main(New(store, tmp_path / "none", settings, foreseeable=0.0, network=NETWORK, machine=machine)) == 1
     assert "pushes leave gaps" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "none").exists()
 
 
 def checkpoint_of(run: Path) -> Path:
