@@ -47,8 +47,9 @@ class Args:
         workers: processes that roll out episodes.
         seed_start: first seed to try; evaluation uses the seeds from 100000 on, demonstrations those below.
         noise, pushes, closings, misses: what disturbs the expert, of `envs.tasks.Exploration`. By default the task's.
-        policy: checkpoint of a policy that acts first, until the expert takes over from where it has come to. What the
-            expert would have done before is not known and stored as standing still, so train with --foreseeable 0.
+        policy: checkpoint of a policy that acts first, until the expert takes over: Tool Hang's goes on from where the
+            policy has come to, the others begin anew there. What the expert would have done before is not known and
+            stored as standing still, so train with --foreseeable 0.
         takeover: first and last step at which the expert takes over.
         actions: what is stored, a key of `envs.tasks.ACTIONS`: deltas, or target poses in the frame of the arm's base
             or of the world.
