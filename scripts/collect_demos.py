@@ -131,7 +131,7 @@ def check(args: Args) -> None:
     if not 0 <= first <= last < TASKS[args.task].horizon:
         raise ConfigError(f"Got --takeover {first} {last}; expected steps of the episode, in this order.")
     if args.policy is not None:
-        check_policy(args)
+        check_policy(args.policy, args)
     if args.exploration.misses:
         from envs.experts import MISSES  # here, because it loads the simulator
 
@@ -139,13 +139,12 @@ def check(args: Args) -> None:
             raise ConfigError(f"--misses: {args.task} cannot be led past its goal; {', '.join(MISSES)} can.")
 
 
-def check_policy(args: Args) -> None:
+def check_policy(policy: Path, args: Args) -> None:
     from asd_policy.importers.registry import read_checkpoint
 
-    assert args.policy is not None
-    env_id, expected = read_checkpoint(args.policy).config.env_id, TASKS[args.task].env_id
+    env_id, expected = read_checkpoint(policy).config.env_id, TASKS[args.task].env_id
     if env_id != expected:
-        raise ConfigError(f"{args.policy} is a policy for {env_id}; expected one for {expected}.")
+        raise ConfigError(f"{policy} is a policy for {env_id}; expected one for {expected}.")
     if args.actions != "delta":
         raise ConfigError("A policy's actions are stored as it gives them: leave --actions out.")
 
