@@ -28,6 +28,7 @@ PEG_XY = np.array([0.23, 0.10])
 HANDLE = np.array([0.060, 0.0, 0.0])  # where to grip, in the nut's frame: nearer, the fingers meet its corners
 TRANSFER_Z, INSERTED_Z = 1.0, 0.868
 MAX_GRASPS = 4
+MAX_FLIP_COST = 0.6  # either grasp is taken while the handle is within about 20 degrees of where they are equal
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Style:
     close_steps: int
     lift_z: float
     align_z: float
+    flip_cost: float  # of the grasp with the gripper turned by pi
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Style":
@@ -57,6 +59,7 @@ class Style:
             close_steps=int(rng.integers(10, 12)),
             lift_z=rng.uniform(1.00, 1.04),
             align_z=rng.uniform(0.965, 0.985),
+            flip_cost=rng.uniform(-MAX_FLIP_COST, MAX_FLIP_COST),
         )
 
 
@@ -65,7 +68,7 @@ def square_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Actio
     style = Style.sample(rng)
     arm, nut = Arm(env.robosuite), body_pose(env.robosuite, "SquareNut_main")
     for _ in range(MAX_GRASPS):
-        flip, peg_yaw = choose_grasp(nut())
+        flip, peg_yaw = choose_grasp(nut(), style.flip_cost)
         yield from grasp(arm, nut, flip, style)
         yield from carry(arm, nut, peg_yaw, style)
         if held(arm, nut):
@@ -74,10 +77,12 @@ def square_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Actio
     yield from release(arm)
 
 
-def choose_grasp(nut: Pose) -> tuple[float, float]:
+def choose_grasp(nut: Pose, flip_cost: float) -> tuple[float, float]:
     """The gripper's yaw relative to the nut (0 or pi), and the nut's yaw on the peg (a multiple of pi / 2).
 
-    Prefers small gripper yaws at both ends and little turning between them: the wrist stays off its limits.
+    Prefers small gripper yaws at both ends and little turning between them: the wrist stays off its limits. Where both
+    grasps are about as good, either is taken: a policy that has begun to turn the other way than the expert would must
+    know how to go on.
     """
 
     def cost(choice: tuple[float, float]) -> float:
@@ -85,7 +90,7 @@ def choose_grasp(nut: Pose) -> tuple[float, float]:
         at_grasp, at_peg = wrap(nut_yaw(nut) + flip), wrap(peg_yaw + flip)
         largest = max(abs(at_grasp), abs(at_peg))
         out_of_reach = 10.0 * (largest > 2.0) + 10.0 * (peg_yaw == 0.0)  # handle beyond the peg
-        return largest + 0.3 * abs(at_grasp - at_peg) + out_of_reach
+        return largest + 0.3 * abs(at_grasp - at_peg) + out_of_reach + flip_cost * (flip > 0.0)
 
     return min(product((0.0, np.pi), (0.0, np.pi / 2, np.pi, -np.pi / 2)), key=cost)
 

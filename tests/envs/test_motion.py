@@ -23,7 +23,7 @@ from envs.experts.motion import (
     without_offset,
     wrap,
 )
-from envs.experts.square import choose_grasp
+from envs.experts.square import MAX_FLIP_COST, choose_grasp
 from envs.experts.tool_hang import HOOK, RING, UPRIGHT, ring_over_hook
 from envs.experts.transport import along_handle, heading, leaning, straightened
 
@@ -66,13 +66,24 @@ def test_wrap_keeps_the_angle(angle):
     np.testing.assert_allclose(np.exp(1j * wrap(angle)), np.exp(1j * angle))
 
 
+def choose_at(yaw, flip_cost):
+    return choose_grasp(Pose(np.zeros(3), Rotation.from_euler("z", yaw)), flip_cost)
+
+
+@pytest.mark.parametrize("flip_cost", [-MAX_FLIP_COST, 0.0, MAX_FLIP_COST])
 @pytest.mark.parametrize("yaw", np.linspace(-np.pi, np.pi, 37))
-def test_square_grasps_keep_the_wrist_off_its_limits(yaw):
-    flip, peg_yaw = choose_grasp(Pose(np.zeros(3), Rotation.from_euler("z", yaw)))
+def test_square_grasps_keep_the_wrist_off_its_limits(yaw, flip_cost):
+    flip, peg_yaw = choose_at(yaw, flip_cost)
     at_grasp, at_peg = wrap(yaw + flip), wrap(peg_yaw + flip)
     assert max(abs(at_grasp), abs(at_peg)) <= 2.0
     assert abs(at_grasp - at_peg) < np.pi  # or the servo would turn the other way round
     assert peg_yaw != 0.0  # the handle would be out of reach
+
+
+@pytest.mark.parametrize(("degrees", "grasps"), [(0, 1), (60, 1), (80, 2), (-90, 2), (100, 2), (120, 1), (-180, 1)])
+def test_square_is_grasped_either_way_where_both_are_about_as_good(degrees, grasps):
+    flips = {choose_at(np.deg2rad(degrees), cost)[0] for cost in (-MAX_FLIP_COST, MAX_FLIP_COST)}
+    assert len(flips) == grasps
 
 
 def test_backed_off_retreats_against_the_approach():
