@@ -7,7 +7,7 @@ last state. All chains of a batch share the window of the slowest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,6 +83,9 @@ class Compiled:
                 f"capture='compile' needs torch 2.13 or newer, this is {torch.__version__}: {error}. "
                 "Take a newer one, or capture='eager', or on a GPU capture='cuda_graph'."
             ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, ()  # compiled code stays in its process: a copy compiles again
 
     def window_sizes(self, device: torch.device) -> Sequence[int]:
         # Each length is compiled for itself, so one must do; on a GPU the rows saved would be free anyway.

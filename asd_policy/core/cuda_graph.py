@@ -7,14 +7,16 @@ and asynchronously, because a round does nothing to a finished chain: one replay
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from asd_policy.core.denoiser import Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.speculative import Chain, State, speculative_round
 from asd_policy.core.window import Windows, stages
@@ -39,6 +41,10 @@ class CudaGraph:
 
     def __init__(self) -> None:
         self._captured: dict[Any, _CapturedLoop] = {}
+        self._storage: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CudaGraph, ()  # a graph stays in its process: a copy captures again
 
     @property
     def captures(self) -> int:
@@ -55,6 +61,10 @@ class CudaGraph:
                 "Move the denoiser there, or take capture='compile'."
             )
         tensors, structure = pytree.tree_flatten((chain, state))
+        storage = _storage(chain.denoiser)
+        if storage != self._storage:  # weights were replaced: the graphs read where they no longer are
+            self._captured.clear()
+            self._storage = storage
         key = windows, structure, *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in tensors)
         if key not in self._captured:
             check_capturable(chain, draft, state, windows[0])
@@ -143,6 +153,13 @@ def check_capturable(chain: Chain, draft: Draft, state: State, window: int) -> N
             f"The denoiser cannot be captured as a CUDA graph: {error.func} makes the host wait for the device. "
             "Change it, or take capture='eager'."
         ) from error
+
+
+def _storage(denoiser: Denoiser) -> tuple[int, ...]:
+    """Where the denoiser's weights lie; empty for a plain function."""
+    if not isinstance(denoiser, nn.Module):
+        return ()
+    return tuple(tensor.data_ptr() for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers()))
 
 
 def _cloned(tree: Any) -> Any:

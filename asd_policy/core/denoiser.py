@@ -6,13 +6,16 @@ https://arxiv.org/abs/2202.00512). All three conversions are affine in the noisy
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from asd_policy.core.checks import as_device
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError, NumericalError
 
@@ -40,7 +43,15 @@ class PreparedNetwork(Protocol):
         ...
 
 
-class _AffineDenoiser(nn.Module):
+def clipped(x0: Tensor, clip: float | None) -> Tensor:
+    """Predictions x0 in [-clip, clip]; None leaves them.
+
+    Infinity stays infinity: were it clipped to a number, nobody would learn that the network had failed.
+    """
+    return x0 if clip is None else torch.where(x0.isfinite(), x0.clamp(-clip, clip), x0)
+
+
+class AffineDenoiser(nn.Module):
     """x0 = clip(x_weight[t] x + net_weight[t] net(x, t, cond))."""
 
     x_weight: Tensor
@@ -48,6 +59,8 @@ class _AffineDenoiser(nn.Module):
 
     def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
         super().__init__()
+        if clip is not None and not 0 < clip < math.inf:
+            raise ConfigError(f"clip is {clip}; expected a positive number, or None for predictions without bounds.")
         self.net = net
         self.clip = clip
         self.register_buffer("x_weight", x_weight.float(), persistent=False)
@@ -61,10 +74,16 @@ class _AffineDenoiser(nn.Module):
         """The network's output (N, *E) at x (N, *E), t (N,) as a prediction of the clean sample (N, *E)."""
         per_sample = (-1,) + (1,) * (x.ndim - 1)
         x0 = self.x_weight[t].view(per_sample) * x + self.net_weight[t].view(per_sample) * output
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+        return clipped(x0, self.clip)
+
+    def without_clip(self) -> Self:
+        """The same network, its predictions not clipped."""
+        denoiser = copy.copy(self)
+        denoiser.clip = None
+        return denoiser
 
 
-class EpsilonDenoiser(_AffineDenoiser):
+class EpsilonDenoiser(AffineDenoiser):
     """A network that predicts the noise: x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)."""
 
     def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
@@ -72,7 +91,7 @@ class EpsilonDenoiser(_AffineDenoiser):
         super().__init__(net, abar.rsqrt(), -((1 - abar) / abar).sqrt(), clip)
 
 
-class VDenoiser(_AffineDenoiser):
+class VDenoiser(AffineDenoiser):
     """A network that predicts the velocity: x0 = sqrt(abar) x - sqrt(1 - abar) v."""
 
     def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
@@ -80,7 +99,7 @@ class VDenoiser(_AffineDenoiser):
         super().__init__(net, abar.sqrt(), -(1 - abar).sqrt(), clip)
 
 
-class SampleDenoiser(_AffineDenoiser):
+class SampleDenoiser(AffineDenoiser):
     """A network that predicts the clean sample itself."""
 
     def __init__(self, net: Network, schedule: Schedule, clip: float | None = 1.0):
@@ -102,7 +121,7 @@ class Context(NamedTuple):
 
 def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
     """Compute once what `denoise` would repeat at every step: timesteps (K,) int64, cond (B, ...) or None."""
-    if cond is not None and isinstance(denoiser, _AffineDenoiser) and isinstance(denoiser.net, PreparedNetwork):
+    if cond is not None and isinstance(denoiser, AffineDenoiser) and isinstance(denoiser.net, PreparedNetwork):
         return Context(timesteps, cond, denoiser.net.prepare(timesteps, cond))
     return Context(timesteps, cond)
 
@@ -117,26 +136,32 @@ def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: C
     if prepared is None:
         x0 = denoiser(x, timesteps[step], None if cond is None else cond[row])
     else:
-        assert isinstance(denoiser, _AffineDenoiser)
+        assert isinstance(denoiser, AffineDenoiser)
         assert isinstance(denoiser.net, PreparedNetwork)
         x0 = denoiser.to_clean(x, timesteps[step], denoiser.net.predict(x, step, row, prepared))
-    if x0.shape != x.shape:
-        raise ConfigError(f"The denoiser returned shape {tuple(x0.shape)} for samples of shape {tuple(x.shape)}.")
-    return x0
+    if not isinstance(x0, Tensor):
+        raise ConfigError(f"The denoiser returned a {type(x0).__name__}; expected a tensor of shape {tuple(x.shape)}.")
+    if x0.shape != x.shape or x0.is_complex():
+        raise ConfigError(
+            f"The denoiser returned shape {tuple(x0.shape)} and type {x0.dtype} for samples of shape {tuple(x.shape)}."
+        )
+    return x0.to(x.dtype)
 
 
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a denoiser's parameters or buffers lie; the CPU for a plain function."""
-    if not isinstance(denoiser, nn.Module):
-        return torch.device("cpu")
-    first = next(chain(denoiser.parameters(), denoiser.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
+def device_of(denoiser: Denoiser, device: torch.device | str | None = None) -> torch.device:
+    """Where to sample: at a denoiser's parameters or buffers; for a plain function at `device`, else on the CPU.
 
-
-def check_condition(cond: Tensor | None, batch_size: int) -> None:
-    """Raise ConfigError unless `cond` has one row per sample."""
-    if cond is not None and len(cond) != batch_size:
-        raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
+    Raises:
+        ConfigError: if the denoiser is a module that lies elsewhere than at `device`.
+    """
+    asked = None if device is None else as_device(device)
+    tensors = chain(denoiser.parameters(), denoiser.buffers()) if isinstance(denoiser, nn.Module) else ()
+    found = next((tensor.device for tensor in tensors), None)
+    if found is None:
+        return asked or torch.device("cpu")
+    if asked not in (None, found):
+        raise ConfigError(f"device is {asked}, but the denoiser lies on {found}. Move one to the other.")
+    return found
 
 
 def check_finite(x: Tensor) -> Tensor:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from asd_policy.core.checks import as_count, as_seed
 from asd_policy.errors import ConfigError
+
+
+def seeded_generator(seed: int | None) -> Generator:
+    """A CPU generator; equal seeds give equal noise, different ones different noise. None seeds from the system.
+
+    torch's CPU generator looks at 32 bits of its seed, so a longer seed is hashed to 32 bits.
+
+    Raises:
+        ConfigError: unless the seed is None or an integer of at least 0; NumPy's integers are fine.
+    """
+    generator = Generator()
+    if seed is None:
+        generator.seed()
+        return generator
+    value = as_seed(seed)
+    if value >= 2**32:
+        digest = hashlib.sha256(value.to_bytes((value.bit_length() + 7) // 8, "little")).digest()
+        value = int.from_bytes(digest[:4], "little")
+    return generator.manual_seed(value)
 
 
 class NoiseTape(NamedTuple):
@@ -33,10 +54,10 @@ class NoiseTape(NamedTuple):
                 how many are drawn with it. None draws from torch's global generator.
 
         Raises:
-            ConfigError: unless `batch_size` >= 1 and the number of generators fits it.
+            ConfigError: unless `batch_size` and the event's sizes are 1 or more and the number of generators fits.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; expected at least 1.")
+        event_shape = tuple(as_count(size, "each entry of event_shape") for size in event_shape)
+        batch_size = as_count(batch_size, "batch_size")
         if generator is None or isinstance(generator, Generator):
             return NoiseTape._draw(batch_size, num_steps, event_shape, generator, device)
         if len(generator) != batch_size:
@@ -53,7 +74,8 @@ class NoiseTape(NamedTuple):
         device: torch.device | str,
     ) -> NoiseTape:
         source = device if generator is None else generator.device  # a CPU generator may feed a GPU's sampler
-        start = torch.randn(batch_size, *event_shape, generator=generator, device=source)
-        xi = torch.randn(batch_size, num_steps, *event_shape, generator=generator, device=source)
-        u = torch.rand(batch_size, num_steps, generator=generator, device=source)
+        kind: dict[str, Any] = {"generator": generator, "device": source, "dtype": torch.float32}
+        start = torch.randn(batch_size, *event_shape, **kind)
+        xi = torch.randn(batch_size, num_steps, *event_shape, **kind)
+        u = torch.rand(batch_size, num_steps, **kind)
         return NoiseTape(start.to(device), xi.to(device), u.to(device))

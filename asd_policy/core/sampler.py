@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ import torch
 from torch import Generator, Tensor
 
 from asd_policy.core.capture import Eager, make_loop
-from asd_policy.core.denoiser import Denoiser, check_condition, check_finite, device_of, prepare
+from asd_policy.core.checks import as_count, as_device, check_condition
+from asd_policy.core.denoiser import Denoiser, check_finite, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
 from asd_policy.core.speculative import Chain, State, begin
-from asd_policy.core.window import Windows, cheapest_windows, shortened
+from asd_policy.core.window import Windows, as_windows, cheapest_windows, shortened
 from asd_policy.errors import ConfigError
 
 WINDOW_CHOICES = (4, 8, 16, 24, 32, 48, 64, 96)
@@ -79,9 +81,11 @@ class AsdSampler:
             a window for each frontier; or "auto", which `calibrate` replaces by the cheapest table for this device.
         capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (one compiled program) or
             "cuda_graph" (one CUDA graph).
+        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
-        ConfigError: on a window below 1, or a name that does not exist (the message lists those that do).
+        ConfigError: on a window below 1, a name that does not exist (the message lists those that do), or a device
+            that this machine lacks.
     """
 
     def __init__(
@@ -92,21 +96,32 @@ class AsdSampler:
         draft: str = "path",
         window: int | Windows | Literal["auto"] | None = 24,
         capture: str = "eager",
+        device: torch.device | str | None = None,
     ):
         self.denoiser = denoiser
-        self.schedule = schedule
-        self.event_shape = tuple(event_shape)
+        self._schedule = schedule
+        self.event_shape = tuple(as_count(size, "each entry of event_shape") for size in event_shape)
+        self._device = None if device is None else as_device(device)
         self._coefficients = schedule.a.float(), schedule.b.float(), schedule.s.float()
         self.draft = make_draft(draft)
-        self._draft_name = draft
-        self.windows = None if window == "auto" else _table(window, schedule.num_steps)
+        self.windows = None if window == "auto" else as_windows(window, schedule.num_steps)
         self.capture = capture
         self._loop = make_loop(capture)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The chain's coefficients; for other ones make another sampler."""
+        return self._schedule
 
     @property
     def num_steps(self) -> int:
         """K, the steps of a sample."""
         return self.schedule.num_steps
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether every new batch size costs a capture."""
+        return not isinstance(self._loop, Eager)
 
     def __call__(
         self,
@@ -121,7 +136,7 @@ class AsdSampler:
             generator: one for the batch or one per sample; the tape drawn is the one `sample_ddpm` draws.
 
         Returns:
-            x (B, *event_shape), float32, on the denoiser's device; and what it cost.
+            x (B, *event_shape), float32, on the device sampled on; and what it cost.
 
         Raises:
             ConfigError: on a batch, condition or denoiser output whose shape does not fit.
@@ -130,7 +145,7 @@ class AsdSampler:
         draws = self.draw(batch_size, cond, generator)
         return draws.x, draws.stats
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(
         self,
         batch_size: int = 1,
@@ -167,7 +182,7 @@ class AsdSampler:
 
     def chain(self, batch_size: int, cond: Tensor | None, generator: Generator | Sequence[Generator] | None) -> Chain:
         """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
-        device, schedule = device_of(self.denoiser), self.schedule
+        device, schedule = device_of(self.denoiser, self._device), self.schedule
         a, b, s = (coefficient.to(device) for coefficient in self._coefficients)
         return Chain(
             denoiser=self.denoiser,
@@ -196,10 +211,9 @@ class AsdSampler:
             batch_size: how many samples will be drawn at a time; at most N where there are conditions.
             seed: of the noise.
         """
-        num_steps = self.schedule.num_steps
+        batch_size, num_steps = as_count(batch_size, "batch_size"), self.num_steps
         count = CALIBRATION_SAMPLES if cond is None else len(cond)
-        every_step = AsdSampler(self.denoiser, self.schedule, self.event_shape, self._draft_name, window=None)
-        acceptance = every_step.draw(count, cond, Generator().manual_seed(seed)).stats.acceptance.tolist()
+        acceptance = self._with_every_step().draw(count, cond, Generator().manual_seed(seed)).stats.acceptance.tolist()
         fixed = {choice: (choice,) * num_steps for choice in WINDOW_CHOICES if choice < num_steps}
         fixed[num_steps] = (num_steps,) * num_steps
         timed = {choice: self._time(windows, cond, batch_size, seed) for choice, windows in fixed.items()}
@@ -211,26 +225,25 @@ class AsdSampler:
         self.windows = min(per_draw, key=lambda windows: per_draw[windows])
         return Calibration(self.windows, seconds, acceptance)
 
+    def _with_windows(self, windows: Windows) -> AsdSampler:
+        """This sampler with other windows, sharing all that it has captured."""
+        sampler = copy.copy(self)
+        sampler.windows = windows
+        return sampler
+
+    def _with_every_step(self) -> AsdSampler:
+        """This sampler, run eagerly with window K."""
+        sampler = self._with_windows((self.num_steps,) * self.num_steps)
+        sampler._loop = Eager()
+        return sampler
+
     def _time(self, windows: Windows, cond: Tensor | None, batch_size: int, seed: int) -> tuple[float, float]:
         """Mean seconds of a draw with these windows, and of a round, over several conditions."""
-        self.windows, rounds, begun = windows, 0, 0.0
+        sampler, rounds, begun = self._with_windows(windows), 0, 0.0
         for turn in range(-1, TIMED_DRAWS):
             if turn == 0:  # the draw before may have compiled
                 begun, rounds = time.perf_counter(), 0
             some = None if cond is None else cond.roll(-turn * batch_size, dims=0)[:batch_size]
-            rounds += len(self.draw(batch_size, some, Generator().manual_seed(seed + turn + 1)).stats.advance)
+            rounds += len(sampler.draw(batch_size, some, Generator().manual_seed(seed + turn + 1)).stats.advance)
         taken = time.perf_counter() - begun
         return taken / TIMED_DRAWS, taken / rounds
-
-
-def _table(window: int | Windows | None, num_steps: int) -> Windows:
-    """A window for each frontier. Raises ConfigError unless all are positive and their number fits."""
-    if window is None:
-        return (num_steps,) * num_steps
-    table = (window,) * num_steps if isinstance(window, int) else tuple(window)
-    if len(table) != num_steps or not all(isinstance(entry, int) and entry >= 1 for entry in table):
-        raise ConfigError(
-            f"window is {window!r}; expected a positive integer, None to speculate all steps at once, 'auto', or one "
-            f"positive integer for each of the {num_steps} steps."
-        )
-    return tuple(min(entry, num_steps) for entry in table)

@@ -14,17 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asd_policy.core.checks import as_count, is_integer
 from asd_policy.errors import ConfigError, UnknownNameError
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 SPACINGS = ("leading", "linspace", "trailing")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """A DDPM's reverse chain of K steps, strided from T training timesteps. All tensors are float64 on the CPU.
 
     Build one with `from_betas` or `from_diffusers`.
+
+    Raises:
+        ConfigError: unless `alphas_cumprod` falls within (0, 1) and `timesteps` descend within 0 to T - 1.
     """
 
     alphas_cumprod: Tensor  # (T,) abar of each training timestep
@@ -32,6 +36,33 @@ class Schedule:
     variance: str = "fixed_small"
     spacing: str = "leading"
     steps_offset: int = 0
+
+    def __post_init__(self) -> None:
+        abar, timesteps = self.alphas_cumprod, self.timesteps
+        falling = bool((abar > 0).all() and (abar < 1).all() and (abar.diff() < 0).all())
+        if abar.ndim != 1 or len(abar) == 0 or not falling:
+            raise ConfigError(f"alphas_cumprod must fall from below 1 to above 0; got {abar}.")
+        if not bool(abar.rsqrt().float().isfinite().all()):
+            raise ConfigError(
+                f"The smallest alphas_cumprod is {float(abar.min()):.1e}: float32 cannot tell a clean sample from such "
+                "noise. Take smaller or fewer betas."
+            )
+        inside = len(timesteps) > 0 and 0 <= int(timesteps.min()) <= int(timesteps.max()) < len(abar)
+        if timesteps.ndim != 1 or not inside or not bool((timesteps.diff() < 0).all()):
+            raise ConfigError(f"timesteps must descend within 0 to {len(abar) - 1}; got {timesteps.tolist()}.")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        same = self._settings == other._settings and torch.equal(self.timesteps, other.timesteps)
+        return same and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return hash((self._settings, len(self.alphas_cumprod), self.num_steps))
+
+    @property
+    def _settings(self) -> tuple[str, str, int]:
+        return self.variance, self.spacing, self.steps_offset
 
     @property
     def num_steps(self) -> int:
@@ -64,12 +95,14 @@ class Schedule:
 
     @property
     def s(self) -> Tensor:
-        """(K,) standard deviation of x_{k+1} given x_k; the last step returns its mean, so s_{K-1} = 0."""
+        """(K,) standard deviation of x_{k+1} given x_k, 0 at timestep 0.
+
+        The last step of a strided chain may be at a later timestep; with "fixed_large" it then has noise.
+        """
         beta = 1 - self._alpha
         small = beta * (1 - self.abar_next) / (1 - self.abar)
         s = (beta if self.variance == "fixed_large" else small).sqrt()
-        s[-1] = 0
-        return s
+        return torch.where(self.timesteps == 0, 0, s)
 
     def with_num_steps(self, num_steps: int | None) -> Schedule:
         """The same diffusion strided to `num_steps` of its T training timesteps; None takes all of them.
@@ -80,13 +113,15 @@ class Schedule:
         total = len(self.alphas_cumprod)
         if num_steps is None:
             return replace(self, timesteps=torch.arange(total - 1, -1, -1))
-        if not 1 <= num_steps <= total:
+        if not is_integer(num_steps) or not 1 <= num_steps <= total:
             raise ConfigError(f"num_steps is {num_steps}; expected 1 to {total}, the number of training timesteps.")
+        num_steps = int(num_steps)
         timesteps = _strided_timesteps(total, num_steps, self.spacing, self.steps_offset)
-        if timesteps.max() >= total:
+        if timesteps.max() >= total or timesteps.min() < 0:
             raise ConfigError(
-                f"steps_offset {self.steps_offset} with num_steps {num_steps} asks for timestep "
-                f"{int(timesteps.max())} of {total} training timesteps. Take fewer steps or a smaller offset."
+                f"steps_offset {self.steps_offset} with num_steps {num_steps} asks for timesteps "
+                f"{int(timesteps.min())} to {int(timesteps.max())} of {total} training timesteps. "
+                "Take fewer steps or another offset."
             )
         return replace(self, timesteps=timesteps)
 
@@ -103,30 +138,44 @@ class Schedule:
         Raises:
             ConfigError: on betas outside (0, 1), an unknown name, or a `num_steps` that does not fit.
         """
-        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        try:
+            betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"betas must be a vector of numbers; got {betas!r:.80}: {error}.") from error
         if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ConfigError(f"betas must be a vector with values in (0, 1); got shape {tuple(betas.shape)}: {betas}.")
         if variance not in VARIANCES:
             raise UnknownNameError("variance", variance, VARIANCES)
         if spacing not in SPACINGS:
             raise UnknownNameError("timestep spacing", spacing, SPACINGS)
-        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        schedule = Schedule(alphas_cumprod, torch.empty(0, dtype=torch.int64), variance, spacing, steps_offset)
+        if not is_integer(steps_offset):
+            raise ConfigError(f"steps_offset is {steps_offset!r}; expected an integer.")
+        every_step = torch.arange(len(betas) - 1, -1, -1)
+        schedule = Schedule(torch.cumprod(1 - betas, dim=0), every_step, variance, spacing, steps_offset)
         return schedule.with_num_steps(num_steps)
 
     @staticmethod
     def from_diffusers(scheduler: Any, num_steps: int | None = None) -> Schedule:
-        """The chain of a diffusers scheduler, or of its config as a mapping (missing entries as in DDPMScheduler).
+        """The chain of a diffusers scheduler, or of its config as a mapping.
+
+        Missing entries are as in DDPMScheduler. A `variance_type` of None is "fixed_small": DDPMScheduler's step
+        computes that.
 
         Raises:
-            ConfigError: on a beta schedule, variance or spacing that this package does not sample exactly.
+            ConfigError: on a scheduler that has no betas, or a beta schedule, variance or spacing that this package
+                does not sample exactly.
         """
-        config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else scheduler.config
+        config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
+        saved_without_betas = "_class_name" in config and not {"beta_schedule", "trained_betas"} & set(config)
+        if saved_without_betas or not (isinstance(scheduler, Mapping) or hasattr(scheduler, "betas")):
+            name = config.get("_class_name", type(scheduler).__name__)
+            raise ConfigError(f"{name} has no betas: it belongs to another family than DDPMScheduler.")
         if config.get("rescale_betas_zero_snr"):
             raise ConfigError("rescale_betas_zero_snr=True is not supported: its first step has no signal at all.")
+        variance = config.get("variance_type", "fixed_small")
         return Schedule.from_betas(
             _betas_from_config(config),
-            variance=config.get("variance_type", "fixed_small"),
+            variance="fixed_small" if variance is None else variance,
             num_steps=num_steps,
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=config.get("steps_offset", 0),
@@ -134,21 +183,30 @@ class Schedule:
 
 
 def _strided_timesteps(total: int, num_steps: int, spacing: str, steps_offset: int) -> Tensor:
-    """(K,) int64, descending: Table 2 of https://arxiv.org/abs/2305.08891, as diffusers rounds it."""
+    """(K,) int64, descending: Table 2 of https://arxiv.org/abs/2305.08891, rounded as NumPy rounds it in diffusers.
+
+    torch.linspace and torch.arange differ from NumPy's in the last bit, which would move timesteps that lie half-way.
+    """
     if spacing == "linspace":
-        return torch.linspace(0, total - 1, num_steps, dtype=torch.float64).round().long().flip(0)
+        stride = (total - 1) / max(1, num_steps - 1)
+        return (torch.arange(num_steps, dtype=torch.float64) * stride).round().long().flip(0)
     if spacing == "leading":
         return (torch.arange(num_steps) * (total // num_steps)).flip(0) + steps_offset
-    steps = total - torch.arange(num_steps, dtype=torch.float64) * (total / num_steps)
-    return steps.round().long() - 1
+    if math.ceil(total / (total / num_steps)) != num_steps:  # how many np.arange(total, 0, -total / num_steps) has
+        raise ConfigError(
+            f"diffusers rounds trailing timesteps for num_steps {num_steps} of {total} to {num_steps + 1} of them, the "
+            "last one -1. Take another number of steps, or another timestep_spacing."
+        )
+    stride = (total - total / num_steps) - total  # as np.arange rounds it
+    return (total + torch.arange(num_steps, dtype=torch.float64) * stride).round().long() - 1
 
 
 def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
     """(T,) float64 betas of a diffusers scheduler config."""
     if config.get("trained_betas") is not None:
         return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-    total = config.get("num_train_timesteps", 1000)
-    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    total = as_count(config.get("num_train_timesteps", 1000), "num_train_timesteps")
+    start, end = (_number(config, *entry) for entry in (("beta_start", 1e-4), ("beta_end", 0.02)))
     name = config.get("beta_schedule", "linear")
     if name == "linear":
         return torch.linspace(start, end, total, dtype=torch.float64)
@@ -159,3 +217,10 @@ def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
         abar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
     raise UnknownNameError("beta_schedule", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"{name} is {value!r}; expected a number between 0 and 1.")
+    return float(value)

@@ -48,8 +48,9 @@ class State(NamedTuple):
 
 
 def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
-    """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`."""
+    """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`, 0 where it is not finite."""
     start, u = chain.tape.start, chain.tape.u
+    warm = None if warm is None else warm.nan_to_num(posinf=0, neginf=0)
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of events: x, y (B, W, *E) -> (B, W). An empty E is an event of one number."""
+    return (x * y).reshape(*x.shape[:2], -1).sum(dim=-1)
+
+
 def gaussian_rejection(m: Tensor, mhat: Tensor, s: Tensor, xi: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Turn the draft's draw mhat + s xi into a draw of N(m, s^2 I), changing it as rarely as possible.
 
     It is kept when log u <= -<xi, d> - |d|^2 / 2 with d = (mhat - m) / s, and otherwise replaced by its mirror image
     m + s (xi - 2 <xi, e> e), e = d / |d|. Kept with probability 2 Phi(-|d| / 2). Where s = 0 the result is m.
+    A draft mean that is not finite, or too far away for |d|^2, is never kept: the result is m + s xi. That is exact
+    too, because m and mhat do not depend on xi.
 
     Args:
         m, mhat, xi: (B, W, *E) exact means, draft means and standard normal noise.
@@ -24,13 +31,12 @@ def gaussian_rejection(m: Tensor, mhat: Tensor, s: Tensor, xi: Tensor, u: Tensor
     Returns:
         (y, accepted): (B, W, *E) exact draws, and (B, W) bool, true where y is the draft's own draw.
     """
-    event = tuple(range(2, m.ndim))
-    s_event = s.view(s.shape + (1,) * len(event))
-    noisy = s > 0
+    s_event = s.view(s.shape + (1,) * (m.ndim - 2))
     d = (mhat - m) / torch.where(s_event > 0, s_event, 1.0)
-    overlap, gap = (xi * d).sum(dim=event), (d * d).sum(dim=event)  # <xi, d>, |d|^2
-    accepted = torch.where(noisy, u.log() <= -overlap - gap / 2, gap == 0)
+    overlap, gap = inner(xi, d), inner(d, d)  # <xi, d>, |d|^2
+    usable = gap.isfinite()
+    accepted = usable & torch.where(s > 0, u.log() <= -overlap - gap / 2, gap == 0)
     mirror = 2 * overlap / gap.clamp(min=torch.finfo(gap.dtype).tiny)
-    reflected = xi - mirror.view_as(s_event) * d
+    reflected = torch.where(usable.view_as(s_event), xi - mirror.view_as(s_event) * d, xi)
     keep = accepted.view_as(s_event)
     return torch.where(keep, mhat + s_event * xi, m + s_event * reflected), accepted

@@ -6,9 +6,10 @@ table of windows is exact (docs/algorithm.md, "The rule").
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from asd_policy.core.checks import as_count
 from asd_policy.errors import ConfigError
 
 Windows = tuple[int, ...]
@@ -16,6 +17,23 @@ Windows = tuple[int, ...]
 
 SWITCHING_GAIN = 0.01
 """Expected time that another window must save before it replaces the following frontier's."""
+
+
+def as_windows(window: int | Windows | None, num_steps: int) -> Windows:
+    """A window for each frontier. Raises ConfigError unless all are positive and their number fits."""
+    if window is None:
+        return (num_steps,) * num_steps
+    try:
+        entries = tuple(window) if isinstance(window, Iterable) else (window,) * num_steps
+        table = tuple(min(as_count(entry, "window"), num_steps) for entry in entries)
+    except ConfigError:
+        table = ()
+    if len(table) != num_steps:
+        raise ConfigError(
+            f"window is {window!r}; expected a positive integer, None to speculate all steps at once, 'auto', or one "
+            f"positive integer for each of the {num_steps} steps."
+        )
+    return table
 
 
 def shortened(windows: Windows, sizes: Sequence[int] | None) -> Windows:

@@ -86,4 +86,4 @@ class ConditionalTransformer(nn.Module):
 
 def _additive(visible: Tensor) -> Tensor:
     """A mask to add to attention scores: 0 where visible, else -inf."""
-    return torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))
+    return torch.zeros(visible.shape, dtype=torch.float32).masked_fill(~visible, float("-inf"))

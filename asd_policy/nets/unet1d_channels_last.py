@@ -61,7 +61,7 @@ def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     because an index such as `channel // 8` would keep the compiler from vectorising the rest.
     """
     channels = norm.num_channels // norm.num_groups
-    members = torch.eye(norm.num_groups, device=x.device).repeat_interleave(channels, dim=1)  # (G, C)
+    members = torch.eye(norm.num_groups, dtype=x.dtype, device=x.device).repeat_interleave(channels, dim=1)  # (G, C)
     with torch.autocast(x.device.type, enabled=False):
         mean = x.mean(1) @ members.T / channels
         variance = x.square().mean(1) @ members.T / channels - mean.square()

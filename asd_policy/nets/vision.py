@@ -30,8 +30,8 @@ class SpatialSoftmax(nn.Module):
         """(N, C, H, W) -> (N, 2 K): the expected x and y of each keypoint, from -1 to 1."""
         height, width = features.shape[2:]
         attention = self.conv(features).flatten(2).softmax(dim=-1).unflatten(2, (height, width))
-        x = attention.sum(dim=2) @ torch.linspace(-1, 1, width, device=features.device)
-        y = attention.sum(dim=3) @ torch.linspace(-1, 1, height, device=features.device)
+        x = attention.sum(dim=2) @ torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
+        y = attention.sum(dim=3) @ torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)
         return torch.stack([x, y], dim=-1).flatten(1)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from asd_policy.core import DENOISERS, AsdSampler, Calibration, Schedule
-from asd_policy.errors import ConfigError, ObservationError
+from asd_policy.core import DENOISERS, AsdSampler, Calibration, Schedule, seeded_generator
+from asd_policy.core.checks import as_device
+from asd_policy.errors import ConfigError, NumericalError, ObservationError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.network import for_inference
+from asd_policy.policies.episodes import History, Plan
+from asd_policy.policies.network import evaluating, for_inference
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.observations import Observation, checked
 from asd_policy.policies.quaternions import with_steady_signs
 from asd_policy.policies.samplers import make_sampler
-from asd_policy.policies.windows import CalibratedWindows
-
-Observation = Mapping[str, NDArray[Any]]
+from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ChunkStats:
     """What the last chunk cost; B environments, K denoising steps."""
 
     latency: float  # seconds from observation to actions
-    rounds: Tensor  # (B,) int64, sequential network calls
+    rounds: Tensor  # (B,) int64, sequential network calls; 0 where an environment goes on with an earlier chunk
     evaluations: Tensor  # (B,) int64, states that the network was asked about
     acceptance: Tensor  # (K,) float32, share of drafts kept at each step; 0 for a sampler without drafts
 
@@ -42,7 +43,10 @@ class DiffusionPolicy:
 
     It samples a chunk of `horizon` actions given the last `n_obs_steps` observations, executes `n_action_steps` of it,
     and samples again. Each environment has a generator of its own, so the noise it is given does not depend on how many
-    run together.
+    run together. Where one environment's episode ends before the others', `reset(mask=...)` begins its next one.
+
+    The weights are those of `network`, `normalizer` and `encoders` at the time of each chunk: a training step or
+    `load_state_dict` counts at once, in every type and capture. They are run in evaluation mode, and left in theirs.
 
     Args:
         network: (sample (N, H, A), timestep (N,), global_cond (N, global_cond_dim)) -> prediction (N, H, A).
@@ -54,10 +58,11 @@ class DiffusionPolicy:
             another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
         encoders: of the images among the observations, by key; see `asd_policy.nets.vision.ImageEncoder`.
-        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
+            `use_clipped_model_output`, `set_alpha_to_one`.
 
     Raises:
-        ConfigError: on an unknown sampler or option.
+        ConfigError: on an unknown sampler or option, or a device that this machine lacks.
     """
 
     def __init__(
@@ -72,33 +77,56 @@ class DiffusionPolicy:
         encoders: nn.ModuleDict | None = None,
         **sampler_options: Any,
     ):
-        self.config = config
+        self._config = config
         self._dtype = dtype
-        self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
-        self._windows = CalibratedWindows(windows_file, self.device, dtype, sampler_options)
+        self.device = as_device(device)
+        self._network = network.to(self.device).eval()
         self.normalizer = normalizer.to(self.device)
         self.encoders = (nn.ModuleDict() if encoders is None else encoders).to(self.device).eval()
+        self._windows = WindowsFile(windows_file)
+        self._options = sampler_options
         scheduler = config.scheduler
         self.schedule = Schedule.from_diffusers(asdict(scheduler))
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
         compiled_on_cpu = self.device.type == "cpu" and sampler_options.get("capture") == "compile"
-        run = for_inference(self.network, dtype, compiled_on_cpu)
+        run = for_inference(network, dtype, compiled_on_cpu)
         denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
-        options = self._windows.filled_in(sampler_options)
-        self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
+        self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **sampler_options)
         self._generators: list[torch.Generator] = []
         self._batched = False
-        self._history: deque[dict[str, Tensor]] = deque(maxlen=config.n_obs_steps)
-        self._queue: deque[NDArray[np.float32]] = deque()
-        self._warm: Tensor | None = None  # (B, K, H, A), from where the next chunk's drafts start
+        if self._automatic is not None:
+            self._windows.read()  # refuses now a file that cannot be read
+        self._begin([])
         self._stats: ChunkStats | None = None
+
+    @property
+    def config(self) -> PolicyConfig:
+        """What the weights were trained with."""
+        return self._config
+
+    @property
+    def network(self) -> nn.Module:
+        """The noise predictor. Its weights may be changed; for another network make another policy."""
+        return self._network
 
     @property
     def stats(self) -> ChunkStats | None:
         """What the last chunk cost; a new object for each chunk, None before the first."""
         return self._stats
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: generators as their states, in NumPy's arrays.
+
+        Tensors made here would be gone before a spawned process can share their memory.
+        """
+        return self.__dict__ | {"_generators": [generator.get_state().numpy() for generator in self._generators]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generators = [torch.Generator() for _ in state["_generators"]]
+        for generator, saved in zip(generators, state["_generators"], strict=True):
+            generator.set_state(torch.from_numpy(saved))
+        self.__dict__ = state | {"_generators": generators}
 
     def with_sampler(self, sampler: str, **sampler_options: Any) -> DiffusionPolicy:
         """A policy of its own that shares this one's weights and is run by another sampler."""
@@ -108,7 +136,7 @@ class DiffusionPolicy:
             self.config,
             sampler,
             self.device,
-            self._windows.file,
+            self._windows.path,
             self._dtype,
             self.encoders,
             **sampler_options,
@@ -118,7 +146,8 @@ class DiffusionPolicy:
         """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.
 
         They are kept beside the checkpoint and found there by the next `load_policy`: timings differ from run to run,
-        and other windows give other samples, of the same law, from the same seed.
+        and other windows give other samples, of the same law, from the same seed. They hold for the weights, batch
+        size, device, dtype, draft and capture that they were measured with; `reset` looks for them.
 
         Args:
             observations: for one environment each, like those to come; some tens of them.
@@ -128,35 +157,79 @@ class DiffusionPolicy:
             ConfigError: if the sampler is not "asd", or there are fewer observations than `batch_size`.
             ObservationError: as `act`.
         """
-        if not isinstance(self.sampler, AsdSampler):
+        sampler = self.sampler
+        if not isinstance(sampler, AsdSampler):
             raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
         if not 1 <= batch_size <= len(observations):
             raise ConfigError(
                 f"batch_size is {batch_size} for {len(observations)} observations; expected 1 or more each."
             )
         conds = torch.cat([self.condition([obs]) for obs in observations])
-        calibration = self.sampler.calibrate(conds, batch_size)
-        self._windows.keep(calibration)
+        with evaluating(self.network):
+            calibration = copy.copy(sampler).calibrate(conds, batch_size)
+        self._windows.keep(self._calibrated(batch_size), calibration)
+        self._use_calibrated_windows()
         return calibration
 
-    def reset(self, seed: int | None = None, seeds: Sequence[int] | None = None) -> None:
+    def reset(
+        self, seed: int | None = None, seeds: Sequence[int] | None = None, mask: Sequence[bool] | None = None
+    ) -> None:
         """Begin an episode: forget observations and actions, seed the noise.
+
+        With `mask`, only those environments of the batch begin an episode, and the others go on. gymnasium's vector
+        environments need that where one of them ends first. Call it before `act` gets the new episode's first
+        observation.
 
         Args:
             seed: for one environment; None takes a fresh seed from the operating system.
-            seeds: for a batch of environments, one each.
+            seeds: for a batch of environments, one each; integers of at least 0, NumPy's too.
+            mask: (B,) bool, the environments to reset. `seeds` then holds one for each of these, or one for each of the
+                B. Without `seeds` their generators go on, which gives new noise too.
 
         Raises:
-            ConfigError: if both are given, or `seeds` is empty.
+            ConfigError: if `seed` and `seeds` are given both, `seeds` is empty, a seed is no such integer, or `mask` is
+                not of the batch that was reset before.
         """
         if seeds is not None and (seed is not None or len(seeds) == 0):
             raise ConfigError(f"Got seed={seed} and seeds={seeds}; expected one of them, and at least one seed.")
+        if mask is not None:
+            self._reset_rows(np.asarray(mask), seed, seeds)
+            return
+        generators = [seeded_generator(value) for value in (seeds if seeds is not None else [seed])]
         self._batched = seeds is not None
-        self._generators = [_generator(value) for value in (seeds if seeds is not None else [seed])]
-        self._history.clear()
-        self._queue.clear()
-        self._warm = None
+        self._begin(generators)
+        self._use_calibrated_windows()
+
+    def _begin(self, generators: list[torch.Generator]) -> None:
+        """Forget everything; an environment for each generator."""
+        config = self.config
+        self._generators = generators
+        self._history = History(len(generators), config.n_obs_steps)
+        self._plan = Plan(len(generators), config.n_action_steps, config.env_action_dim)
+        self._warm: Tensor | None = None  # (B, K, H, A), from where the next chunk's drafts start
         self._stats = None
+
+    def _reset_rows(self, mask: NDArray[Any], seed: int | None, seeds: Sequence[int] | None) -> None:
+        """Begin an episode in the rows of `mask` (B,)."""
+        batch_size = len(self._generators)
+        if not self._batched or seed is not None or mask.dtype != bool or mask.shape != (batch_size,):
+            raise ConfigError(
+                f"Got seed={seed} and mask {mask} after a reset of {batch_size} environments; expected a bool for each "
+                "of them, after reset(seeds=...)."
+            )
+        rows = np.flatnonzero(mask)
+        if seeds is not None:
+            if len(seeds) not in (len(rows), batch_size):
+                raise ConfigError(
+                    f"Got {len(seeds)} seeds for {len(rows)} of {batch_size} environments; expected one each."
+                )
+            chosen = seeds if len(seeds) == len(rows) else [seeds[row] for row in rows]
+            for row, generator in zip(rows, [seeded_generator(value) for value in chosen], strict=True):
+                self._generators[row] = generator
+        self._history.begin(mask)
+        self._plan.forget(mask)
+        if self._warm is not None:
+            self._warm[torch.from_numpy(rows).to(self.device)] = 0  # as at the first chunk
 
     def act(self, obs: Observation) -> NDArray[np.float32]:
         """The next action.
@@ -170,16 +243,17 @@ class DiffusionPolicy:
 
         Raises:
             ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
-            ConfigError: if `reset` was not called.
-            NumericalError: if the network returned NaN or infinity.
+            ConfigError: if `reset` was not called, or `window="auto"` has not been calibrated for this batch size.
+            NumericalError: if the network returned NaN or infinity, or the action is not finite.
         """
         if not self._generators:
             raise ConfigError("act() was called before reset(). Call reset(seed=...) at the start of each episode.")
         started = time.perf_counter()
-        self._remember(obs)
-        if not self._queue:
-            self._plan(started)
-        action = self._queue.popleft()
+        self._history.append(self._tensors(obs, (len(self._generators),) if self._batched else ()))
+        due = self._plan.due
+        if len(due):
+            self._sample(due, started)
+        action = self._plan.pop()
         return action if self._batched else action[0]
 
     def condition(self, history: Sequence[Observation]) -> Tensor:
@@ -189,22 +263,18 @@ class DiffusionPolicy:
             history: its last observations, oldest first: n_obs_steps of them, or fewer at the start of an episode.
 
         Raises:
-            ObservationError: as `act`.
+            ObservationError: as `act`, and if there are none or more than n_obs_steps.
         """
+        if not 1 <= len(history) <= self.config.n_obs_steps:
+            raise ObservationError(f"Got {len(history)} observations; expected 1 to {self.config.n_obs_steps}.")
         tensors = [self._tensors(obs, ()) for obs in history]
         return self._condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
-
-    def _remember(self, obs: Observation) -> None:
-        """Add the observation to the history; the first one fills it."""
-        tensors = self._tensors(obs, (len(self._generators),) if self._batched else ())
-        missing = self.config.n_obs_steps - len(self._history) if not self._history else 1
-        self._history.extend([tensors] * missing)
 
     def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
         """The policy's keys of an observation, (B, D) or (B, H, W, C) each; `batch` is (B,), or () for one."""
         shapes = self.config.obs_shapes
-        checked = {key: _checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
-        tensors = {key: value.view(-1, *shapes[key]).to(self.device) for key, value in checked.items()}
+        values = {key: checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
+        tensors = {key: value.view(-1, *shapes[key]).to(self.device) for key, value in values.items()}
         return with_steady_signs(tensors, self.config.quaternions)
 
     @torch.no_grad()
@@ -212,50 +282,76 @@ class DiffusionPolicy:
         """The network's condition (B, global_cond_dim) of the last To observations, oldest first."""
         keys = self.config.obs_keys
         steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
-        return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)
+        with evaluating(self.encoders):
+            return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)
 
-    def _plan(self, started: float) -> None:
-        """Sample a chunk and queue the part of it that is executed."""
+    def _sample(self, rows: NDArray[np.intp], started: float) -> None:
+        """Sample a chunk for the environments `rows` (N,) and plan the part of it that is executed."""
+        config, batch_size = self.config, len(self._generators)
+        if self._automatic is not None and self._automatic.windows is None:
+            raise ConfigError(
+                f"window='auto' has no windows for batches of {batch_size} with these weights, on this device: call "
+                f"calibrate(observations, batch_size={batch_size}) or choose a window."
+            )
+        cond = self._condition(self._history.of(rows))
+        index = torch.from_numpy(rows).to(self.device)
+        warm = None if self._warm is None else self._warm[index]
+        generators = [self._generators[row] for row in rows]
+        missing = batch_size - len(rows)
+        if missing and self.sampler.fixed_batch:  # a smaller batch would be captured anew: copies of a row fill it up
+            cond, warm = _filled_up(cond, missing), None if warm is None else _filled_up(warm, missing)
+            generators += [generators[0].clone_state() for _ in range(missing)]
+        with evaluating(self.network):
+            chunk, cost, predictions = self.sampler.draw(len(cond), cond, generators, warm)
+        if predictions is not None:
+            shifted = _shifted(predictions[: len(rows)], config.n_action_steps)
+            self._warm = shifted.new_zeros(batch_size, *shifted.shape[1:]) if self._warm is None else self._warm
+            self._warm[index] = shifted
+        self._plan.fill(rows, self._executed(chunk[: len(rows)]))
+        rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64)
+        rounds[rows], evaluations[rows] = cost.rounds[: len(rows)], cost.evaluations[: len(rows)]
+        self._stats = ChunkStats(time.perf_counter() - started, rounds, evaluations, cost.acceptance)
+
+    def _executed(self, chunk: Tensor) -> NDArray[np.float32]:
+        """The part of chunks (N, H, A) that is executed, as the environment's actions (N, Ta, A_env)."""
         config = self.config
-        cond = self._condition(self._history)
-        chunk, cost, predictions = self.sampler.draw(len(cond), cond, self._generators, self._warm)
-        self._warm = None if predictions is None else _shifted(predictions, config.n_action_steps)
         first = config.n_obs_steps - 1
-        executed = chunk[:, first : first + config.n_action_steps]
-        actions = to_env_actions(self.normalizer.unnormalize("action", executed), config.action_parts)
+        executed = self.normalizer.unnormalize("action", chunk[:, first : first + config.n_action_steps])
+        actions = to_env_actions(executed.cpu(), config.action_parts)  # in float64, which not every device has
+        if not bool(actions.isfinite().all()):
+            bad = actions[~actions.isfinite()][:4].tolist()
+            raise NumericalError(
+                f"The actions are not finite ({bad}), though the network's chunk is. Check the normaliser's statistics "
+                "of actions."
+            )
         if config.action_bound is not None:
             actions = actions.clamp(-config.action_bound, config.action_bound)
-        self._queue.extend(actions.cpu().numpy().transpose(1, 0, 2))
-        self._stats = ChunkStats(time.perf_counter() - started, cost.rounds, cost.evaluations, cost.acceptance)
+        return actions.numpy()
+
+    @property
+    def _automatic(self) -> AsdSampler | None:
+        """The sampler, if its windows are to be calibrated ones."""
+        sampler = self.sampler
+        return sampler if isinstance(sampler, AsdSampler) and self._options.get("window") == "auto" else None
+
+    def _calibrated(self, batch_size: int) -> Calibrated:
+        """What windows measured now would hold for."""
+        draft, capture = self._options.get("draft", "path"), self._options.get("capture", "eager")
+        weights = hash_of([self.network, self.normalizer, self.encoders])
+        return Calibrated(weights, batch_size, self.device, self._dtype, draft, capture)
+
+    def _use_calibrated_windows(self) -> None:
+        """Look for the windows of `window="auto"`, for the weights and the batch size as they are now."""
+        sampler = self._automatic
+        if sampler is not None and self._generators:
+            sampler.windows = self._windows.find(self._calibrated(len(self._generators)), sampler.num_steps)
 
 
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+def _filled_up(x: Tensor, missing: int) -> Tensor:
+    """x (N, ...) and copies of its first row, (N + missing, ...)."""
+    return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
 
 def _shifted(predictions: Tensor, steps: int) -> Tensor:
     """A chunk's predictions (B, K, H, A) as guesses of the chunk `steps` later; its last action repeats."""
     return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)
-
-
-def _checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> Tensor:
-    """The observation `key` as a tensor of the given shape, float32 or of an image uint8, or ObservationError."""
-    if key not in obs:
-        raise ObservationError(f"The observation lacks {key!r}; it has {', '.join(map(repr, obs)) or 'nothing'}.")
-    kind = getattr(obs[key], "dtype", None)
-    if image and kind != np.uint8:
-        raise ObservationError(f"Observation {key!r} is of {kind}; expected an image of uint8, pixels from 0 to 255.")
-    try:
-        value = torch.from_numpy(np.array(obs[key], dtype=np.uint8 if image else np.float32))
-    except (TypeError, ValueError) as error:
-        raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
-    if tuple(value.shape) != shape:
-        raise ObservationError(f"Observation {key!r} has shape {tuple(value.shape)}; expected {shape}.")
-    if not bool(value.isfinite().all()):
-        raise ObservationError(f"Observation {key!r} has values that are not finite: {obs[key]}.")
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,6 +33,11 @@ class ChunkSampler(Protocol):
         """The steps of a sample."""
         ...
 
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether every new batch size costs a capture."""
+        ...
+
     def draw(
         self,
         batch_size: int,
@@ -48,7 +53,7 @@ class ChunkSampler(Protocol):
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "asd": ("draft", "window", "capture"),
     "ddpm": ("capture",),
-    "ddim": ("num_steps", "eta"),
+    "ddim": ("num_steps", "eta", "use_clipped_model_output", "set_alpha_to_one"),
 }
 """Sampler -> the options it takes."""
 
@@ -69,8 +74,7 @@ def make_sampler(
     if name == "asd":
         return AsdSampler(denoiser, schedule, event_shape, **options)
     if name == "ddpm" and options.get("capture", "eager") != "eager":
-        # A window of one step makes every round one sequential step, and the loop around it can be captured already.
-        return AsdSampler(denoiser, schedule, event_shape, draft="reuse", window=1, **options)
+        return CapturedDdpm(AsdSampler(denoiser, schedule, event_shape, draft="reuse", window=1, **options))
     if name == "ddpm":
         return Sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
     options.setdefault("num_steps", 10)
@@ -84,6 +88,7 @@ class Sequential:
 
     sample: Callable[..., Tensor]
     num_steps: int
+    fixed_batch: bool = False
 
     def draw(
         self,
@@ -97,8 +102,42 @@ class Sequential:
         x = self.sample(batch_size, cond, generator, on_round=on_round)
         every_step = torch.full((batch_size,), self.num_steps)
         ones = torch.ones(self.num_steps, batch_size, dtype=torch.int64)
-        stats = SampleStats(every_step, every_step, advance=ones, acceptance=torch.zeros(self.num_steps))
+        stats = SampleStats(
+            every_step, every_step, advance=ones, acceptance=torch.zeros(self.num_steps, dtype=torch.float32)
+        )
         return Draws(x, stats, predictions=None)
+
+
+@dataclass(frozen=True)
+class CapturedDdpm:
+    """The plain DDPM as a captured loop: with a window of one step every round is one sequential step.
+
+    There is no window to choose and no draft to report.
+    """
+
+    loop: AsdSampler
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of a sample."""
+        return self.loop.num_steps
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether every new batch size costs a capture."""
+        return self.loop.fixed_batch
+
+    def draw(
+        self,
+        batch_size: int,
+        cond: Tensor | None,
+        generator: Generator | Sequence[Generator] | None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Draws:
+        """As `ChunkSampler.draw`; there is nothing to start warm."""
+        x, stats, _ = self.loop.draw(batch_size, cond, generator, on_round=on_round)
+        return Draws(x, replace(stats, acceptance=torch.zeros(self.num_steps, dtype=torch.float32)), predictions=None)
 
 
 @dataclass(frozen=True)

@@ -2,51 +2,126 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from asd_policy.core import Calibration
-from asd_policy.errors import CheckpointError
+from asd_policy.core.window import Windows, as_windows
+from asd_policy.errors import CheckpointError, ConfigError
 
 
-class CalibratedWindows:
-    """The entry of one device, thread count, type of weights, draft and capture in a JSON file.
+@dataclass(frozen=True)
+class Calibrated:
+    """What windows were measured with. They are used for exactly that, and for nothing else.
 
-    Args:
-        file: where to keep it; None keeps nothing.
+    Attributes:
+        weights: a hash of the weights, as `hash_of` makes it.
+        batch_size: how many chunks were sampled at a time.
+        device: where.
+        dtype: of the weights that run at every evaluation.
+        draft: the draft's name.
+        capture: the capture's name.
     """
 
-    def __init__(self, file: Path | None, device: torch.device, dtype: torch.dtype, sampler_options: Mapping[str, Any]):
-        self.file = file
-        gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-        draft, capture = sampler_options.get("draft", "path"), sampler_options.get("capture", "eager")
-        self._key = f"{draft}, {capture}, {dtype}, {name}"
+    weights: str
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    draft: str
+    capture: str
 
-    def filled_in(self, sampler_options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with `window="auto"` replaced by the table that is kept, if there is one."""
-        entry = self._entries().get(self._key) if sampler_options.get("window") == "auto" else None
-        return {**sampler_options, "window": tuple(entry["windows"])} if entry else dict(sampler_options)
+    @property
+    def key(self) -> str:
+        """The entry's name in the file."""
+        where = f"{device_name(self.device)}, batch {self.batch_size}"
+        return f"{self.draft}, {self.capture}, {self.dtype}, {where}, weights {self.weights}"
 
-    def keep(self, calibration: Calibration) -> None:
-        """Write the calibration, in place of an earlier one."""
-        if self.file is not None:
-            entries = self._entries() | {self._key: asdict(calibration)}
-            self.file.write_text(json.dumps(entries, indent=1) + "\n")
 
-    def _entries(self) -> dict[str, Any]:
-        if self.file is None or not self.file.exists():
-            return {}
+@dataclass(frozen=True)
+class WindowsFile:
+    """Calibrations in a JSON file.
+
+    Attributes:
+        path: the file; None keeps calibrations in memory alone.
+    """
+
+    path: Path | None
+    _here: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, calibrated: Calibrated, num_steps: int) -> Windows | None:
+        """The windows (K,) measured with this, or None.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+        """
         try:
-            entries: dict[str, Any] = json.loads(self.file.read_text())
-            return {key: {**entry, "windows": list(map(int, entry["windows"]))} for key, entry in entries.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"Cannot read the calibrated windows {self.file}: {error}. Delete the file."
-            ) from error
+            entry = self.read().get(calibrated.key)
+            return None if entry is None else as_windows(tuple(entry["windows"]), num_steps)
+        except (TypeError, KeyError, ConfigError) as error:
+            raise self._unreadable(error) from error
+
+    def keep(self, calibrated: Calibrated, calibration: Calibration) -> None:
+        """Add a calibration, in place of an earlier one. The file is replaced as a whole, or stays as it was."""
+        self._here[calibrated.key] = asdict(calibration)
+        if self.path is not None:
+            write_atomically(self.path, json.dumps(self.read() | self._here, indent=1) + "\n")
+
+    def read(self) -> dict[str, Any]:
+        """Every entry by its key. Raises CheckpointError if the file cannot be read."""
+        if self.path is None or not self.path.exists():
+            return dict(self._here)
+        try:
+            entries = json.loads(self.path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(error) from error
+        if not isinstance(entries, dict):
+            raise self._unreadable(TypeError(f"it holds a {type(entries).__name__}"))
+        return entries | self._here
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"Cannot read the calibrated windows {self.path}: {error}. Delete the file.")
+
+
+def hash_of(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 of the names and values of the modules' tensors, shortened to 16 digits."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of the CPU with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file's contents; whatever interrupts this leaves the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asd_policy.core.drafts.protocol import Denoise, Verified
 from asd_policy.core.drafts.secant import secant_gain
+from asd_policy.core.verify import inner
 
 
 class PathMemory(NamedTuple):
@@ -55,12 +56,14 @@ class Path:
         rows = torch.arange(len(first), device=first.device).unsqueeze(1)
         source = position.clamp(0, window - 1)
         x0, y = verified.x0[rows, source], verified.y[rows, source]  # (B, K, *E)
-        evaluated = (position >= 0) & (position < window)
+        # Beyond the first rejection the network may fail where the chain never goes: such predictions are not kept.
+        kept = (position >= 0) & (inner(x0, x0) + inner(y, y)).isfinite()
+        evaluated = kept & (position < window)
         again = evaluated & (position + first < memory.reach.unsqueeze(1))
         gain = torch.where(again, secant_gain(x0 - memory.x0, y - memory.y), 0)
         per_event = (...,) + (None,) * (x0.ndim - 2)
         return PathMemory(
-            x0=torch.where((position >= 0)[per_event], x0, memory.x0),
+            x0=torch.where(kept[per_event], x0, memory.x0),
             y=torch.where(evaluated[per_event], y, memory.y),
             gain=gain,
             reach=(first.squeeze(1) + window).clamp(max=num_steps),

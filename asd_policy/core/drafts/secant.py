@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asd_policy.core.verify import inner
+
 MAX_GAIN = 1.5
 
 
@@ -13,7 +15,5 @@ def secant_gain(dx0: Tensor, dy: Tensor) -> Tensor:
 
     dx0, dy (B, K, *E) -> (B, K). Zero where the state did not change.
     """
-    event = tuple(range(2, dy.ndim))
-    moved = (dy * dy).sum(dim=event)
-    slope = (dx0 * dy).sum(dim=event) / moved.clamp(min=torch.finfo(dy.dtype).tiny)
+    slope = inner(dx0, dy) / inner(dy, dy).clamp(min=torch.finfo(dy.dtype).tiny)
     return slope.clamp(0, MAX_GAIN)

@@ -1,0 +1,52 @@
+"""What arguments have to be, and the error where they are not."""
+
+from __future__ import annotations
+
+from operator import index
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import ConfigError
+
+
+def as_count(value: int, name: str) -> int:
+    """The value as an int; NumPy's integers are fine. Raises ConfigError unless it is an integer of at least 1."""
+    return _as_integer(value, 1, name)
+
+
+def as_seed(value: int) -> int:
+    """The value as an int; NumPy's integers are fine. Raises ConfigError unless it is an integer of at least 0."""
+    return _as_integer(value, 0, "The seed")
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """The device with its index, as tensors name it. Raises ConfigError where this machine has no such device."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(f"device is {device!r}, which cannot be used here: {error}") from error
+
+
+def check_condition(cond: Tensor | None, batch_size: int) -> None:
+    """Raise ConfigError unless `cond` is None or a tensor with one row per sample."""
+    if cond is None:
+        return
+    if not isinstance(cond, Tensor) or cond.ndim == 0:
+        raise ConfigError(f"cond is {cond!r:.80}; expected a tensor with one row per sample, or None.")
+    if len(cond) != batch_size:
+        raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
+
+
+def is_integer(value: object) -> bool:
+    """Whether the value is an integer, of Python, NumPy or torch, and no bool."""
+    try:
+        return not isinstance(value, bool) and index(value) is not None  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def _as_integer(value: int, least: int, name: str) -> int:
+    if not is_integer(value) or value < least:
+        raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}.")
+    return index(value)

@@ -1,0 +1,54 @@
+"""Observations as tensors, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asd_policy.errors import ObservationError
+
+Observation = Mapping[str, NDArray[Any] | Tensor]
+
+
+def checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> Tensor:
+    """The observation `key` on the CPU, float32, or of an image uint8.
+
+    Args:
+        obs: NumPy arrays, lists of numbers, or tensors on any device.
+        shape: what it has to have.
+        image: pixels from 0 to 255.
+
+    Raises:
+        ObservationError: if it is missing, no array of real numbers, of another shape or not finite.
+    """
+    if key not in obs:
+        raise ObservationError(f"The observation lacks {key!r}; it has {', '.join(map(repr, obs)) or 'nothing'}.")
+    value = _tensor(obs[key], key, image)
+    if tuple(value.shape) != shape:
+        raise ObservationError(f"Observation {key!r} has shape {tuple(value.shape)}; expected {shape}.")
+    if not bool(value.isfinite().all()):
+        raise ObservationError(f"Observation {key!r} has values that are not finite: {obs[key]}.")
+    return value
+
+
+def _tensor(value: Any, key: str, image: bool) -> Tensor:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value if value.dtype == torch.uint8 or value.is_complex() else value.float()).numpy()
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
+    if image and array.dtype != np.uint8:
+        raise ObservationError(
+            f"Observation {key!r} is of {array.dtype}; expected an image of uint8, pixels from 0 to 255."
+        )
+    if array.dtype.kind not in "fiub":  # NumPy would drop imaginary parts, and read text as numbers
+        raise ObservationError(f"Observation {key!r} is no array of numbers: its type is {array.dtype}.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
+        return torch.from_numpy(array if image else array.astype(np.float32))
