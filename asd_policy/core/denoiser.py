@@ -169,7 +169,7 @@ def check_finite(x: Tensor) -> Tensor:
 
     NaN is absorbing in the chain, so one look at its end sees a network that failed at any step of it.
     """
-    bad = ~x.isfinite().flatten(1).all(dim=1)
+    bad = ~x.isfinite().reshape(len(x), -1).all(dim=1)
     if bool(bad.any()):
         rows = bad.nonzero().flatten().tolist()
         raise NumericalError(

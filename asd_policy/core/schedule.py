@@ -204,7 +204,8 @@ def _strided_timesteps(total: int, num_steps: int, spacing: str, steps_offset: i
 def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
     """(T,) float64 betas of a diffusers scheduler config."""
     if config.get("trained_betas") is not None:
-        return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        betas: Tensor = config["trained_betas"]  # or a list of numbers
+        return betas
     total = as_count(config.get("num_train_timesteps", 1000), "num_train_timesteps")
     start, end = (_number(config, *entry) for entry in (("beta_start", 1e-4), ("beta_end", 0.02)))
     name = config.get("beta_schedule", "linear")

@@ -64,9 +64,11 @@ class WindowsFile:
         Raises:
             CheckpointError: if the file cannot be read.
         """
+        entries = self.read()
+        if calibrated.key not in entries:
+            return None
         try:
-            entry = self.read().get(calibrated.key)
-            return None if entry is None else as_windows(tuple(entry["windows"]), num_steps)
+            return as_windows(tuple(entries[calibrated.key]["windows"]), num_steps)
         except (TypeError, KeyError, ConfigError) as error:
             raise self._unreadable(error) from error
 

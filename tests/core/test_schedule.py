@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
 
 from asd_policy.core import DENOISERS, EpsilonDenoiser, NoiseTape, Schedule, sample_ddim, sample_ddpm
@@ -57,18 +57,91 @@ def test_ddpm_agrees_with_diffusers(monkeypatch, T, num_steps, beta_schedule, va
     torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("num_steps", [5, 10, 100])
-def test_ddim_agrees_with_diffusers(num_steps):
-    config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
-    scheduler = DDIMScheduler(**config)
-    scheduler.set_timesteps(num_steps)
-    schedule = Schedule.from_diffusers(config)
-    x = NoiseTape.draw(4, num_steps, SHAPE, torch.Generator().manual_seed(0)).start
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t.expand(4)), t, x, use_clipped_model_output=True).prev_sample
-    denoiser = EpsilonDenoiser(network, schedule)
-    got = sample_ddim(denoiser, schedule, SHAPE, 4, generator=torch.Generator().manual_seed(0), num_steps=num_steps)
-    torch.testing.assert_close(got, x, rtol=2e-4, atol=2e-4)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", None])
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_every_strided_step_is_diffusers(monkeypatch, spacing, offset, variance):
+    """Mean and standard deviation of each step, whether or not the steps divide the training timesteps."""
+    x, output = torch.tensor([[0.7]]), torch.tensor([[0.3]])
+    for num_steps in (1, 7, 10, 23, 30, 64):
+        scheduler = DDPMScheduler(
+            num_train_timesteps=100,
+            beta_schedule="squaredcos_cap_v2",
+            timestep_spacing=spacing,
+            steps_offset=offset,
+            variance_type=variance,
+            clip_sample=False,
+        )
+        scheduler.set_timesteps(num_steps)
+        schedule = Schedule.from_diffusers(scheduler, num_steps)
+        assert schedule.timesteps.tolist() == scheduler.timesteps.tolist()
+        x0 = EpsilonDenoiser(lambda x, t, cond: output, schedule, clip=None)
+        for k, t in enumerate(scheduler.timesteps):
+            means = []
+            for noise in (0.0, 1.0):
+                monkeypatch.setattr(
+                    scheduling_ddpm, "randn_tensor", lambda shape, noise=noise, **_: torch.full(shape, noise)
+                )
+                means.append(scheduler.step(output, t, x).prev_sample)
+            mean = schedule.a[k] * x + schedule.b[k] * x0(x, t.reshape(1))
+            torch.testing.assert_close(mean.float(), means[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(schedule.s[k].float(), (means[1] - means[0]).squeeze(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("total", [20, 100, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_every_number_of_steps_has_the_timesteps_of_diffusers_or_is_refused(spacing, total):
+    scheduler = DDPMScheduler(num_train_timesteps=total, timestep_spacing=spacing)
+    schedule = Schedule.from_diffusers(scheduler)
+    refused = 0
+    for num_steps in range(1, total + 1):
+        scheduler.set_timesteps(num_steps)
+        expected = scheduler.timesteps.tolist()
+        if len(expected) != num_steps:  # diffusers' own list ends with timestep -1
+            assert expected[-1] == -1
+            refused += 1
+            with pytest.raises(ConfigError, match="rounds trailing timesteps"):
+                schedule.with_num_steps(num_steps)
+        else:
+            assert schedule.with_num_steps(num_steps).timesteps.tolist() == expected
+    assert refused < 0.1 * total
+
+
+@pytest.mark.parametrize("prediction", DENOISERS)
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("clipped", [True, False])
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("linspace", 0), ("trailing", 0)])
+def test_ddim_agrees_with_diffusers(spacing, offset, to_one, clipped, eta, prediction):
+    for num_steps in (5, 7, 10, 30):
+        scheduler = DDIMScheduler(
+            num_train_timesteps=100,
+            beta_schedule="squaredcos_cap_v2",
+            timestep_spacing=spacing,
+            steps_offset=offset,
+            set_alpha_to_one=to_one,
+            prediction_type=prediction,
+        )
+        scheduler.set_timesteps(num_steps)
+        schedule = Schedule.from_diffusers(scheduler)
+        tape = NoiseTape.draw(4, num_steps, SHAPE, torch.Generator().manual_seed(0))
+        x = tape.start
+        for k, t in enumerate(scheduler.timesteps):
+            output = network(x, t.expand(4))
+            step = scheduler.step(output, t, x, eta=eta, use_clipped_model_output=clipped, variance_noise=tape.xi[:, k])
+            x = step.prev_sample
+        got = sample_ddim(
+            DENOISERS[prediction](network, schedule),
+            schedule,
+            SHAPE,
+            4,
+            generator=torch.Generator().manual_seed(0),
+            num_steps=num_steps,
+            eta=eta,
+            use_clipped_model_output=clipped,
+            set_alpha_to_one=to_one,
+        )
+        torch.testing.assert_close(got, x, rtol=2e-4, atol=2e-4)
 
 
 def test_ddim_with_eta_one_and_all_steps_is_ddpm():
@@ -89,6 +162,22 @@ def test_ddim_with_eta_one_and_all_steps_is_ddpm():
         ({"timestep_spacing": "quadratic"}, "Unknown timestep spacing"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ({"trained_betas": [0.1, 1.5]}, "betas must be"),
+        ({"trained_betas": "0.1"}, "betas must be"),
+        ({"trained_betas": [0.1, float("nan")]}, "betas must be"),
+        ({"trained_betas": [0.999999] * 20}, "float32 cannot tell"),
+        ({"timestep_spacing": None}, "Unknown timestep spacing"),
+        ({"beta_schedule": None}, "Unknown beta_schedule"),
+        ({"steps_offset": None}, "steps_offset is None"),
+        ({"num_train_timesteps": None}, "num_train_timesteps is None"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        ({"num_train_timesteps": 10.5}, "num_train_timesteps is 10.5"),
+        ({"beta_start": None}, "beta_start is None"),
+        ({"beta_end": "0.02"}, "beta_end is '0.02'"),
+        ({"beta_end": float("nan")}, "beta_end is nan"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}, "FlowMatchEuler.* has no betas"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEuler.* has no betas"),
+        (EDMEulerScheduler(), "EDMEuler.* has no betas"),
+        (object(), "object has no betas"),
     ],
 )
 def test_bad_config(config, message):
@@ -100,3 +189,39 @@ def test_bad_config(config, message):
 def test_bad_num_steps(num_steps):
     with pytest.raises(ConfigError, match="expected 1 to 100"):
         Schedule.from_betas(torch.full((100,), 0.02), num_steps=num_steps)
+
+
+@pytest.mark.parametrize("offset", [-1, 40, 99])
+def test_an_offset_beyond_the_training_timesteps_is_refused(offset):
+    with pytest.raises(ConfigError, match=f"steps_offset {offset} with num_steps 10 asks for timesteps"):
+        Schedule.from_diffusers({"num_train_timesteps": 100, "steps_offset": offset}, num_steps=10)
+
+
+@pytest.mark.parametrize("timesteps", [[], [3, 5], [5, 5, 0], [100], [5, -1], [[5, 3]]])
+def test_timesteps_that_are_no_chain_are_refused(timesteps):
+    abar = Schedule.from_diffusers({"num_train_timesteps": 100}).alphas_cumprod
+    with pytest.raises(ConfigError, match="timesteps must descend"):
+        Schedule(abar, torch.tensor(timesteps, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("abar", [[], [0.9, 0.95], [0.9, 0.0], [1.0, 0.5], [0.9, float("nan")], [0.5, 0.5]])
+def test_a_signal_that_does_not_fall_is_refused(abar):
+    with pytest.raises(ConfigError, match="alphas_cumprod must fall"):
+        Schedule(torch.tensor(abar, dtype=torch.float64), torch.tensor([0]))
+
+
+def test_equal_schedules():
+    config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+    schedule = Schedule.from_diffusers(config)
+    assert schedule == Schedule.from_diffusers(dict(config))
+    assert hash(schedule) == hash(Schedule.from_diffusers(config))
+    assert schedule == Schedule.from_diffusers(config | {"variance_type": None})
+    others = [
+        schedule.with_num_steps(10),
+        Schedule.from_diffusers(config | {"variance_type": "fixed_large"}),
+        Schedule.from_diffusers(config | {"beta_schedule": "linear"}),
+        Schedule.from_diffusers(config | {"num_train_timesteps": 50}),
+        "schedule",
+    ]
+    assert all(schedule != other for other in others)
+    assert len({schedule, Schedule.from_diffusers(config), *others}) == 1 + len(others)

@@ -293,6 +293,98 @@ def test_calibrated_windows_are_kept_beside_the_checkpoint(tmp_path):
         load_policy(checkpoint, window="auto")
 
 
+@pytest.mark.parametrize("history", [[], [observation(0)] * 3])
+def test_histories_of_another_length_are_refused(checkpoint, history):
+    with pytest.raises(ObservationError, match=f"Got {len(history)} observations; expected 1 to 2"):
+        load_policy(checkpoint).condition(history)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.from_numpy,
+        lambda x: torch.from_numpy(x).requires_grad_(),
+        lambda x: torch.from_numpy(x).float(),
+        lambda x: x.astype(">f8"),
+        lambda x: x.tolist(),
+        lambda x: x[::-1][::-1],
+    ],
+)
+def test_observations_of_every_kind_are_the_same(checkpoint, convert):
+    policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
+    actions = []
+    for change in (lambda x: x, convert):
+        policy.reset(seed=0)
+        actions.append(policy.act({key: change(value) for key, value in observation(0).items()}))
+    np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "12345",
+        list("12345"),
+        np.ones(5, complex),
+        np.ones(5, object),
+        torch.ones(5, dtype=torch.complex64),
+        None,
+        np.full(5, 1e300),  # too large for float32
+    ],
+)
+def test_observations_that_are_no_numbers_are_refused(checkpoint, value):
+    policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
+    policy.reset(seed=0)
+    with pytest.raises(ObservationError, match="'object'"):
+        policy.act(observation(0) | {"object": value})
+    policy.act(observation(0))
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 0), ("scale", 1e-45), ("offset", np.inf), ("offset", np.nan)])
+def test_the_last_thing_computed_is_checked(checkpoint, name, value):
+    """Under a bound, which would make a number of infinity."""
+    policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
+    getattr(policy.normalizer.fields["action"], name)[0] = value
+    policy.reset(seed=0)
+    with pytest.raises(NumericalError, match="actions are not finite"):
+        policy.act(observation(0))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "asd"])
+def test_the_default_type_changes_nothing(checkpoint, sampler):
+    def chunk() -> np.ndarray:
+        policy = load_policy(checkpoint, sampler=sampler)
+        policy.reset(seed=0)
+        return acts(policy, 3)
+
+    before = chunk()
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = chunk()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert after.dtype == np.float32
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpuu"])
+def test_devices_that_are_not_here_are_refused(checkpoint, device):
+    with pytest.raises(ConfigError, match="cannot be used here"):
+        load_policy(checkpoint, device=device)
+
+
+def test_a_spawned_process_goes_on_acting(checkpoint):
+    policy = load_policy(checkpoint, window=4)
+    policy.reset(seed=0)
+    policy.act(observation(0))
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_act_elsewhere, args=(policy, results), nprocs=1)
+    np.testing.assert_array_equal(results.get(), policy.act(observation(1)))
+
+
+def _act_elsewhere(rank: int, policy, results) -> None:
+    results.put(policy.act(observation(1)))
+
+
 def test_top_level_names():
     for name in asd_policy.__all__:
         assert getattr(asd_policy, name) is not None
