@@ -23,20 +23,25 @@ class NoiseTape(NamedTuple):
         batch_size: int,
         num_steps: int,
         event_shape: Sequence[int],
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generator | Sequence[Generator] | NoiseTape | None = None,
         device: torch.device | str = "cpu",
     ) -> NoiseTape:
         """A fresh tape in float32.
 
         Args:
             generator: one generator for the whole batch, or one per sample: then a sample's noise does not depend on
-                how many are drawn with it. None draws from torch's global generator.
+                how many are drawn with it. None draws from torch's global generator. A tape is returned as it is.
 
         Raises:
-            ConfigError: unless `batch_size` >= 1 and the number of generators fits it.
+            ConfigError: unless `batch_size` >= 1 and the number of generators, or the tape, fits it.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1.")
+        if isinstance(generator, NoiseTape):
+            expected = (batch_size, num_steps, *event_shape)
+            if generator.xi.shape != expected:
+                raise ConfigError(f"The noise tape has shape {tuple(generator.xi.shape)}; expected {expected}.")
+            return generator
         if generator is None or isinstance(generator, Generator):
             return NoiseTape._draw(batch_size, num_steps, event_shape, generator, device)
         if len(generator) != batch_size:

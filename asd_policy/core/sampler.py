@@ -130,7 +130,7 @@ class AsdSampler:
         draws = self.draw(batch_size, cond, generator)
         return draws.x, draws.stats
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(
         self,
         batch_size: int = 1,

@@ -68,7 +68,8 @@ class Schedule:
         beta = 1 - self._alpha
         small = beta * (1 - self.abar_next) / (1 - self.abar)
         s = (beta if self.variance == "fixed_large" else small).sqrt()
-        s[-1] = 0
+        if self.timesteps[-1] == 0:  # diffusers adds noise at every later timestep
+            s[-1] = 0
         return s
 
     def with_num_steps(self, num_steps: int | None) -> Schedule:
@@ -126,7 +127,7 @@ class Schedule:
             raise ConfigError("rescale_betas_zero_snr=True is not supported: its first step has no signal at all.")
         return Schedule.from_betas(
             _betas_from_config(config),
-            variance=config.get("variance_type", "fixed_small"),
+            variance=config.get("variance_type") or "fixed_small",  # null means the same to DDPMScheduler
             num_steps=num_steps,
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=config.get("steps_offset", 0),

@@ -15,7 +15,7 @@ OnRound = Callable[[Tensor, Tensor], None]
 """Told after each round how far the chains are: the frontier (B,) int64, the steps that are certain, and x (B, *E)."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_ddpm(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -54,7 +54,7 @@ def sample_ddpm(
     return check_finite(x)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_ddim(
     denoiser: Denoiser,
     schedule: Schedule,
