@@ -37,12 +37,21 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more.")
 
 
-def finite(name: str, value: Any) -> float:
-    """The argument `name` as a float. Raises ConfigError unless it is a finite number."""
+def finite(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """The argument `name` as a float. Raises ConfigError unless it is a finite number within the bounds."""
     with suppress(TypeError, ValueError, RuntimeError):
-        if not isinstance(value, str) and math.isfinite(float(value)):
+        if not isinstance(value, str) and math.isfinite(float(value)) and least <= float(value) <= most:
             return float(value)
-    raise ConfigError(f"{name} is {value!r}; expected a finite number.")
+    bounds = "" if least == -math.inf else f", {least} or more" if most == math.inf else f", {least} to {most}"
+    raise ConfigError(f"{name} is {value!r}; expected a finite number{bounds}.")
+
+
+def image_size(sample_size: Any) -> tuple[int, int]:
+    """(H, W) of a U-Net's `sample_size`, a number or two. Raises ConfigError if it is neither."""
+    pair = tuple(sample_size) if isinstance(sample_size, list | tuple) else (sample_size, sample_size)
+    if len(pair) != 2:
+        raise ConfigError(f"The U-Net's sample_size is {sample_size!r}; expected a height and a width.")
+    return whole("The U-Net's sample_size", pair[0]), whole("The U-Net's sample_size", pair[1])
 
 
 def checked_window(window: Any) -> Any:

@@ -21,6 +21,7 @@ from asd_policy.images.arguments import (
     check_pipeline,
     checked_window,
     finite,
+    image_size,
     whole,
 )
 from asd_policy.images.noise import Generators, diffusers_noise
@@ -81,10 +82,14 @@ class AsdImagePipeline:
             CheckpointError: if it is no such folder or repository.
             ConfigError: as the constructor.
         """
+        options = {"use_safetensors": True, **(loading or {})}
         try:
-            pipe = DDPMPipeline.from_pretrained(name_or_path, **{"use_safetensors": True, **(loading or {})})
+            pipe = DDPMPipeline.from_pretrained(name_or_path, **options)
+            misplaced = _misplaced_tensors(pipe.unet, options)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"Cannot read {name_or_path} as a DDPMPipeline with safetensors: {error}") from error
+        if misplaced:
+            raise CheckpointError(f"The weights in {name_or_path} do not fit its U-Net: {misplaced}.")
         return cls(pipe.to(device), sampler, max_states, **sampler_options)
 
     def with_sampler(self, sampler: str, **sampler_options: Any) -> AsdImagePipeline:
@@ -97,7 +102,7 @@ class AsdImagePipeline:
         size = self.pipe.unet.config.sample_size
         if size is None:
             raise ConfigError("The U-Net has no sample_size; expected the height and width of an image.")
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = image_size(size)
         return self.pipe.unet.config.in_channels, height, width
 
     @torch.no_grad()
@@ -174,3 +179,11 @@ class AsdImagePipeline:
             raise ConfigError(f"Got labels {row} for {batch_size} images; expected one each, from 0 to {classes - 1}.")
         pairs = [[row[-1], label] if guidance_scale > 1 else [label] for label in row[:batch_size]]
         return torch.tensor(pairs, device=self.pipe._execution_device)
+
+
+def _misplaced_tensors(unet: Any, loading: dict[str, Any]) -> str:
+    """Names of tensors that the U-Net's files lack, which diffusers leaves at random, or have too many; "" if none."""
+    options = {name: value for name, value in loading.items() if name in ("use_safetensors", "variant")}
+    _, found = type(unet).from_pretrained(unet.config._name_or_path, output_loading_info=True, **options)
+    names = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected")}
+    return "; ".join(f"{kind} {', '.join(sorted(keys)[:8])}" for kind, keys in names.items() if keys)

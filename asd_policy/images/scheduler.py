@@ -11,8 +11,8 @@ from diffusers import DDPMParallelScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
 
 from asd_policy.core import DENOISERS, Schedule
-from asd_policy.errors import ConfigError, UnknownNameError
-from asd_policy.images.arguments import as_config_errors, whole
+from asd_policy.errors import ConfigError
+from asd_policy.images.arguments import as_config_errors, check_name, finite, whole
 from asd_policy.images.unet import UnetNetwork
 
 STEPS = ("step", "set_timesteps", "previous_timestep", "_get_variance", "_threshold_sample")
@@ -58,7 +58,9 @@ def _check_noise_levels(scheduler: SchedulerMixin, ddpm: DDPMScheduler) -> None:
     if actual is None or ddpm.config.rescale_betas_zero_snr:  # the latter is refused with its own message
         return
     actual = actual.detach().to("cpu", torch.float32)
-    if actual.shape != ddpm.alphas_cumprod.shape or not torch.allclose(actual, ddpm.alphas_cumprod, rtol=1e-4, atol=0):
+    if actual.shape != ddpm.alphas_cumprod.shape or not torch.allclose(
+        actual, ddpm.alphas_cumprod, rtol=1e-4, atol=0, equal_nan=True
+    ):
         raise ConfigError(
             f"The alphas_cumprod of the {type(scheduler).__name__} are not those of its configuration. Do not change "
             "them in place: make a scheduler with trained_betas."
@@ -75,6 +77,7 @@ def ddpm_schedule(
             betas, a variance or a spacing that this package does not sample exactly.
     """
     schedule = Schedule.from_diffusers(scheduler)
+    whole("steps_offset", schedule.steps_offset, least=0)
     if timesteps is None:
         return schedule.with_num_steps(None if num_steps is None else whole("num_inference_steps", num_steps))
     total = len(schedule.alphas_cumprod)
@@ -115,13 +118,15 @@ def make_denoiser(network: UnetNetwork, scheduler: DDPMScheduler, schedule: Sche
     """The network's clean-sample predictions, clipped or thresholded as the scheduler would.
 
     Raises:
-        ConfigError: on a prediction type that does not exist.
+        ConfigError: on a prediction type that does not exist, or a bound that is out of range.
     """
     config = scheduler.config
-    if config.prediction_type not in DENOISERS:
-        raise UnknownNameError("prediction_type", config.prediction_type, DENOISERS)
+    check_name("prediction_type", config.prediction_type, DENOISERS)
     make = DENOISERS[config.prediction_type]
     if config.thresholding:
         denoiser = make(network, schedule, clip=None)
-        return Thresholded(denoiser, config.dynamic_thresholding_ratio, config.sample_max_value)
-    return make(network, schedule, clip=config.clip_sample_range if config.clip_sample else None)
+        ratio = finite("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio, 0, 1)
+        return Thresholded(denoiser, ratio, finite("sample_max_value", config.sample_max_value, 0))
+    return make(
+        network, schedule, clip=finite("clip_sample_range", config.clip_sample_range, 0) if config.clip_sample else None
+    )

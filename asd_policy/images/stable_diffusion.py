@@ -19,6 +19,7 @@ from asd_policy.images.arguments import (
     check_pipeline,
     checked_window,
     finite,
+    image_size,
     refuse,
     whole,
 )
@@ -189,20 +190,17 @@ class AsdStableDiffusion:
         pipe, config = self.pipe, self.pipe.unet.config
         if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
             raise ConfigError(f"latents is {latents!r}; expected a tensor (B, C, H, W) or None.")
-        asked = {
-            name: whole(name, value) for name, value in (("height", height), ("width", width)) if value is not None
-        }
-        if any(value % 8 for value in asked.values()):
+        if height is None and width is None:
+            size = config.sample_size if latents is None else latents.shape[2:]
+            if size is None:
+                raise ConfigError("The U-Net has no sample_size; pass height and width.")
+            return config.in_channels, *image_size(size)
+        asked = [whole("height or width", value) for value in (height, width) if value is not None]
+        if any(value % 8 for value in asked):
             raise ConfigError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}.")
         if len(asked) == 1:
             raise ConfigError(f"height is {height} and width is {width}; expected both or neither.")
-        if asked:
-            size: Any = tuple(value // pipe.vae_scale_factor for value in asked.values())
-        else:
-            size = config.sample_size if latents is None else latents.shape[2:]
-        if size is None:
-            raise ConfigError("The U-Net has no sample_size; pass height and width.")
-        return config.in_channels, *((size, size) if isinstance(size, int) else size)
+        return config.in_channels, *(value // pipe.vae_scale_factor for value in asked)
 
     def _encode(self, texts: _Texts, images_per_prompt: int) -> Tensor:
         """The U-Net's condition (B, G, L, D): what to move away from, with guidance, then what to move toward."""
