@@ -11,6 +11,7 @@ from numbers import Number
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
 
@@ -105,6 +106,24 @@ def check_attention_options(options: Any) -> None:
             f"cross_attention_kwargs holds {', '.join(map(str, other))}, which is no number, string or None. The U-Net "
             "is asked about many steps of an image in one batch, which tensors made for one step do not fit."
         )
+
+
+def check_words(**texts: Any) -> None:
+    """Raise ConfigError on a list that is empty or holds anything but words; the rest is diffusers' to check."""
+    for name, value in texts.items():
+        if isinstance(value, list) and (not value or not all(isinstance(text, str) for text in value)):
+            raise ConfigError(f"{name} is {value!r}; expected a str, or a list of one or more.")
+
+
+def check_embeddings(config: Any, **embeddings: Any) -> None:
+    """Raise ConfigError unless each is None or a tensor (B, L, D) with the D that a U-Net's `config` asks for."""
+    width = config.cross_attention_dim if config.encoder_hid_dim_type is None else config.encoder_hid_dim
+    for name, value in embeddings.items():
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != 3):
+            raise ConfigError(f"{name} is {value!r}; expected a tensor (B, L, D) or None.")
+        # Some U-Nets have a width for each block.
+        if value is not None and isinstance(width, int) and value.shape[-1] != width:
+            raise ConfigError(f"{name} has shape {tuple(value.shape)}; the U-Net expects {width} values at the end.")
 
 
 REFUSED = {

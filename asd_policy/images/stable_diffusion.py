@@ -15,8 +15,10 @@ from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import (
     OUTPUT_TYPES,
     as_config_errors,
+    check_embeddings,
     check_name,
     check_pipeline,
+    check_words,
     checked_window,
     finite,
     image_size,
@@ -207,6 +209,8 @@ class AsdStableDiffusion:
         pipe, options = self.pipe, self.pipe.cross_attention_kwargs or {}
         guided = pipe.do_classifier_free_guidance
         prompt, negative, embeds, negative_embeds = texts
+        check_words(prompt=prompt, negative_prompt=negative)
+        check_embeddings(pipe.unet.config, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds)
         with as_config_errors():
             pipe.check_inputs(prompt, 8, 8, None, negative, embeds, negative_embeds)
             words = prompt is not None or (guided and negative_embeds is None)
@@ -226,11 +230,14 @@ class AsdStableDiffusion:
                 lora_scale=options.get("scale"),
                 clip_skip=None if pipe.clip_skip is None else whole("clip_skip", pipe.clip_skip, least=0),
             )
-            cond = torch.stack([away, toward] if guided else [toward], dim=1)
-        width = pipe.unet.config.cross_attention_dim
-        if isinstance(width, int) and pipe.unet.config.encoder_hid_dim_type is None and cond.shape[-1] != width:
-            raise ConfigError(f"The embeddings have {cond.shape[-1]} values; the U-Net expects {width}.")
-        return cond
+        if not guided:
+            return toward.unsqueeze(1)
+        if toward.shape != away.shape:
+            raise ConfigError(
+                f"Embeddings of the prompt have shape {tuple(toward.shape)}, those of the negative prompt "
+                f"{tuple(away.shape)}; expected the same."
+            )
+        return torch.stack([away, toward], dim=1)
 
     def _noise(self, sampler: AsdSampler, batch_size: int, generator: Generators, latents: Tensor | None) -> NoiseTape:
         """The tape, started at `latents` if they are given."""
