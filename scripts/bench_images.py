@@ -36,6 +36,7 @@ from asd_policy.core import OnRound
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.evaluation.provenance import software
 from asd_policy.images import AsdImagePipeline
+from asd_policy.images.arguments import finite, whole
 from asd_policy.images.frechet import load_reference
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
@@ -133,9 +134,9 @@ class Samplers:
             return SamplerSpec.parse(name)
         try:
             window, tolerance = rest
-            return int(window), float(tolerance)
-        except ValueError as error:
-            raise ConfigError(f"Unknown sampler {name!r}; expected paradigms:WINDOW:TOLERANCE.") from error
+            return whole("WINDOW", int(window)), finite("TOLERANCE", float(tolerance), least=0)
+        except ValueError as error:  # a ConfigError too
+            raise ConfigError(f"Unknown sampler {name!r}; expected paradigms:WINDOW:TOLERANCE. {error}") from error
 
     def _paradigms(
         self, labels: Sequence[int], generators: list[Generator], window: int, tolerance: float
@@ -250,7 +251,7 @@ def read(path: Path, expected: Measurement) -> Iterator[Measurement]:
     """The measurements of earlier runs.
 
     Raises:
-        ConfigError: if they were made with other settings.
+        ConfigError: if they were made with other settings, or are damaged.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith("\n"):
@@ -258,7 +259,10 @@ def read(path: Path, expected: Measurement) -> Iterator[Measurement]:
         path.write_text("".join(lines))
     if not lines:
         return
-    first, *entries = map(json.loads, lines)
+    try:
+        first, *entries = map(json.loads, lines)
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}. Mend it, or choose another --out.") from error
     if first != expected:
         raise ConfigError(f"{path} holds measurements with {first}; now {expected}. Choose another --out.")
     yield from entries
@@ -318,7 +322,14 @@ def plot(rows: Sequence[Measurement], num_steps: int, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def check(arguments: Arguments) -> None:
+    """Raise ConfigError on what would fail after hours."""
+    for name, least in (("seeds", 0), ("images", 2), ("repeats", 0), ("batch_size", 1), ("threads", 1)):
+        whole(name, getattr(arguments, name), least)
+
+
 def main(arguments: Arguments) -> int:
+    check(arguments)
     console = Console()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -79,8 +79,8 @@ class AsdImagePipeline:
                 safetensors alone, which hold no code; {"use_safetensors": False} allows pickles.
 
         Raises:
-            CheckpointError: if it is no such folder or repository.
-            ConfigError: as the constructor.
+            CheckpointError: if it is no such folder or repository, or its weights do not fit its U-Net.
+            ConfigError: on a device that does not exist, or as the constructor.
         """
         options = {"use_safetensors": True, **(loading or {})}
         try:
@@ -90,7 +90,9 @@ class AsdImagePipeline:
             raise CheckpointError(f"Cannot read {name_or_path} as a DDPMPipeline with safetensors: {error}") from error
         if misplaced:
             raise CheckpointError(f"The weights in {name_or_path} do not fit its U-Net: {misplaced}.")
-        return cls(pipe.to(device), sampler, max_states, **sampler_options)
+        with as_config_errors():
+            pipe.to(device)
+        return cls(pipe, sampler, max_states, **sampler_options)
 
     def with_sampler(self, sampler: str, **sampler_options: Any) -> AsdImagePipeline:
         """The same images, drawn by another sampler."""
