@@ -109,7 +109,9 @@ class Samplers:
         if classes is None or classes < CLASSES:
             raise ConfigError(f"{arguments.model} has {classes or 'no'} classes; expected the {CLASSES} digits'.")
         for name in {job.sampler for job in jobs(arguments)}:
-            self._parse(name)  # refuses now what would fail after hours
+            parsed = self._parse(name)
+            if isinstance(parsed, SamplerSpec):
+                self._pipeline.with_sampler(parsed.name, **parsed.options)  # refuses now what would fail after hours
 
     def draw(
         self, name: str, labels: Sequence[int], generators: list[Generator], on_round: OnRound | None = None
@@ -208,8 +210,8 @@ def generator(*entropy: int) -> Generator:
 
 def measure(arguments: Arguments, console: Console) -> tuple[list[Measurement], bool]:
     """All measurements, those of earlier runs included, and whether there are any left."""
-    samplers, device = Samplers(arguments), torch.device(arguments.device)
     load_reference(arguments.features)  # refuses now what would fail after hours
+    samplers, device = Samplers(arguments), torch.device(arguments.device)
     path = arguments.out / "measurements.jsonl"
     done = list(read(path, settings(arguments)))
     known = {Job(entry["kind"], entry["sampler"], entry["repeat"]) for entry in done}

@@ -158,6 +158,8 @@ class AsdImagePipeline:
         scheduler = self.scheduler
         schedule = ddpm_schedule(scheduler, num_steps)
         denoiser = make_denoiser(network, scheduler, schedule).to(self.pipe._execution_device)
+        if self._options.get("capture") in ("compile", "cuda_graph"):
+            raise ConfigError(f"capture={self._options['capture']!r} runs no diffusers U-Net; expected 'eager'.")
         with as_config_errors():
             return make_sampler(self._name, denoiser, schedule, self.event_shape, **self._options)
 

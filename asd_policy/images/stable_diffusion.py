@@ -168,10 +168,16 @@ class AsdStableDiffusion:
 
     def _network(self, guidance_scale: float, rescale: float = 0.0, attention: Any = None) -> UnetNetwork:
         """The U-Net as the pipeline has it now."""
-        own = "__call__", "prepare_latents"
-        check_pipeline(self.pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
+        pipe, own = self.pipe, ("__call__", "prepare_latents")
+        check_pipeline(pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
         guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
-        return UnetNetwork(self.pipe.unet, guidance_scale, self._max_states, rescale, attention)
+        network = UnetNetwork(pipe.unet, guidance_scale, self._max_states, rescale, attention)
+        latent, decoded = pipe.unet.config.in_channels, pipe.vae.config.get("latent_channels")
+        if decoded not in (None, latent):
+            raise ConfigError(f"The U-Net makes latents of {latent} channels; the VAE decodes {decoded}.")
+        if pipe.safety_checker is not None and pipe.feature_extractor is None:
+            raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")
+        return network
 
     def _sampler(
         self,
@@ -230,6 +236,7 @@ class AsdStableDiffusion:
                 lora_scale=options.get("scale"),
                 clip_skip=None if pipe.clip_skip is None else whole("clip_skip", pipe.clip_skip, least=0),
             )
+        check_embeddings(pipe.unet.config, **{"The text encoder's output": toward})
         if not guided:
             return toward.unsqueeze(1)
         if toward.shape != away.shape:

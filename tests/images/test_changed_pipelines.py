@@ -133,6 +133,24 @@ def test_distilled_unets_are_refused(pipe):
         accelerate_pipeline(pipe)
 
 
+def test_components_that_do_not_fit_are_refused_before_the_first_round(pipe):
+    fast, rounds = accelerate_pipeline(pipe), []
+    pipe.unet.register_forward_hook(lambda *arguments: rounds.append(1))
+    for component, name, value, message in (
+        (pipe.vae, "latent_channels", 16, "the VAE decodes 16"),
+        (pipe.unet, "cross_attention_dim", 768, "the U-Net expects 768"),
+    ):
+        kept = component.config[name]
+        component.register_to_config(**{name: value})
+        with pytest.raises(ConfigError, match=message):
+            fast("a")
+        component.register_to_config(**{name: kept})
+    pipe.safety_checker = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="no feature_extractor"):
+        fast("a")
+    assert not rounds
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -232,6 +250,7 @@ def test_bad_options_are_refused_at_construction(pipe, options, message):
         ({"sampler": "pndm"}, "Unknown sampler 'pndm'"),
         ({"widow": 3}, "'widow'. Did you mean 'window'"),
         ({"capture": "jit"}, "Unknown capture"),
+        ({"capture": "compile"}, "expected 'eager'"),
         ({"sampler": "ddim", "num_steps": 21}, "1 to 20"),
         ({"sampler": "ddim", "window": 3}, "option of sampler 'ddim'"),
     ],

@@ -114,6 +114,14 @@ def test_strides(variance_type, spacing, steps_offset, num_steps):
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("timesteps", [[19, 18, 17], [12, 5], [7], [9, 0]])
+def test_timesteps_of_ones_own(pipe, variance_type, timesteps):
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, variance_type=variance_type)
+    got, expected = (latents(f, timesteps=timesteps) for f in (accelerate_pipeline(pipe, **WITHOUT_SPECULATION), pipe))
+    assert_diffusers(got, expected)
+
+
 def test_a_pipeline_made_with_a_scheduler_of_defaults(pipe):
     """The constructor changes clip_sample and steps_offset behind the scheduler's back."""
     made = quiet(StableDiffusionPipeline(**{**pipe.components, "scheduler": DDPMScheduler(**SCHEDULE)}))

@@ -143,6 +143,8 @@ def test_grids_that_make_no_sense_are_refused_first(model, tmp_path, changes, me
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seeds": -1}, "seeds is -1"),
         ({"quality": ("paradigms:0:0.1",)}, "WINDOW is 0"),
+        ({"quality": ("ddim:5000",)}, "num_steps is 5000"),
+        ({"quality": ("asd:path:4:compile",)}, "expected 'eager'"),
         ({"quality": ("paradigms:4:nan",)}, "TOLERANCE is nan"),
     ],
 )
@@ -154,4 +156,4 @@ def test_measurements_that_make_no_sense_are_refused_first(model, features, tmp_
 def test_damaged_measurements_are_named(model, features, tmp_path):
     (tmp_path / "measurements.jsonl").write_text("{}\n{\n")
     with pytest.raises(ConfigError, match=r"measurements\.jsonl is damaged"):
-        bench_images.main(bench_images.Arguments(model, features, tmp_path))
+        bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=("ddpm",)))
