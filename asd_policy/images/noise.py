@@ -62,5 +62,7 @@ def _draw(
     """Normal noise (rows, K, *E), or (rows, 1 + K, *E) with the start, and uniform (rows, K)."""
     source = device if generator is None else generator.device  # a CPU generator may feed a GPU's sampler
     make: dict[str, Any] = {"generator": generator, "device": source, "dtype": torch.float32}
-    normal = [torch.randn(rows, *event_shape, **make) for _ in range(num_steps + with_start)]
-    return torch.stack(normal, dim=1), torch.rand(rows, num_steps, **make)
+    normal = torch.empty(rows, num_steps + with_start, *event_shape, device=source, dtype=torch.float32)
+    for row in normal.unbind(dim=1):
+        row.copy_(torch.randn(rows, *event_shape, **make))
+    return normal, torch.rand(rows, num_steps, **make)

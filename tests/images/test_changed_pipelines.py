@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,7 +317,7 @@ def test_other_folders(tmp_path):
     with pytest.raises(CheckpointError, match="NoSuchUnet"):
         AsdImagePipeline.from_pretrained(tmp_path / "pixels")
     with pytest.raises(ConfigError, match="window is 0"):
-        AsdImagePipeline.from_pretrained("checkpoints/digits", window=0)
+        AsdImagePipeline.from_pretrained(Path(__file__).parents[2] / "checkpoints" / "digits", window=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

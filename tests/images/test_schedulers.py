@@ -70,6 +70,16 @@ def test_a_swapped_scheduler_stands_for_its_ddpm(pipe, tmp_path, kind, make):
     assert_diffusers(got, latents(pipe))
 
 
+@pytest.mark.parametrize("kind", COMPATIBLE, ids=lambda kind: kind.__name__)
+def test_a_swapped_scheduler_of_a_ddpm_pipeline(tmp_path, kind):
+    pipe = pixel_pipeline()
+    fast = accelerate_pipeline(pipe, **WITHOUT_SPECULATION)
+    pipe.scheduler = saved_and_loaded(kind, tmp_path)
+    got = fast(2, generator=generators(2), num_inference_steps=7, output_type="np").images
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    np.testing.assert_allclose(got, pipe(2, generators(2), 7, output_type="np").images, rtol=0, atol=2e-4)
+
+
 CHANGES = [
     {"prediction_type": "v_prediction"},
     {"prediction_type": "sample"},
