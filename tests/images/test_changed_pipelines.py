@@ -278,7 +278,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"x"', "{", '{"_class_name": 3}', None])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"_class_name": 3}', None])
 def test_damaged_folders(folder, file, text):
     if text is None:
         (folder / file).unlink()
