@@ -36,6 +36,7 @@ from asd_policy.core import OnRound
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.evaluation.provenance import software
 from asd_policy.images import AsdImagePipeline
+from asd_policy.images.arguments import finite, whole
 from asd_policy.images.frechet import load_reference
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
@@ -108,7 +109,9 @@ class Samplers:
         if classes is None or classes < CLASSES:
             raise ConfigError(f"{arguments.model} has {classes or 'no'} classes; expected the {CLASSES} digits'.")
         for name in {job.sampler for job in jobs(arguments)}:
-            self._parse(name)  # refuses now what would fail after hours
+            parsed = self._parse(name)
+            if isinstance(parsed, SamplerSpec):
+                self._pipeline.with_sampler(parsed.name, **parsed.options)  # refuses now what would fail after hours
 
     def draw(
         self, name: str, labels: Sequence[int], generators: list[Generator], on_round: OnRound | None = None
@@ -133,9 +136,9 @@ class Samplers:
             return SamplerSpec.parse(name)
         try:
             window, tolerance = rest
-            return int(window), float(tolerance)
-        except ValueError as error:
-            raise ConfigError(f"Unknown sampler {name!r}; expected paradigms:WINDOW:TOLERANCE.") from error
+            return whole("WINDOW", int(window)), finite("TOLERANCE", float(tolerance), least=0)
+        except ValueError as error:  # a ConfigError too
+            raise ConfigError(f"Unknown sampler {name!r}; expected paradigms:WINDOW:TOLERANCE. {error}") from error
 
     def _paradigms(
         self, labels: Sequence[int], generators: list[Generator], window: int, tolerance: float
@@ -207,8 +210,8 @@ def generator(*entropy: int) -> Generator:
 
 def measure(arguments: Arguments, console: Console) -> tuple[list[Measurement], bool]:
     """All measurements, those of earlier runs included, and whether there are any left."""
-    samplers, device = Samplers(arguments), torch.device(arguments.device)
     load_reference(arguments.features)  # refuses now what would fail after hours
+    samplers, device = Samplers(arguments), torch.device(arguments.device)
     path = arguments.out / "measurements.jsonl"
     done = list(read(path, settings(arguments)))
     known = {Job(entry["kind"], entry["sampler"], entry["repeat"]) for entry in done}
@@ -250,7 +253,7 @@ def read(path: Path, expected: Measurement) -> Iterator[Measurement]:
     """The measurements of earlier runs.
 
     Raises:
-        ConfigError: if they were made with other settings.
+        ConfigError: if they were made with other settings, or are damaged.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith("\n"):
@@ -258,7 +261,10 @@ def read(path: Path, expected: Measurement) -> Iterator[Measurement]:
         path.write_text("".join(lines))
     if not lines:
         return
-    first, *entries = map(json.loads, lines)
+    try:
+        first, *entries = map(json.loads, lines)
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}. Mend it, or choose another --out.") from error
     if first != expected:
         raise ConfigError(f"{path} holds measurements with {first}; now {expected}. Choose another --out.")
     yield from entries
@@ -318,7 +324,14 @@ def plot(rows: Sequence[Measurement], num_steps: int, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def check(arguments: Arguments) -> None:
+    """Raise ConfigError on what would fail after hours."""
+    for name, least in (("seeds", 0), ("images", 2), ("repeats", 0), ("batch_size", 1), ("threads", 1)):
+        whole(name, getattr(arguments, name), least)
+
+
 def main(arguments: Arguments) -> int:
+    check(arguments)
     console = Console()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)

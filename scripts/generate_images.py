@@ -4,7 +4,7 @@
     python scripts/generate_images.py --model google/ddpm-cifar10-32 --sampler asd:path:64 --count 16 --out cifar.png
 
 Image i is drawn from a generator seeded by --seed plus i, whatever the sampler and the batch: `ddpm` and `asd` get the
-same noise, at the start and at each step.
+same noise, at the start and at each step. Seeds have 32 bits, as many as torch's generator on the CPU reads.
 """
 
 import math
@@ -18,8 +18,9 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from rich.console import Console
 
-from asd_policy.errors import AsdPolicyError
+from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.images import AsdImagePipeline
+from asd_policy.images.arguments import check_name, whole
 from asd_policy.policies.samplers import SamplerSpec
 
 
@@ -53,7 +54,17 @@ class Arguments:
     """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
 
 
+def check(arguments: Arguments) -> None:
+    """Raise ConfigError on what would fail, or mean nothing, after images were drawn."""
+    for name in ("count", "columns", "batch_size", "threads"):
+        whole(name, getattr(arguments, name))
+    if not 0 <= arguments.seed <= 2**32 - arguments.count:
+        raise ConfigError(f"seed is {arguments.seed}; expected 0 to 2**32 - count: torch would repeat smaller seeds.")
+    check_name("ending of --out", arguments.out.suffix.lower(), sorted(Image.registered_extensions()))
+
+
 def main(arguments: Arguments) -> None:
+    check(arguments)
     console = Console()
     torch.set_num_threads(arguments.threads)
     spec = SamplerSpec.parse(arguments.sampler)

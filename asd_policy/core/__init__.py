@@ -2,7 +2,7 @@
 
 from asd_policy.core.denoiser import DENOISERS, Denoiser, EpsilonDenoiser, SampleDenoiser, VDenoiser
 from asd_policy.core.drafts import DRAFTS
-from asd_policy.core.noise import NoiseTape, seeded_generator
+from asd_policy.core.noise import Noise, NoiseTape, seeded_generator
 from asd_policy.core.sampler import AsdSampler, Calibration, Draws, SampleStats
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound, sample_ddim, sample_ddpm
@@ -15,6 +15,7 @@ __all__ = [
     "Denoiser",
     "Draws",
     "EpsilonDenoiser",
+    "Noise",
     "NoiseTape",
     "OnRound",
     "SampleDenoiser",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
@@ -44,26 +44,39 @@ class NoiseTape(NamedTuple):
         batch_size: int,
         num_steps: int,
         event_shape: Sequence[int],
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Noise = None,
         device: torch.device | str = "cpu",
     ) -> NoiseTape:
         """A fresh tape in float32.
 
         Args:
             generator: one generator for the whole batch, or one per sample: then a sample's noise does not depend on
-                how many are drawn with it. None draws from torch's global generator.
+                how many are drawn with it. None draws from torch's global generator. A tape is taken as it is.
 
         Raises:
-            ConfigError: unless `batch_size` and the event's sizes are 1 or more and the number of generators fits.
+            ConfigError: unless `batch_size` and the event's sizes are 1 or more, and the generators or the tape fit.
         """
         event_shape = tuple(as_count(size, "each entry of event_shape") for size in event_shape)
         batch_size = as_count(batch_size, "batch_size")
+        if isinstance(generator, NoiseTape):
+            return generator._checked((batch_size, num_steps, *event_shape), device)
         if generator is None or isinstance(generator, Generator):
             return NoiseTape._draw(batch_size, num_steps, event_shape, generator, device)
+        if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
+            raise ConfigError(f"generator is {generator!r:.80}; expected a torch.Generator, or one per sample.")
         if len(generator) != batch_size:
             raise ConfigError(f"Got {len(generator)} generators for batch_size {batch_size}; expected one per sample.")
-        tapes = [NoiseTape._draw(1, num_steps, event_shape, g, device) for g in generator]
+        generators = cast("Sequence[Generator]", generator)
+        tapes = [NoiseTape._draw(1, num_steps, event_shape, one, device) for one in generators]
         return NoiseTape(*(torch.cat(rows) for rows in zip(*tapes, strict=True)))
+
+    def _checked(self, shape: tuple[int, ...], device: torch.device | str) -> NoiseTape:
+        """This tape on the device, if its noise has the shape (B, K, *E). Raises ConfigError."""
+        expected = (shape[0], *shape[2:]), shape, shape[:2]
+        found = tuple(tuple(rows.shape) for rows in self)
+        if found != expected:
+            raise ConfigError(f"The noise tape has start, xi and u of shapes {found}; expected {expected}.")
+        return NoiseTape(*(rows.to(device, torch.float32) for rows in self))
 
     @staticmethod
     def _draw(
@@ -79,3 +92,7 @@ class NoiseTape(NamedTuple):
         xi = torch.randn(batch_size, num_steps, *event_shape, **kind)
         u = torch.rand(batch_size, num_steps, **kind)
         return NoiseTape(start.to(device), xi.to(device), u.to(device))
+
+
+Noise = Generator | Sequence[Generator] | NoiseTape | None
+"""Where a batch's noise comes from: see `NoiseTape.draw`."""

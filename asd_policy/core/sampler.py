@@ -17,7 +17,7 @@ from asd_policy.core.checks import as_count, as_device, check_condition
 from asd_policy.core.denoiser import Denoiser, check_finite, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
-from asd_policy.core.noise import NoiseTape
+from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
 from asd_policy.core.speculative import Chain, State, begin
@@ -127,7 +127,7 @@ class AsdSampler:
         self,
         batch_size: int = 1,
         cond: Tensor | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Noise = None,
     ) -> tuple[Tensor, SampleStats]:
         """Draw `batch_size` samples.
 
@@ -150,7 +150,7 @@ class AsdSampler:
         self,
         batch_size: int = 1,
         cond: Tensor | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Noise = None,
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
@@ -180,7 +180,7 @@ class AsdSampler:
             raise ConfigError(f"capture={self.capture!r} runs all rounds as one program: take 'eager' to watch them.")
         return partial(self._loop, on_round=on_round)
 
-    def chain(self, batch_size: int, cond: Tensor | None, generator: Generator | Sequence[Generator] | None) -> Chain:
+    def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:
         """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
         device, schedule = device_of(self.denoiser, self._device), self.schedule
         a, b, s = (coefficient.to(device) for coefficient in self._coefficients)

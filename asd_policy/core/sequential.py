@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from asd_policy.core.checks import check_condition
 from asd_policy.core.denoiser import AffineDenoiser, Denoiser, check_finite, clipped, denoise, device_of, prepare
-from asd_policy.core.noise import NoiseTape
+from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError
 
@@ -25,7 +25,7 @@ def sample_ddpm(
     event_shape: Sequence[int],
     batch_size: int = 1,
     cond: Tensor | None = None,
-    generator: Generator | Sequence[Generator] | None = None,
+    generator: Noise = None,
     on_round: OnRound | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -67,7 +67,7 @@ def sample_ddim(
     event_shape: Sequence[int],
     batch_size: int = 1,
     cond: Tensor | None = None,
-    generator: Generator | Sequence[Generator] | None = None,
+    generator: Noise = None,
     num_steps: int = 10,
     eta: float = 0.0,
     on_round: OnRound | None = None,

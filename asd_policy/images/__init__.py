@@ -1,8 +1,9 @@
 """Images on the same core: diffusers' U-Nets and pipelines, sampled exactly with a fraction of the sequential calls."""
 
 from asd_policy.images.pipeline import AsdImagePipeline
+from asd_policy.images.scheduler import ddpm_scheduler, make_denoiser
 from asd_policy.images.stable_diffusion import AsdStableDiffusion, accelerate_pipeline
-from asd_policy.images.unet import UnetNetwork, ddpm_scheduler, make_denoiser
+from asd_policy.images.unet import UnetNetwork
 
 __all__ = [
     "AsdImagePipeline",

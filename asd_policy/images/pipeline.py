@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, ImagePipelineOutput
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from torch import Generator, Tensor
+from torch import Tensor
 
-from asd_policy.core import OnRound, SampleStats, Schedule
+from asd_policy.core import OnRound, SampleStats
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.images.arguments import (
+    OUTPUT_TYPES,
+    as_config_errors,
+    check_name,
+    check_pipeline,
+    checked_window,
+    finite,
+    image_size,
+    whole,
+)
+from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.unet import UnetNetwork, ddpm_scheduler, make_denoiser
-from asd_policy.policies.samplers import make_sampler
+from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler, make_denoiser
+from asd_policy.images.unet import UnetNetwork
+from asd_policy.policies.samplers import ChunkSampler, make_sampler
 
 
 class AsdImagePipeline:
     """Draws images from the law of a DDPMPipeline.
 
     Args:
-        pipe: the pipeline, whose U-Net, device and progress bar are used as they are.
+        pipe: the pipeline. Its U-Net, scheduler, device and progress bar are used as they are at each call.
         sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law).
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
         sampler_options: asd: `draft`, `window`; ddim: `num_steps`, `eta`.
 
     Raises:
-        ConfigError: on a U-Net or a scheduler that is not a DDPM's.
+        ConfigError: on another pipeline, a U-Net or a scheduler that is not a DDPM's, or options that the sampler does
+            not take; at a call too, if the pipeline was changed.
     """
 
     def __init__(self, pipe: DDPMPipeline, sampler: str = "asd", max_states: int | None = None, **sampler_options: Any):
         self.pipe = pipe
-        self.scheduler = ddpm_scheduler(pipe.scheduler)
         self.stats: SampleStats | None = None
         """What the last images cost."""
-        self._sampler, self._options, self._max_states = sampler, sampler_options, max_states
-        self._network(1.0)  # refuses now what would fail at the first images
+        if "window" in sampler_options:
+            sampler_options["window"] = checked_window(sampler_options["window"])
+        self._name, self._options = sampler, sampler_options
+        self._max_states = None if max_states is None else whole("max_states", max_states)
+        table = sampler_options.get("window")
+        # Refuses now what would fail at the first images.
+        self._sampler(len(table) if isinstance(table, tuple | list) else None, guidance_scale=1.0)
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The DDPM that the pipeline's scheduler stands for."""
+        return ddpm_scheduler(self.pipe.scheduler)
 
     @classmethod
     def from_pretrained(
@@ -56,14 +79,20 @@ class AsdImagePipeline:
                 safetensors alone, which hold no code; {"use_safetensors": False} allows pickles.
 
         Raises:
-            CheckpointError: if it is no such folder or repository.
-            ConfigError: as the constructor.
+            CheckpointError: if it is no such folder or repository, or its weights do not fit its U-Net.
+            ConfigError: on a device that does not exist, or as the constructor.
         """
+        options = {"use_safetensors": True, **(loading or {})}
         try:
-            pipe = DDPMPipeline.from_pretrained(name_or_path, **{"use_safetensors": True, **(loading or {})})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            pipe = DDPMPipeline.from_pretrained(name_or_path, **options)
+            misplaced = _misplaced_tensors(pipe.unet, options)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"Cannot read {name_or_path} as a DDPMPipeline with safetensors: {error}") from error
-        return cls(pipe.to(device), sampler, max_states, **sampler_options)
+        if misplaced:
+            raise CheckpointError(f"The weights in {name_or_path} do not fit its U-Net: {misplaced}.")
+        with as_config_errors():
+            pipe.to(device)
+        return cls(pipe, sampler, max_states, **sampler_options)
 
     def with_sampler(self, sampler: str, **sampler_options: Any) -> AsdImagePipeline:
         """The same images, drawn by another sampler."""
@@ -71,9 +100,11 @@ class AsdImagePipeline:
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of an image. Raises ConfigError if the U-Net does not say."""
         size = self.pipe.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        if size is None:
+            raise ConfigError("The U-Net has no sample_size; expected the height and width of an image.")
+        height, width = image_size(size)
         return self.pipe.unet.config.in_channels, height, width
 
     @torch.no_grad()
@@ -83,10 +114,11 @@ class AsdImagePipeline:
         class_labels: Sequence[int] | None = None,
         guidance_scale: float = 1.0,
         negative_label: int | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         on_round: OnRound | None = None,
+        return_dict: bool = True,
     ) -> ImagePipelineOutput:
         """Draw images.
 
@@ -95,27 +127,41 @@ class AsdImagePipeline:
             class_labels: one per image, for a class-conditional U-Net.
             guidance_scale: above 1, move by so much from `negative_label` toward the images' own labels.
             negative_label: the label to move away from; in most models the one that was trained as "no class".
-            generator: one for the batch or one per image: with one each, the plain sampler ("ddpm") draws what
-                DDPMPipeline draws from them.
+            generator: one for the batch or one per image: the plain sampler ("ddpm") draws what DDPMPipeline draws from
+                them.
             num_inference_steps: K, strided from the training timesteps; None takes all of them.
             output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for one as it was drawn.
             on_round: called after each round with how far the images are.
+            return_dict: False for a tuple with the images.
 
         Raises:
-            ConfigError: on labels that do not fit the U-Net or the batch, or as the sampler does.
+            ConfigError: on labels that do not fit the U-Net or the batch, or as the constructor or the sampler does.
             NumericalError: if the U-Net returned NaN or infinity.
         """
+        check_name("output_type", output_type, OUTPUT_TYPES)
+        batch_size, guidance_scale = whole("batch_size", batch_size), finite("guidance_scale", guidance_scale)
+        sampler = self._sampler(num_inference_steps, guidance_scale)
         cond = self._condition(batch_size, class_labels, guidance_scale, negative_label)
-        schedule = Schedule.from_diffusers(self.scheduler, num_inference_steps)
-        denoiser = make_denoiser(self._network(guidance_scale), self.scheduler, schedule).to(self.pipe.device)
-        sampler = make_sampler(self._sampler, denoiser, schedule, self.event_shape, **self._options)
+        device = self.pipe._execution_device
+        noise = diffusers_noise(batch_size, sampler.num_steps, self.event_shape, generator, device)
+        self.stats = None
         with progress_bar(self.pipe, sampler.num_steps, on_round) as report:
-            draws = sampler.draw(batch_size, cond, generator, on_round=report)
+            draws = sampler.draw(batch_size, cond, noise, on_round=report)
         self.stats = draws.stats
-        return ImagePipelineOutput(VaeImageProcessor().postprocess(draws.x, output_type))
+        images = VaeImageProcessor().postprocess(draws.x, output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def _network(self, guidance_scale: float) -> UnetNetwork:
-        return UnetNetwork(self.pipe.unet, guidance_scale, self._max_states)
+    def _sampler(self, num_steps: int | None, guidance_scale: float) -> ChunkSampler:
+        """The sampler over the pipeline as it is now."""
+        check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
+        network = UnetNetwork(self.pipe.unet, guidance_scale, self._max_states)
+        scheduler = self.scheduler
+        schedule = ddpm_schedule(scheduler, num_steps)
+        denoiser = make_denoiser(network, scheduler, schedule).to(self.pipe._execution_device)
+        if self._options.get("capture") in ("compile", "cuda_graph"):
+            raise ConfigError(f"capture={self._options['capture']!r} runs no diffusers U-Net; expected 'eager'.")
+        with as_config_errors():
+            return make_sampler(self._name, denoiser, schedule, self.event_shape, **self._options)
 
     def _condition(
         self, batch_size: int, labels: Sequence[int] | None, guidance_scale: float, negative: int | None
@@ -131,8 +177,17 @@ class AsdImagePipeline:
             raise ConfigError(f"guidance_scale {guidance_scale} needs class_labels, and a negative_label to move from.")
         if labels is None:
             return None
-        row = list(labels) if negative is None else [*labels, negative]
+        with as_config_errors():
+            row = [index(label) for label in (labels if negative is None else [*labels, negative])]
         if len(labels) != batch_size or not all(0 <= label < classes for label in row):
             raise ConfigError(f"Got labels {row} for {batch_size} images; expected one each, from 0 to {classes - 1}.")
-        pairs = [[negative, label] if guidance_scale > 1 else [label] for label in labels]
-        return torch.tensor(pairs, device=self.pipe.device)
+        pairs = [[row[-1], label] if guidance_scale > 1 else [label] for label in row[:batch_size]]
+        return torch.tensor(pairs, device=self.pipe._execution_device)
+
+
+def _misplaced_tensors(unet: Any, loading: dict[str, Any]) -> str:
+    """Names of tensors that the U-Net's files lack, which diffusers leaves at random, or have too many; "" if none."""
+    options = {name: value for name, value in loading.items() if name in ("use_safetensors", "variant")}
+    _, found = type(unet).from_pretrained(unet.config._name_or_path, output_loading_info=True, **options)
+    names = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected")}
+    return "; ".join(f"{kind} {', '.join(sorted(keys)[:8])}" for kind, keys in names.items() if keys)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from torch import Generator, Tensor
+from torch import Tensor
 
-from asd_policy.core import AsdSampler, OnRound, SampleStats, Schedule
+from asd_policy.core import AsdSampler, NoiseTape, OnRound, SampleStats
 from asd_policy.errors import ConfigError
+from asd_policy.images.arguments import (
+    OUTPUT_TYPES,
+    as_config_errors,
+    check_embeddings,
+    check_name,
+    check_pipeline,
+    check_words,
+    checked_window,
+    finite,
+    image_size,
+    refuse,
+    whole,
+)
+from asd_policy.images.callbacks import Interrupted, StepEnd, check_callback, watch
+from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.pipeline import AsdImagePipeline
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.unet import UnetNetwork, ddpm_scheduler, make_denoiser
+from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler, make_denoiser
+from asd_policy.images.unet import UnetNetwork
 
-StepEnd = Callable[[DiffusionPipeline, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""What callback_on_step_end may ask for."""
 
 
 def accelerate_pipeline(
@@ -27,19 +43,28 @@ def accelerate_pipeline(
 
     Args:
         pipe: a StableDiffusionPipeline or DDPMPipeline. It is used where it is and stays as it was: what is done to it
-            later (LoRA weights, another device, offloading) holds for both.
+            later (another scheduler, LoRA weights, another device, offloading) holds for both.
         draft: "path", "reuse" or "frozen" (the paper's).
         window: how many steps a round speculates; None for all.
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
 
     Raises:
-        ConfigError: on another pipeline, or one whose U-Net or scheduler is not a DDPM's.
+        ConfigError: on another pipeline, or one whose U-Net or scheduler is not a DDPM's, and on bad options.
     """
     if isinstance(pipe, DDPMPipeline):
         return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window)
     if isinstance(pipe, StableDiffusionPipeline):
         return AsdStableDiffusion(pipe, draft, window, max_states)
     raise ConfigError(f"Got a {type(pipe).__name__}; expected a StableDiffusionPipeline or a DDPMPipeline.")
+
+
+class _Texts(NamedTuple):
+    """What an image is to show, as words or as embeddings."""
+
+    prompt: str | list[str] | None
+    negative_prompt: str | list[str] | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
 
 
 class AsdStableDiffusion:
@@ -52,16 +77,21 @@ class AsdStableDiffusion:
         window: int | None = 24,
         max_states: int | None = None,
     ):
-        missing = [name for name in ("unet", "vae", "scheduler") if getattr(pipe, name, None) is None]
-        if missing:
-            raise ConfigError(f"The pipeline has no {', '.join(missing)}; load it with all its components.")
         self.pipe = pipe
-        # Latents are not bounded, whatever a scheduler that never clips leaves to DDPMScheduler's defaults.
-        self.scheduler = ddpm_scheduler(pipe.scheduler, clip_sample=pipe.scheduler.config.get("clip_sample", False))
         self.stats: SampleStats | None = None
         """What the last images cost; None if they were interrupted."""
-        self._draft, self._window, self._max_states = draft, window, max_states
-        self._sampler(None, 1.0, (1,))  # refuses now what would fail at the first prompt
+        self._draft, self._window = draft, checked_window(window)
+        self._max_states = None if max_states is None else whole("max_states", max_states)
+        table = self._window if isinstance(self._window, tuple | list) else None
+        # Refuses now what would fail at the first prompt.
+        self._sampler(self._network(1.0), len(table) if table else None, None, (1,))
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The DDPM that the pipeline's scheduler stands for."""
+        # Latents are not bounded, whatever a scheduler that never clips leaves to DDPMScheduler's defaults.
+        scheduler = self.pipe.scheduler
+        return ddpm_scheduler(scheduler, clip_sample=getattr(scheduler, "config", {}).get("clip_sample", False))
 
     @torch.no_grad()
     def __call__(
@@ -70,120 +100,182 @@ class AsdStableDiffusion:
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
-        generator: Generator | list[Generator] | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **others: None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """As StableDiffusionPipeline's call, apart from this:
+        """As StableDiffusionPipeline's call with a DDPMScheduler, apart from this:
 
         Args:
+            height, width: both or neither.
             num_inference_steps: K, strided from the training timesteps; None takes all of them, which is what makes the
                 samples those of the DDPM that was trained.
-            generator: one for the batch or one per image. The noise is drawn as the core draws it: with one generator
-                per image, it is what StableDiffusionPipeline with a DDPMScheduler draws from them.
+            timesteps: those to take, in descending order; then num_inference_steps is ignored.
+            sigmas, ip_adapter_image, ip_adapter_image_embeds, and diffusers' former callback and callback_steps: None;
+                anything else is refused.
+            eta: ignored: it is DDIM's.
+            generator: one for the batch or one per image: the noise is what diffusers draws from them in float32.
+            cross_attention_kwargs: plain values, such as {"scale": 0.5} for LoRA weights.
             callback_on_step_end: called once per round, with the last step that is certain in every image and its
                 timestep; `latents` has each image where it is. It may stop the run (`pipe._interrupt = True`), but not
-                change tensors: the samples would have another law.
+                change it: the samples would have another law.
 
         Raises:
-            ConfigError: on arguments that diffusers refuses, a batch that does not fit the generators, or a callback
-                that changes tensors.
+            ConfigError: on arguments that diffusers refuses or that do not exist, a batch that does not fit the
+                generators or latents, a callback that changes the run, or as the constructor does, if the pipeline was
+                changed.
             NumericalError: if the U-Net returned NaN or infinity.
         """
-        pipe, unet = self.pipe, self.pipe.unet
-        inputs = list(getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs))
-        sample_size = unet.config.sample_size
-        rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        height, width = height or rows * pipe.vae_scale_factor, width or columns * pipe.vae_scale_factor
-        device = pipe._execution_device  # pipe.device is where offloaded components wait
-        with _as_config_errors():
-            embeds = prompt_embeds, negative_prompt_embeds
-            pipe.check_inputs(prompt, height, width, None, negative_prompt, *embeds, None, None, inputs)
-            if prompt is not None and (pipe.text_encoder is None or pipe.tokenizer is None):
-                raise ConfigError("The pipeline has no text encoder or tokenizer: pass prompt_embeds, not a prompt.")
-            toward, away = pipe.encode_prompt(
-                prompt, device, num_images_per_prompt, guidance_scale > 1, negative_prompt, *embeds
-            )
-        cond = torch.stack([away, toward] if guidance_scale > 1 else [toward], dim=1)  # (B, 2 or 1, L, D)
-        event_shape = unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
-        sampler = self._sampler(num_inference_steps, guidance_scale, event_shape)
-        pipe._guidance_scale, pipe._num_timesteps, pipe._interrupt = guidance_scale, sampler.num_steps, False
-        tensors = {"prompt_embeds": toward, "negative_prompt_embeds": away}
-        told = None
-        if callback_on_step_end is not None:
-            told = self._told(callback_on_step_end, inputs, tensors, sampler.schedule.timesteps.tolist())
-        latents = self._draw(sampler, cond, generator, told)
-        images, flags = self._decode(latents, output_type, toward.dtype)
+        adapters = {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}
+        refuse({"sigmas": sigmas, **adapters, **others}, self.__call__)
+        check_name("output_type", output_type, OUTPUT_TYPES)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, TENSOR_INPUTS)
+        pipe = self.pipe
+        network = self._network(guidance_scale, guidance_rescale, cross_attention_kwargs)
+        shape = self._event_shape(height, width, latents)
+        sampler = self._sampler(network, num_inference_steps, timesteps, shape)
+        pipe._guidance_scale, pipe._guidance_rescale = network.guidance_scale, network.guidance_rescale
+        pipe._clip_skip, pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        pipe._num_timesteps, pipe._interrupt = sampler.num_steps, False
+
+        texts = _Texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        cond = self._encode(texts, whole("num_images_per_prompt", num_images_per_prompt))
+        inputs = callback_on_step_end_tensor_inputs
+        embeds = {"prompt_embeds": cond[:, -1], "negative_prompt_embeds": cond[:, 0] if cond.shape[1] > 1 else None}
+        watcher = watch(pipe, callback_on_step_end, inputs, embeds, sampler.schedule.timesteps.tolist())
+        noise = self._noise(sampler, len(cond), generator, latents)
+        drawn = self._draw(sampler, cond, noise, watcher)
+        images, flags = self._decode(drawn, output_type, cond.dtype, generator)
         pipe.maybe_free_model_hooks()
         return StableDiffusionPipelineOutput(images, flags) if return_dict else (images, flags)
 
-    def _sampler(self, num_steps: int | None, guidance_scale: float, event_shape: tuple[int, ...]) -> AsdSampler:
-        network = UnetNetwork(self.pipe.unet, guidance_scale, self._max_states)
-        schedule = Schedule.from_diffusers(self.scheduler, num_steps)
-        denoiser = make_denoiser(network, self.scheduler, schedule).to(self.pipe._execution_device)
-        return AsdSampler(denoiser, schedule, event_shape, self._draft, self._window)
+    def _network(self, guidance_scale: float, rescale: float = 0.0, attention: Any = None) -> UnetNetwork:
+        """The U-Net as the pipeline has it now."""
+        pipe, own = self.pipe, ("__call__", "prepare_latents")
+        check_pipeline(pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
+        guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
+        network = UnetNetwork(pipe.unet, guidance_scale, self._max_states, rescale, attention)
+        latent, decoded = pipe.unet.config.in_channels, pipe.vae.config.get("latent_channels")
+        if decoded not in (None, latent):
+            raise ConfigError(f"The U-Net makes latents of {latent} channels; the VAE decodes {decoded}.")
+        if pipe.safety_checker is not None and pipe.feature_extractor is None:
+            raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")
+        return network
 
-    def _draw(
-        self, sampler: AsdSampler, cond: Tensor, generator: Generator | list[Generator] | None, told: OnRound | None
-    ) -> Tensor:
+    def _sampler(
+        self,
+        network: UnetNetwork,
+        num_steps: int | None,
+        timesteps: Sequence[int] | None,
+        event_shape: tuple[int, ...],
+    ) -> AsdSampler:
+        """The sampler over the pipeline as it is now."""
+        scheduler = self.scheduler
+        schedule = ddpm_schedule(scheduler, num_steps, timesteps)
+        denoiser = make_denoiser(network, scheduler, schedule).to(self.pipe._execution_device)
+        with as_config_errors():
+            return AsdSampler(denoiser, schedule, event_shape, self._draft, self._window)
+
+    def _event_shape(self, height: int | None, width: int | None, latents: Tensor | None) -> tuple[int, ...]:
+        """(C, H, W) of a latent image, from the latents, the pixels asked for or the U-Net."""
+        pipe, config = self.pipe, self.pipe.unet.config
+        if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
+            raise ConfigError(f"latents is {latents!r}; expected a tensor (B, C, H, W) or None.")
+        if height is None and width is None:
+            size = config.sample_size if latents is None else latents.shape[2:]
+            if size is None:
+                raise ConfigError("The U-Net has no sample_size; pass height and width.")
+            return config.in_channels, *image_size(size)
+        asked = [whole("height or width", value) for value in (height, width) if value is not None]
+        if any(value % 8 for value in asked):
+            raise ConfigError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}.")
+        if len(asked) == 1:
+            raise ConfigError(f"height is {height} and width is {width}; expected both or neither.")
+        return config.in_channels, *(value // pipe.vae_scale_factor for value in asked)
+
+    def _encode(self, texts: _Texts, images_per_prompt: int) -> Tensor:
+        """The U-Net's condition (B, G, L, D): what to move away from, with guidance, then what to move toward."""
+        pipe, options = self.pipe, self.pipe.cross_attention_kwargs or {}
+        guided = pipe.do_classifier_free_guidance
+        prompt, negative, embeds, negative_embeds = texts
+        check_words(prompt=prompt, negative_prompt=negative)
+        check_embeddings(pipe.unet.config, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds)
+        with as_config_errors():
+            pipe.check_inputs(prompt, 8, 8, None, negative, embeds, negative_embeds)
+            words = prompt is not None or (guided and negative_embeds is None)
+            if words and (pipe.text_encoder is None or pipe.tokenizer is None):
+                raise ConfigError(
+                    "The pipeline has no text encoder or tokenizer: pass prompt_embeds, not a prompt, and "
+                    "negative_prompt_embeds for guidance."
+                )
+            toward, away = pipe.encode_prompt(
+                prompt,
+                pipe._execution_device,  # pipe.device is where offloaded components wait
+                images_per_prompt,
+                guided,
+                negative,
+                embeds,
+                negative_embeds,
+                lora_scale=options.get("scale"),
+                clip_skip=None if pipe.clip_skip is None else whole("clip_skip", pipe.clip_skip, least=0),
+            )
+        check_embeddings(pipe.unet.config, **{"The text encoder's output": toward})
+        if not guided:
+            return toward.unsqueeze(1)
+        if toward.shape != away.shape:
+            raise ConfigError(
+                f"Embeddings of the prompt have shape {tuple(toward.shape)}, those of the negative prompt "
+                f"{tuple(away.shape)}; expected the same."
+            )
+        return torch.stack([away, toward], dim=1)
+
+    def _noise(self, sampler: AsdSampler, batch_size: int, generator: Generators, latents: Tensor | None) -> NoiseTape:
+        """The tape, started at `latents` if they are given."""
+        device, shape = self.pipe._execution_device, sampler.event_shape
+        if latents is not None:
+            latents = latents.to(device, torch.float32)
+            if latents.shape != (batch_size, *shape) or not bool(latents.isfinite().all()):
+                raise ConfigError(
+                    f"latents have shape {tuple(latents.shape)}; expected finite values of {(batch_size, *shape)}."
+                )
+        return diffusers_noise(batch_size, sampler.num_steps, shape, generator, device, latents)
+
+    def _draw(self, sampler: AsdSampler, cond: Tensor, noise: Any, watcher: OnRound) -> Tensor:
         """Latents (B, C, H, W): finished, or where a callback stopped them."""
         self.stats = None
         try:
-            with progress_bar(self.pipe, sampler.num_steps, told) as report:
-                draws = sampler.draw(len(cond), cond, generator, on_round=report)
-        except _Interrupted as interrupted:
+            with progress_bar(self.pipe, sampler.num_steps, watcher) as report:
+                draws = sampler.draw(len(cond), cond, noise, on_round=report)
+        except Interrupted as interrupted:
             return interrupted.latents
         self.stats = draws.stats
         return draws.x
 
-    def _told(
-        self, callback: StepEnd, inputs: Sequence[str], tensors: dict[str, Tensor], timesteps: Sequence[int]
-    ) -> OnRound:
-        """A callback of diffusers as one of the core."""
-
-        def on_round(frontier: Tensor, x: Tensor) -> None:
-            given = {name: {**tensors, "latents": x}[name] for name in inputs}
-            step = int(frontier.min()) - 1
-            returned = callback(self.pipe, step, timesteps[step], dict(given)) or {}
-            changed = [name for name, value in returned.items() if value is not given.get(name)]
-            if changed:
-                raise ConfigError(
-                    f"callback_on_step_end returned other {', '.join(changed)} than it was given. Changing a run "
-                    "on its way gives samples of another law: use the plain pipeline for that."
-                )
-            if self.pipe.interrupt:
-                raise _Interrupted(x)
-
-        return on_round
-
-    def _decode(self, latents: Tensor, output_type: str, dtype: torch.dtype) -> tuple[Any, list[bool] | None]:
+    def _decode(
+        self, latents: Tensor, output_type: str, dtype: torch.dtype, generator: Generators
+    ) -> tuple[Any, list[bool] | None]:
         """Latents (B, C, H, W) -> images of `output_type`, and which of them the safety checker has blackened."""
         pipe, image, flags = self.pipe, latents, None
         if output_type != "latent":
             scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
-            image = pipe.vae.decode(scaled, return_dict=False)[0]
+            image = pipe.vae.decode(scaled, return_dict=False, generator=generator)[0]
             image, flags = pipe.run_safety_checker(image, image.device, dtype)
         denormalize = [True] * len(image) if flags is None else [not flag for flag in flags]
         return pipe.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
-
-
-class _Interrupted(Exception):  # noqa: N818  # no error: a callback asked for it
-    def __init__(self, latents: Tensor):
-        super().__init__()
-        self.latents = latents
-
-
-@contextmanager
-def _as_config_errors() -> Iterator[None]:
-    """diffusers' complaints about arguments, in this package's family."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error

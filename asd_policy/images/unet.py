@@ -1,15 +1,26 @@
-"""A diffusers U-Net and scheduler as a denoiser of the core."""
+"""A diffusers U-Net as a network of the core."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel, UNet2DModel
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor
 
-from asd_policy.core import DENOISERS, Schedule
-from asd_policy.errors import ConfigError, UnknownNameError
+from asd_policy.errors import ConfigError
+from asd_policy.images.arguments import check_attention_options, whole
+
+UNDERSTOOD = {
+    "time_cond_proj_dim": (None,),  # the guidance scale, in consistency-distilled (LCM) networks
+    "encoder_hid_dim_type": (None, "text_proj"),  # others project images, as IP adapters do
+    "addition_embed_type": (None, "text"),  # "text_time" is SDXL's
+    "class_embed_type": (None,),
+}
+"""Settings of a U-Net that say what it is conditioned on -> values that need no inputs but those given here."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +36,44 @@ class UnetNetwork:
         max_states: rows that one call of the U-Net may have, both halves counted; None for any number. A batch of more
             is cut into several calls, one after the other. They do not wait for each other's results, so `rounds`
             counts them as one: with several devices, or more memory, they would run at the same time.
+        guidance_rescale: how far a guided prediction is moved to the spread of its second half (Lin et al. 2024,
+            section 3.4, https://arxiv.org/abs/2305.08891); nothing where G is 1.
+        attention_options: diffusers' `cross_attention_kwargs`, for a UNet2DConditionModel.
+
+    Raises:
+        ConfigError: on a U-Net that needs other inputs or predicts a variance, or an option that is out of range.
     """
 
     unet: UNet2DModel | UNet2DConditionModel
     guidance_scale: float = 1.0
     max_states: int | None = None
+    guidance_rescale: float = 0.0
+    attention_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         config = self.unet.config
+        for name, values in UNDERSTOOD.items():
+            if config.get(name) not in values:
+                raise ConfigError(
+                    f"The U-Net has {name} {config[name]!r}: it needs inputs beside the image, the timestep and its "
+                    "text or labels, and would be wrong without them. Use diffusers' own pipeline for it."
+                )
+        if self._is_text and config.get("num_class_embeds") is not None:
+            raise ConfigError(
+                f"The U-Net takes text and num_class_embeds {config.num_class_embeds}; expected only one."
+            )
         if config.in_channels != config.out_channels:
             raise ConfigError(
                 f"The U-Net takes {config.in_channels} channels and returns {config.out_channels}; expected as many. "
                 "Networks that predict a variance, or are given a mask beside the image, are not supported."
             )
-        if self.max_states is not None and self.max_states < 1:
-            raise ConfigError(f"max_states is {self.max_states}; expected at least 1, or None for any number.")
+        if self.max_states is not None:
+            whole("max_states", self.max_states)
+        check_attention_options(self.attention_options)
+
+    @property
+    def _is_text(self) -> bool:
+        return "cross_attention_dim" in self.unet.config  # a compiled U-Net is of another class
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if self.max_states is None:
@@ -54,67 +88,14 @@ class UnetNetwork:
         if cond is None:
             return self.unet(x, t).sample.float()
         halves = cond.shape[1]
-        # By its configuration: a compiled U-Net is of another class.
-        name = "encoder_hidden_states" if "cross_attention_dim" in self.unet.config else "class_labels"
-        conditions = {name: cond.transpose(0, 1).flatten(0, 1)}
+        grouped = cond.transpose(0, 1).flatten(0, 1)
+        conditions: dict[str, Any] = {"class_labels": grouped}
+        if self._is_text:
+            options = None if self.attention_options is None else dict(self.attention_options)
+            conditions = {"encoder_hidden_states": grouped.to(x.dtype), "cross_attention_kwargs": options}
         output = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **conditions).sample.float()
         if halves == 1:
             return output
         away, toward = output.chunk(2)
-        return away + self.guidance_scale * (toward - away)
-
-
-class Thresholded(nn.Module):
-    """Dynamic thresholding of a denoiser's predictions (Saharia et al. 2022, section 2.3).
-
-    A sample's values are cut at a quantile of their magnitude, if that is above 1, and divided by it
-    (https://arxiv.org/abs/2205.11487).
-    """
-
-    clip = 1.0  # where the thresholded predictions lie
-
-    def __init__(self, denoiser: nn.Module, ratio: float, max_value: float):
-        super().__init__()
-        self.denoiser = denoiser
-        self.ratio = ratio
-        self.max_value = max_value
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (N, *E), t (N,) int64, cond (N, ...) or None -> x0 (N, *E)."""
-        x0 = self.denoiser(x, t, cond)
-        magnitude = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1).clamp(1, self.max_value)
-        limit = magnitude.view((-1,) + (1,) * (x.ndim - 1))
-        return x0.clamp(-limit, limit) / limit
-
-
-def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMScheduler:
-    """The DDPM over the diffusion that a pipeline's scheduler was made for, as `DDPMScheduler.from_config` reads it.
-
-    Args:
-        overrides: entries of the configuration to replace.
-
-    Raises:
-        ConfigError: if the scheduler belongs to another family, such as flow matching.
-    """
-    if DDPMScheduler not in getattr(scheduler, "compatibles", ()):
-        raise ConfigError(
-            f"{type(scheduler).__name__} has no DDPM with the same betas; expected DDPMScheduler or one of the "
-            "schedulers that diffusers lists as its compatibles, such as DDIMScheduler or PNDMScheduler."
-        )
-    return DDPMScheduler.from_config(scheduler.config, **overrides)
-
-
-def make_denoiser(network: UnetNetwork, scheduler: DDPMScheduler, schedule: Schedule) -> nn.Module:
-    """The network's clean-sample predictions, clipped or thresholded as the scheduler would.
-
-    Raises:
-        ConfigError: on a prediction type that does not exist.
-    """
-    config = scheduler.config
-    if config.prediction_type not in DENOISERS:
-        raise UnknownNameError("prediction_type", config.prediction_type, DENOISERS)
-    make = DENOISERS[config.prediction_type]
-    if config.thresholding:
-        denoiser = make(network, schedule, clip=None)
-        return Thresholded(denoiser, config.dynamic_thresholding_ratio, config.sample_max_value)
-    return make(network, schedule, clip=config.clip_sample_range if config.clip_sample else None)
+        guided = away + self.guidance_scale * (toward - away)
+        return rescale_noise_cfg(guided, toward, self.guidance_rescale) if self.guidance_rescale > 0 else guided

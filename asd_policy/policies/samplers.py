@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from asd_policy.core import (
     DRAFTS,
     AsdSampler,
     Denoiser,
     Draws,
+    Noise,
     OnRound,
     SampleStats,
     Schedule,
@@ -42,7 +43,7 @@ class ChunkSampler(Protocol):
         self,
         batch_size: int,
         cond: Tensor | None,
-        generator: Generator | Sequence[Generator] | None,
+        generator: Noise,
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
@@ -94,7 +95,7 @@ class Sequential:
         self,
         batch_size: int,
         cond: Tensor | None,
-        generator: Generator | Sequence[Generator] | None,
+        generator: Noise,
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
@@ -131,7 +132,7 @@ class CapturedDdpm:
         self,
         batch_size: int,
         cond: Tensor | None,
-        generator: Generator | Sequence[Generator] | None,
+        generator: Noise,
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:

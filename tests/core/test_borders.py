@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from asd_policy.core import DRAFTS, AsdSampler, EpsilonDenoiser, Schedule, sample_ddim, sample_ddpm, seeded_generator
+from asd_policy.core import (
+    DRAFTS,
+    AsdSampler,
+    EpsilonDenoiser,
+    NoiseTape,
+    Schedule,
+    sample_ddim,
+    sample_ddpm,
+    seeded_generator,
+)
 from asd_policy.errors import ConfigError
 
 SCHEDULE = Schedule.from_diffusers({"num_train_timesteps": 12, "beta_schedule": "squaredcos_cap_v2"})
@@ -188,3 +197,21 @@ def test_seeds_that_are_none(seed):
 
 def test_no_seed_is_another_one_each_time():
     assert not torch.equal(*(torch.randn(4, generator=seeded_generator(None)) for _ in range(2)))
+
+
+def test_a_tape_stands_for_the_generator_that_drew_it():
+    sampler = AsdSampler(network, SCHEDULE, (3,), window=4)
+    tape = NoiseTape.draw(2, 12, (3,), torch.Generator().manual_seed(0))
+    for noise in (tape, [torch.Generator().manual_seed(seed) for seed in (1, 2)]):
+        assert sampler(2, generator=noise)[0].shape == (2, 3)
+    assert torch.equal(sampler(2, generator=tape)[0], sampler(2, generator=torch.Generator().manual_seed(0))[0])
+    double = NoiseTape(*(rows.double() for rows in tape))
+    assert torch.equal(sampler(2, generator=double)[0], sampler(2, generator=tape)[0])
+    with pytest.raises(ConfigError, match="noise tape has start, xi and u of shapes"):
+        sampler(2, generator=tape._replace(u=tape.u[:, 1:]))
+
+
+@pytest.mark.parametrize("generator", [0, "cpu", [1, 2], np.random.default_rng(0), [torch.Generator()]])
+def test_generators_that_are_none(generator):
+    with pytest.raises(ConfigError, match="generator"):
+        sample_ddpm(network, SCHEDULE, (3,), 2, generator=generator)

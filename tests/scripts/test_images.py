@@ -111,3 +111,49 @@ def test_samplers_that_do_not_exist_are_refused_first(model, features, tmp_path)
             bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=(name,)))
     with pytest.raises(CheckpointError, match="train_digit_classifier"):
         bench_images.main(bench_images.Arguments(model, tmp_path / "missing", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 0}, "count is 0"),
+        ({"columns": 0}, "columns is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"seed": 2**32 - 1, "count": 2}, "seed is 4294967295"),
+        ({"seed": -1}, "seed is -1"),
+        ({"out": Path("grid.txt")}, "ending of --out '.txt'"),
+        ({"device": "gpu"}, "gpu"),
+        ({"sampler": "asd:path:auto"}, "window is 'auto'"),
+        ({"labels": (11,)}, "from 0 to 10"),
+    ],
+)
+def test_grids_that_make_no_sense_are_refused_first(model, tmp_path, changes, message):
+    arguments = {"model": str(model), "out": tmp_path / "grid.png", "count": 1, **changes}
+    with pytest.raises(ConfigError, match=message):
+        generate_images.main(generate_images.Arguments(**arguments))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 1}, "images is 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seeds": -1}, "seeds is -1"),
+        ({"quality": ("paradigms:0:0.1",)}, "WINDOW is 0"),
+        ({"quality": ("ddim:5000",)}, "num_steps is 5000"),
+        ({"quality": ("asd:path:4:compile",)}, "expected 'eager'"),
+        ({"quality": ("paradigms:4:nan",)}, "TOLERANCE is nan"),
+    ],
+)
+def test_measurements_that_make_no_sense_are_refused_first(model, features, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        bench_images.main(bench_images.Arguments(model, features, tmp_path, **changes))
+
+
+def test_damaged_measurements_are_named(model, features, tmp_path):
+    (tmp_path / "measurements.jsonl").write_text("{}\n{\n")
+    with pytest.raises(ConfigError, match=r"measurements\.jsonl is damaged"):
+        bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=("ddpm",)))

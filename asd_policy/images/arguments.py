@@ -1,0 +1,146 @@
+"""Checks of a pipeline and of what it is called with, before anything is drawn."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """What diffusers and torch raise on bad arguments, in this package's family."""
+    try:
+        yield
+    except (AsdPolicyError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+        expected = isinstance(error, TypeError | ValueError)
+        raise ConfigError(str(error) if expected else f"{type(error).__name__}: {error}") from error
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """The argument `name` as an int, from Python's, numpy's or torch's. Raises ConfigError unless it is one."""
+    with suppress(TypeError):
+        if not isinstance(value, bool) and operator.index(value) >= least:
+            return operator.index(value)
+    raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more.")
+
+
+def finite(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """The argument `name` as a float. Raises ConfigError unless it is a finite number within the bounds."""
+    with suppress(TypeError, ValueError, RuntimeError):
+        if not isinstance(value, str) and math.isfinite(float(value)) and least <= float(value) <= most:
+            return float(value)
+    bounds = "" if least == -math.inf else f", {least} or more" if most == math.inf else f", {least} to {most}"
+    raise ConfigError(f"{name} is {value!r}; expected a finite number{bounds}.")
+
+
+def image_size(sample_size: Any) -> tuple[int, int]:
+    """(H, W) of a U-Net's `sample_size`, a number or two. Raises ConfigError if it is neither."""
+    pair = tuple(sample_size) if isinstance(sample_size, list | tuple) else (sample_size, sample_size)
+    if len(pair) != 2:
+        raise ConfigError(f"The U-Net's sample_size is {sample_size!r}; expected a height and a width.")
+    return whole("The U-Net's sample_size", pair[0]), whole("The U-Net's sample_size", pair[1])
+
+
+def checked_window(window: Any) -> Any:
+    """A window that needs no calibration: a number, a table with one for each step, or None for all steps at once."""
+    if isinstance(window, str):
+        raise ConfigError(f"window is {window!r}; expected a number or None: image pipelines are not calibrated.")
+    return window if window is None or isinstance(window, tuple | list) else whole("window", window)
+
+
+def check_name(kind: str, value: Any, available: Collection[str]) -> None:
+    """Raise UnknownNameError, which lists `available`, unless it holds `value`."""
+    if value not in tuple(available):
+        raise UnknownNameError(kind, value, available)
+
+
+def check_pipeline(
+    pipe: Any, kind: type[Any], components: Collection[str], methods: Collection[str], text: bool
+) -> None:
+    """Raise ConfigError unless `pipe` is called as the diffusers pipeline `kind` is, and has what that call needs.
+
+    Args:
+        components: which must be there.
+        methods: what this package computes itself in place of the pipeline: a subclass with its own is refused.
+        text: whether the U-Net is conditioned on text embeddings.
+    """
+    name = type(pipe).__name__
+    if not issubclass(type(pipe), kind):
+        raise ConfigError(f"Got a {name}; expected a {kind.__name__}.")
+    changed = [method for method in methods if getattr(type(pipe), method) is not getattr(kind, method)]
+    if changed:
+        raise ConfigError(
+            f"{name} has its own {', '.join(changed)}, which would not be used; expected {kind.__name__}'s."
+        )
+    missing = [component for component in components if getattr(pipe, component, None) is None]
+    if missing:
+        raise ConfigError(f"The pipeline has no {', '.join(missing)}; load it with all its components.")
+    if ("cross_attention_dim" in getattr(pipe.unet, "config", ())) != text:
+        wanted = "UNet2DConditionModel" if text else "UNet2DModel"
+        raise ConfigError(f"The U-Net of the {name} is a {type(pipe.unet).__name__}; expected a {wanted}.")
+
+
+def check_attention_options(options: Any) -> None:
+    """Raise ConfigError unless `cross_attention_kwargs` is None or holds plain values such as {"scale": 0.5}."""
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"cross_attention_kwargs is {options!r}; expected a dict or None.")
+    other = [name for name, value in options.items() if not isinstance(value, Number | str | None)]
+    if other:
+        raise ConfigError(
+            f"cross_attention_kwargs holds {', '.join(map(str, other))}, which is no number, string or None. The U-Net "
+            "is asked about many steps of an image in one batch, which tensors made for one step do not fit."
+        )
+
+
+def check_words(**texts: Any) -> None:
+    """Raise ConfigError on a list that is empty or holds anything but words; the rest is diffusers' to check."""
+    for name, value in texts.items():
+        if isinstance(value, list) and (not value or not all(isinstance(text, str) for text in value)):
+            raise ConfigError(f"{name} is {value!r}; expected a str, or a list of one or more.")
+
+
+def check_embeddings(config: Any, **embeddings: Any) -> None:
+    """Raise ConfigError unless each is None or a tensor (B, L, D) with the D that a U-Net's `config` asks for."""
+    width = config.cross_attention_dim if config.encoder_hid_dim_type is None else config.encoder_hid_dim
+    for name, value in embeddings.items():
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != 3):
+            raise ConfigError(f"{name} is {value!r}; expected a tensor (B, L, D) or None.")
+        # Some U-Nets have a width for each block.
+        if value is not None and isinstance(width, int) and value.shape[-1] != width:
+            raise ConfigError(f"{name} has shape {tuple(value.shape)}; the U-Net expects {width} values at the end.")
+
+
+REFUSED = {
+    "sigmas": "diffusers' DDPMScheduler takes none either: pass timesteps",
+    "ip_adapter_image": "U-Nets with IP adapters are not supported: use the plain pipeline",
+    "ip_adapter_image_embeds": "U-Nets with IP adapters are not supported: use the plain pipeline",
+    "callback": "diffusers has deprecated it: pass callback_on_step_end",
+    "callback_steps": "diffusers has deprecated it: pass callback_on_step_end, which is called once per round",
+}
+"""Arguments of StableDiffusionPipeline's call that have to be None, and why."""
+
+
+def refuse(arguments: Mapping[str, Any], call: Callable[..., Any]) -> None:
+    """Raise ConfigError if one of `arguments` is none of REFUSED, and so none of `call`, or is not None."""
+    for name, value in arguments.items():
+        if name not in REFUSED:
+            known = [known for known in inspect.signature(call).parameters if known != "others"]
+            raise UnknownNameError("argument", name, known)
+        if value is not None:
+            raise ConfigError(f"{name} is not supported: {REFUSED[name]}.")
