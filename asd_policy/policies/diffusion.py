@@ -168,7 +168,7 @@ class DiffusionPolicy:
         with evaluating(self.network):
             calibration = copy.copy(sampler).calibrate(conds, batch_size)
         self._windows.keep(self._calibrated(batch_size), calibration)
-        self._use_calibrated_windows()
+        self._use_calibrated_windows(len(self._generators) or batch_size)
         return calibration
 
     def reset(
@@ -198,7 +198,7 @@ class DiffusionPolicy:
         generators = [seeded_generator(value) for value in (seeds if seeds is not None else [seed])]
         self._batched = seeds is not None
         self._begin(generators)
-        self._use_calibrated_windows()
+        self._use_calibrated_windows(len(generators))
 
     def _begin(self, generators: list[torch.Generator]) -> None:
         """Forget everything; an environment for each generator."""
@@ -340,11 +340,11 @@ class DiffusionPolicy:
         weights = hash_of([self.network, self.normalizer, self.encoders])
         return Calibrated(weights, batch_size, self.device, self._dtype, draft, capture)
 
-    def _use_calibrated_windows(self) -> None:
-        """Look for the windows of `window="auto"`, for the weights and the batch size as they are now."""
+    def _use_calibrated_windows(self, batch_size: int) -> None:
+        """Look for the windows of `window="auto"`, for the weights as they are now."""
         sampler = self._automatic
-        if sampler is not None and self._generators:
-            sampler.windows = self._windows.find(self._calibrated(len(self._generators)), sampler.num_steps)
+        if sampler is not None:
+            sampler.windows = self._windows.find(self._calibrated(batch_size), sampler.num_steps)
 
 
 def _filled_up(x: Tensor, missing: int) -> Tensor:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asd_policy.core import (
     DRAFTS,
@@ -15,6 +17,7 @@ from asd_policy.core import (
     sample_ddpm,
     seeded_generator,
 )
+from asd_policy.core.speculative import begin, speculative_round
 from asd_policy.errors import ConfigError
 
 SCHEDULE = Schedule.from_diffusers({"num_train_timesteps": 12, "beta_schedule": "squaredcos_cap_v2"})
@@ -215,3 +218,42 @@ def test_a_tape_stands_for_the_generator_that_drew_it():
 def test_generators_that_are_none(generator):
     with pytest.raises(ConfigError, match="generator"):
         sample_ddpm(network, SCHEDULE, (3,), 2, generator=generator)
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, such as Apple's: here the meta device, whose tensors have no values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            assert not (isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64), func
+        return result
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_nothing_is_float64_on_the_device(draft):
+    denoiser = EpsilonDenoiser(network, SCHEDULE).to("meta")
+    sampler = AsdSampler(denoiser, SCHEDULE, (3,), draft=draft, window=4)
+    with NoFloat64():
+        chain = sampler.chain(2, None, None)
+        state = speculative_round(
+            chain, sampler.draft, begin(chain, sampler.draft, torch.zeros(2, 12, 3, device="meta")), 4
+        )
+    assert state.x.dtype == torch.float32
+    with pytest.raises(AssertionError), NoFloat64():
+        torch.zeros(1, device="meta").double()
+
+
+def test_the_plain_samplers_hold_nothing_in_float64_on_the_device():
+    calls = []
+
+    def net(x, t, cond):
+        calls.append(x.dtype)
+        if len(calls) % 3 == 0:
+            raise InterruptedError  # the samples have no values to check
+        return x
+
+    for sample in (sample_ddpm, sample_ddim):
+        with pytest.raises(InterruptedError), NoFloat64():
+            sample(net, SCHEDULE, (3,), device="meta")
+    assert set(calls) == {torch.float32}
