@@ -124,8 +124,15 @@ def report(arguments: Arguments, results: dict[str, list[Episode]], console: Con
 
 
 def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], out: Path, console: Console) -> None:
-    """An mp4 of each sampler's first episode, replayed from its seed and actions."""
-    env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
+    """An mp4 of each sampler's first episode, replayed from its seed and actions if this machine renders."""
+    from envs.graphics import RenderingError  # here: it loads the simulator
+
+    try:
+        env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
+        env.reset()
+    except RenderingError as error:
+        console.print(f"No films: {error}", style="yellow", soft_wrap=True, markup=False)
+        return
     with console.status("Rendering videos") as status:
         for label, episodes in results.items():
             status.update(f"Rendering {label}")
