@@ -102,7 +102,7 @@ def gl_context(width: int, height: int) -> Any:
 mujoco.gl_context.GLContext = mujoco.GLContext = gl_context
 
 
-class Renderer(mujoco.Renderer):  # type: ignore[misc]  (mujoco has no types)
+class Renderer(mujoco.Renderer):
     """MuJoCo's renderer, safe beside others in one process.
 
     Raises:
@@ -154,7 +154,11 @@ _renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 def _close_renderers_at_exit() -> None:
     # MuJoCo shuts EGL down at exit, after which a renderer that was never closed fails noisily. Exit handlers run
     # last in, first out, and MuJoCo registers its own with the first renderer: call this after that.
-    atexit.register(lambda: [renderer.close() for renderer in list(_renderers)])
+    def close() -> None:
+        for renderer in list(_renderers):
+            renderer.close()
+
+    atexit.register(close)
 
 
 @cache
@@ -251,7 +255,8 @@ def _check_fork() -> None:
 def _after_fork() -> None:
     """In a forked child: let go of the parent's OpenGL. Any call of it may wait for threads that the child lacks."""
     global _parent_has_rendered
-    displays = [module for name in EGL_MODULES if getattr(module := sys.modules.get(name), "EGL_DISPLAY", None)]
+    loaded = [sys.modules[name] for name in EGL_MODULES if name in sys.modules]
+    displays = [module for module in loaded if getattr(module, "EGL_DISPLAY", None)]
     _parent_has_rendered = _has_rendered or bool(displays)
     for module in displays:
         atexit.unregister(module.EGL.eglTerminate)

@@ -82,7 +82,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self._renderers: dict[tuple[int, int], graphics.Renderer] = {}  # by height and width
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else _checked_seed(seed))
         if self._renders:
             graphics.prepare()
         self._close_renderers()  # robosuite rebuilds the model
@@ -171,6 +171,13 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
                     f"The simulation of {self.task.env_id} diverged ({kind}) at step {self.robosuite.timestep}: "
                     "reset the environment."
                 )
+
+
+def _checked_seed(seed: Any) -> int:
+    """A seed of Python's or numpy's integers, of any size, as Python's: gymnasium takes True for 1, and no numpy."""
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise gymnasium.error.Error(f"The seed is {seed!r}; expected an integer, zero or more.")
+    return int(seed)
 
 
 def _make_robosuite(task: TaskSpec, actions: str) -> Any:

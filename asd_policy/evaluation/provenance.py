@@ -24,7 +24,7 @@ def software() -> dict[str, str]:
 def commit() -> str:
     """The commit of this checkout, "not a checkout", or "unknown: " and why.
 
-    A repository that this package merely lies in, such as one with a virtual environment in it, is not a checkout of it.
+    A repository that this package merely lies in, such as one with a virtual environment in it, is not one.
     """
     try:
         top = _git("rev-parse", "--show-toplevel")

@@ -215,12 +215,12 @@ def test_full_file_system(tmp_path):
         path = tmp_path / "results.jsonl"
         records = numbered(100)
         with ResultsFile(path) as file, pytest.raises(DataError, match="No space left on device") as caught:
-            for record in records:
-                file.append(record)
+            list(map(file.append, records))
         kept = len(read_records([path]))
         assert 10 < kept < 100
-        assert f"holds {kept} episodes, without Job(task='asd/Square-v0', sampler='asd:path:16', env_seed={kept}" in str(
-            caught.value
+        assert (
+            f"holds {kept} episodes, without Job(task='asd/Square-v0', sampler='asd:path:16', env_seed={kept}"
+            in str(caught.value)
         )
         subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
         with ResultsFile(path) as file:
@@ -236,7 +236,7 @@ def test_file_system_without_locks_is_not_another_process(path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", unsupported)
-    with pytest.raises(DataError, match="Cannot lock .*No locks available"):
+    with pytest.raises(DataError, match=r"Cannot lock .*No locks available"):
         ResultsFile(path)
 
 
