@@ -79,18 +79,17 @@ with _without_graphics():
 
 
 def check() -> None:
-    """Raise RenderingError if no graphics library can be loaded here, or the parent process has rendered.
+    """Raise RenderingError if no graphics library can be loaded here.
 
     No context is created, so that a process may still be forked afterwards.
     """
-    _check_fork()
     _first(_load)
 
 
 def prepare() -> None:
     """As `check`, and create a first context, so that whatever is wrong with the library shows now."""
-    _check_fork()
-    _context_class()
+    if not _parent_has_rendered:
+        _context_class()
 
 
 def gl_context(width: int, height: int) -> Any:

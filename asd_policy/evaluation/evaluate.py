@@ -22,20 +22,21 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         ConfigError: on anything else, a range that runs backwards, a seed named twice, or more than MOST_SEEDS.
     """
+    refusal = f"Cannot read the seeds {text!r}"
     seeds: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r" *([0-9]{1,19}) *(?:- *([0-9]{1,19}) *)?", part)
         if ends is None:
-            raise ConfigError(f"Cannot read the seeds {text!r}; expected something like 100000-100049 or 1,5,7.")
+            raise ConfigError(f"{refusal}; expected something like 100000-100049 or 1,5,7.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
         if first > last:
-            raise ConfigError(f"The seeds {part.strip()!r} run backwards; did you mean {last}-{first}?")
+            raise ConfigError(f"{refusal}: {part.strip()} runs backwards. Did you mean {last}-{first}?")
         if last - first + len(seeds) >= MOST_SEEDS:
-            raise ConfigError(f"The seeds {text!r} are more than {MOST_SEEDS}.")
+            raise ConfigError(f"{refusal}: they are more than {MOST_SEEDS}.")
         seeds += range(first, last + 1)
-    twice = sorted(seed for seed, count in Counter(seeds).items() if count > 1)
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
     if twice:
-        raise ConfigError(f"The seeds {text!r} name {twice[0]} more than once.")
+        raise ConfigError(f"{refusal}: env_seeds holds {twice} more than once; an episode is run once.")
     return seeds
 
 

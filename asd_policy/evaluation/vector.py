@@ -70,6 +70,9 @@ def rollout_batch(
         obs, _, terminated, truncated, info = envs.step(actions)
         for row, trace in live:
             trace.moved(succeeded(info, row), bool(terminated[row] or truncated[row]))
+        ended = terminated | truncated
+        if ended.any() and isinstance(envs, SyncVectorEnv) and envs.autoreset_mode == AutoresetMode.DISABLED:
+            obs, _ = envs.reset(options={"reset_mask": ended})  # it does not step what has ended
     return [trace.episode() for trace in traces]
 
 
