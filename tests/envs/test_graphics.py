@@ -137,7 +137,7 @@ uses = {
     "step": lambda: env.step(env.action_space.sample()),
     "reset": lambda: env.reset(seed=2),
     "make": lambda: gymnasium.make(env_id, cameras=cameras).reset(seed=1),
-    "render": lambda: (fresh.reset(seed=1), fresh.step(fresh.action_space.sample()), print("simulated"), fresh.render()),
+    "render": lambda: (fresh.reset(seed=1), print("simulated"), fresh.render()),
     "close": env.close,
     "simulate": lambda: gymnasium.make(env_id).reset(seed=1),
     "leave": lambda: None,
