@@ -119,7 +119,6 @@ def run_episodes(
     with (
         stop_requests() as stop_requested,
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
-        record.open("w") as file,
     ):
         bar = progress.add_task("", total=len(seeds) * len(policies))
 
@@ -130,18 +129,27 @@ def run_episodes(
             results[label].append(episode)
             if episode.error is not None:
                 console.print(f"{label}, seed {episode.env_seed}: {episode.error}", style="red", markup=False)
-            line = {"sampler": label, **episode.to_json(), "error": episode.error}
-            try:
-                print(json.dumps(line), file=file, flush=True)
-            except OSError as error:
-                raise DataError(
-                    f"Cannot write to {record}: {error.strerror}. {label} on seed {episode.env_seed} is not "
-                    "recorded, and what follows it was not run."
-                ) from error
+            append(record, label, episode)
             progress.advance(bar)
             if stop_requested():
                 return True
     return False
+
+
+def append(path: Path, label: str, episode: Episode) -> None:
+    """Add an episode's line to the file.
+
+    Raises:
+        DataError: if it cannot be written, naming the episode.
+    """
+    try:
+        with path.open("a") as file:
+            print(json.dumps({"sampler": label, **episode.to_json(), "error": episode.error}), file=file)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to {path}: {error.strerror}. {label} on seed {episode.env_seed} is not recorded, and what "
+            "follows it was not run."
+        ) from error
 
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
