@@ -36,8 +36,8 @@ SEARCHED = {"egl": "EGL", "osmesa": "OSMesa"}
 PACKAGES = "`apt-get install libegl1 libgl1 libgl1-mesa-dri` (EGL), or `apt-get install libosmesa6` (OSMesa)"
 
 
-class RenderingError(ConfigError, gymnasium.error.Error):
-    """This process cannot render. Simulation without images is not affected."""
+class RenderingError(ConfigError, gymnasium.error.Error, RuntimeError):
+    """This process cannot render. Simulation without images is not affected. (MuJoCo raises RuntimeError.)"""
 
 
 @contextmanager
@@ -78,6 +78,7 @@ with _without_graphics():
     import robosuite  # noqa: F401  (imported from here)
 
 
+@cache
 def check() -> None:
     """Raise RenderingError if no graphics library can be loaded here.
 
@@ -173,7 +174,7 @@ def _first(attempt: Callable[[str], T]) -> T:
             return attempt(name)
         except Exception as error:  # PyOpenGL raises whatever comes: AttributeError, OSError, GLError, ...
             failures.append(f"{name}: {type(error).__name__}: {error}")
-            _unload(name)
+            _unload()
     raise RenderingError(
         f"Rendering needs OpenGL, and no library for it works here ({'; '.join(failures)}). Simulation without images "
         f"runs. To render, on Debian: {PACKAGES}."
@@ -209,7 +210,11 @@ def _asked() -> str:
 def _load(name: str) -> Callable[[int, int], Any]:
     if name in SEARCHED and _asked() in DEFAULT and not ctypes.util.find_library(SEARCHED[name]):
         raise FileNotFoundError(f"lib{SEARCHED[name]} is not installed (MUJOCO_GL={name} tries it all the same)")
-    context: Callable[[int, int], Any] = importlib.import_module(f"mujoco.{name}").GLContext
+    before = set(sys.modules)
+    try:
+        context: Callable[[int, int], Any] = importlib.import_module(f"mujoco.{name}").GLContext
+    finally:
+        _loaded.update(module for module in sys.modules.keys() - before if module.startswith(("OpenGL", "mujoco.")))
     return context
 
 
@@ -226,11 +231,11 @@ def _tried(name: str) -> Callable[[int, int], Any]:
     return context_class
 
 
-def _unload(name: str) -> None:
+def _unload() -> None:
     """Forget a library that does not work: PyOpenGL loads one, and holds on to it for good."""
-    for module in list(sys.modules):
-        if module.split(".")[0] == "OpenGL" or module.startswith(f"mujoco.{name}"):
-            del sys.modules[module]
+    for module in _loaded:
+        sys.modules.pop(module, None)
+    _loaded.clear()
     if os.environ.get("PYOPENGL_PLATFORM") != PYOPENGL_PLATFORM:  # MuJoCo has written to it
         os.environ.pop("PYOPENGL_PLATFORM")
         if PYOPENGL_PLATFORM is not None:
@@ -238,6 +243,7 @@ def _unload(name: str) -> None:
 
 
 PYOPENGL_PLATFORM = os.environ.get("PYOPENGL_PLATFORM")
+_loaded: set[str] = set()  # modules that loading a library has brought
 _has_rendered = False  # this process, or one that it was forked from
 _parent_has_rendered = False
 
