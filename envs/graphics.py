@@ -112,7 +112,15 @@ class Renderer(mujoco.Renderer):
     def __init__(self, model: Any, height: int, width: int):
         self._gl_context = self._mjr_context = None  # for `close`, if what follows fails
         self._thread = threading.get_ident()
-        super().__init__(model, height, width)
+        try:
+            super().__init__(model, height, width)
+        except RenderingError:
+            raise
+        except Exception as error:  # MuJoCo's FatalError, or whatever PyOpenGL raises
+            raise RenderingError(
+                f"{_context_class().__module__} cannot render here ({type(error).__name__}: {error}). Set MUJOCO_GL to "
+                f"another of {', '.join(LIBRARIES)} and start again. On Debian: {PACKAGES}."
+            ) from error
         _renderers.add(self)
         _close_renderers_at_exit()
 
