@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from envs.experts.motion import METRES_PER_UNIT, RADIANS_PER_UNIT
+from envs.graphics import mujoco
 from envs.tasks import ARM_ACTION_DIM
 
 

@@ -1,13 +1,6 @@
 """A robosuite task as a gymnasium environment with low-dimensional observations, and images if asked for."""
 
-import atexit
-import ctypes.util
-import logging
-import os
-import sys
-import weakref
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import gymnasium
@@ -15,33 +8,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from envs import graphics
+from envs.graphics import mujoco, robosuite
 from envs.tasks import ACTIONS, ARM_ACTION_DIM, TASKS, TaskSpec
-
-if sys.platform == "linux" and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
-    # MuJoCo picks its GL library when it is first imported, and its own default needs a display.
-    os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
-
-# robosuite advises on optional extras at each import; its errors still come through.
-logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
-
-import mujoco  # noqa: E402  (after MUJOCO_GL)
-import robosuite  # noqa: E402  (after its logger is filtered)
 
 Obs = dict[str, Any]  # float32 arrays
 
 CONTROL_HZ = 20
 CAMERA = "agentview"
 FRAME_SIZE = 256  # pixels
-
-
-_renderers: "weakref.WeakSet[mujoco.Renderer]" = weakref.WeakSet()
-
-
-@cache
-def _close_renderers_at_exit() -> None:
-    # MuJoCo shuts EGL down at exit, after which a renderer that was never closed fails noisily. Exit handlers run
-    # last in, first out, and MuJoCo registers its own with the first renderer: call this after that.
-    atexit.register(lambda: [renderer.close() for renderer in list(_renderers)])
 
 
 class SimulationError(gymnasium.error.Error):
@@ -63,6 +38,10 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         actions: a key of `envs.tasks.ACTIONS`.
         cameras: robosuite's names of cameras, such as agentview and robot0_eye_in_hand, and the height and width of
             their images. Every step then waits for a rendering of each.
+
+    Raises:
+        gymnasium.error.Error: on an unknown name, or a size that is none.
+        RenderingError: if images are asked for where they cannot be rendered; see `envs.graphics`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's declaration)
@@ -86,11 +65,12 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self.render_mode = render_mode
         self.terminate_on_success = terminate_on_success
         self.actions = actions
-        self.robosuite = _make_robosuite(self.task, actions)
         self._cameras = dict(cameras or {})
-        existing = self.robosuite.sim.model.camera_names
-        for camera in self._cameras.keys() - set(existing):
-            raise gymnasium.error.Error(f"Unknown camera {camera!r}. Available: {', '.join(existing)}.")
+        self._renders = bool(render_mode or self._cameras)
+        if self._renders:
+            graphics.check()
+        self.robosuite = _make_robosuite(self.task, actions)
+        self._check_cameras()
         seen: dict[str, spaces.Space[Any]] = {
             key: spaces.Box(-np.inf, np.inf, (dim,), np.float32) for key, dim in self.task.obs_dims.items()
         }
@@ -99,10 +79,12 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         arm = np.ones(ARM_ACTION_DIM) if actions == "delta" else np.array([np.inf] * 6 + [1.0])
         largest = np.tile(arm, len(self.task.robots)).astype(np.float32)
         self.action_space = spaces.Box(-largest, largest, dtype=np.float32)
-        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}  # by height and width
+        self._renderers: dict[tuple[int, int], graphics.Renderer] = {}  # by height and width
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else _checked_seed(seed))
+        if self._renders:
+            graphics.prepare()
         self._close_renderers()  # robosuite rebuilds the model
         # robosuite's samplers hold on to its generator, so it is lent the state of ours, not replaced by ours.
         rng = self.robosuite.rng.bit_generator
@@ -130,23 +112,30 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self._close_renderers()
         self.robosuite.close()
 
+    def _check_cameras(self) -> None:
+        model = self.robosuite.sim.model
+        largest = model._model.vis.global_.offheight, model._model.vis.global_.offwidth
+        for camera, size in self._cameras.items():
+            if camera not in model.camera_names:
+                raise gymnasium.error.Error(f"Unknown camera {camera!r}. Available: {', '.join(model.camera_names)}.")
+            whole = isinstance(size, (tuple, list)) and len(size) == 2 and all(type(pixels) is int for pixels in size)
+            if not whole or not all(1 <= pixels <= most for pixels, most in zip(size, largest, strict=True)):
+                raise gymnasium.error.Error(
+                    f"The size of camera {camera!r} is {size!r}; expected height and width, at most {largest}."
+                )
+            self._cameras[camera] = (size[0], size[1])
+
     def _picture(self, camera: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         """What a camera sees, (H, W, 3) uint8."""
         sim = self.robosuite.sim
         if size not in self._renderers:
-            self._renderers[size] = mujoco.Renderer(sim.model._model, *size)
-            _renderers.add(self._renderers[size])
-            _close_renderers_at_exit()
+            self._renderers[size] = graphics.Renderer(sim.model._model, *size)
         visual_geoms = mujoco.MjvOption()
         visual_geoms.geomgroup[0] = 0  # robosuite keeps collision geometry in group 0
-        renderer = self._renderers[size]
-        renderer.update_scene(sim.data._data, camera, visual_geoms)
-        return renderer.render()
+        return self._renderers[size].picture(sim.data._data, camera, visual_geoms)
 
     def _close_renderers(self) -> None:
         for renderer in self._renderers.values():
-            # MuJoCo deletes GL objects by number in whatever context is current: let it not be another renderer's.
-            renderer._gl_context.make_current()
             renderer.close()
         self._renderers.clear()
 
@@ -182,6 +171,13 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
                     f"The simulation of {self.task.env_id} diverged ({kind}) at step {self.robosuite.timestep}: "
                     "reset the environment."
                 )
+
+
+def _checked_seed(seed: Any) -> int:
+    """A seed of Python's or numpy's integers, of any size, as Python's: gymnasium takes True for 1, and no numpy."""
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise gymnasium.error.Error(f"The seed is {seed!r}; expected an integer, zero or more.")
+    return int(seed)
 
 
 def _make_robosuite(task: TaskSpec, actions: str) -> Any:

@@ -25,6 +25,8 @@ from asd_policy import AsdPolicyError, load_policy
 from asd_policy.benchmarks import latency
 from asd_policy.benchmarks.latency import Timing
 from asd_policy.core import AsdSampler
+from asd_policy.errors import ConfigError
+from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
 from asd_policy.policies.samplers import SamplerSpec
@@ -60,6 +62,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     console = Console()
+    check_counts(1, arguments.threads)
+    if arguments.conditions < 1 or any(steps < 1 for steps in arguments.steps):
+        raise ConfigError(
+            f"Got --conditions {arguments.conditions} and --steps {arguments.steps}; expected at least 1 of each."
+        )
     torch.set_num_threads(arguments.threads)
     specs = [SamplerSpec.parse(text) for text in arguments.samplers]
     policy = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
@@ -119,7 +126,7 @@ def record(policy: DiffusionPolicy, arguments: Arguments, console: Console) -> t
                 progress.update(task, completed=min(len(histories), arguments.conditions))
             seed += 1
     env.close()
-    return histories[: arguments.conditions], sum(warm) / len(warm)
+    return histories[: arguments.conditions], sum(warm) / len(warm) if warm else float("nan")
 
 
 def calibrate(

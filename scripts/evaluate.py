@@ -5,7 +5,8 @@ python scripts/evaluate.py --checkpoint checkpoints/square --samplers ddpm asd:r
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import gymnasium
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
-from asd_policy.evaluation.evaluate import evaluate, parse_seeds
+from asd_policy.errors import DataError
+from asd_policy.evaluation.backends import check_counts
+from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.rollout import Episode
 from asd_policy.evaluation.summary import plot_acceptance, summarize, table
@@ -38,7 +41,10 @@ class Arguments:
     repeat: int = 0
     """Which noise the policy gets: another number, other noise on the same environment seeds."""
     out: Path = Path("results/evaluation")
-    """Folder for episodes.jsonl, results.json, acceptance.png and the videos."""
+    """Folder for episodes.jsonl, results.json, acceptance.png and the videos. An earlier run there is kept,
+    and a number is added to the name."""
+    overwrite: bool = False
+    """Replace what an earlier run has left in the folder."""
     video: bool = True
     """Record the first seed's episode of each sampler, as an mp4."""
     device: str = "cpu"
@@ -48,14 +54,18 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     console = Console()
+    check_counts(1, arguments.threads)
     torch.set_num_threads(arguments.threads)
+    noise_seed(0, arguments.repeat)  # or it says what is wrong with it
     seeds = parse_seeds(arguments.seeds)
     specs = [SamplerSpec.parse(text) for text in arguments.samplers]
     policy = load_policy(arguments.checkpoint, device=arguments.device)
     policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-
     env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
+    out = choose_folder(arguments.out, arguments.overwrite)
+    if out != arguments.out:
+        console.print(f"{arguments.out} holds an earlier run, which is kept: writing to {out}.", soft_wrap=True)
+        arguments = replace(arguments, out=out)
     results: dict[str, list[Episode]] = {label: [] for label in policies}
     try:
         stopped = run_episodes(env, policies, seeds, arguments, results, console)
@@ -68,7 +78,28 @@ def main(arguments: Arguments) -> int:
     env.close()
     if arguments.video:
         record_videos(policy, results, arguments.out, console)
-    return 0
+    return 1 if any(episode.error for episodes in results.values() for episode in episodes) else 0
+
+
+def choose_folder(out: Path, overwrite: bool) -> Path:
+    """The folder itself, made if need be; or with a number, if it holds an earlier run that is not to be overwritten.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    for number in count(1):
+        folder = out if number == 1 else Path(f"{out}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "episodes.jsonl").open("w" if overwrite else "x").close()
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise DataError(f"Cannot write to the folder {folder}: it is a file.") from error
+        except OSError as error:
+            raise DataError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+        else:
+            break
+    return folder
 
 
 def run_episodes(
@@ -88,7 +119,6 @@ def run_episodes(
     with (
         stop_requests() as stop_requested,
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
-        record.open("w") as file,
     ):
         bar = progress.add_task("", total=len(seeds) * len(policies))
 
@@ -97,11 +127,29 @@ def run_episodes(
 
         for label, episode in evaluate(env, policies, seeds, arguments.repeat, started):
             results[label].append(episode)
-            print(json.dumps({"sampler": label, **episode.to_json()}), file=file, flush=True)
+            if episode.error is not None:
+                console.print(f"{label}, seed {episode.env_seed}: {episode.error}", style="red", markup=False)
+            append(record, label, episode)
             progress.advance(bar)
             if stop_requested():
                 return True
     return False
+
+
+def append(path: Path, label: str, episode: Episode) -> None:
+    """Add an episode's line to the file.
+
+    Raises:
+        DataError: if it cannot be written, naming the episode.
+    """
+    try:
+        with path.open("a") as file:
+            print(json.dumps({"sampler": label, **episode.to_json(), "error": episode.error}), file=file)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to {path}: {error.strerror}. {label} on seed {episode.env_seed} is not recorded, and what "
+            "follows it was not run."
+        ) from error
 
 
 def report(arguments: Arguments, results: dict[str, list[Episode]], console: Console) -> None:
@@ -124,13 +172,22 @@ def report(arguments: Arguments, results: dict[str, list[Episode]], console: Con
 
 
 def record_videos(policy: DiffusionPolicy, results: dict[str, list[Episode]], out: Path, console: Console) -> None:
-    """An mp4 of each sampler's first episode, replayed from its seed and actions."""
-    env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
+    """An mp4 of each sampler's first episode, replayed from its seed and actions if this machine renders."""
+    from envs.graphics import RenderingError  # here: it loads the simulator
+
+    try:
+        env = gymnasium.make(f"envs:{policy.config.env_id}", render_mode="rgb_array", **policy.config.env_options)
+        env.reset()
+    except RenderingError as error:
+        console.print(f"No films: {error}", style="yellow", soft_wrap=True, markup=False)
+        return
     with console.status("Rendering videos") as status:
-        for label, episodes in results.items():
+        for label, (first, *_) in results.items():
+            if first.error is not None:
+                continue
             status.update(f"Rendering {label}")
-            path = out / f"{label.replace(':', '-')}-seed{episodes[0].env_seed}.mp4"
-            write_video(env, episodes[0].env_seed, episodes[0].actions, path)
+            path = out / f"{label.replace(':', '-')}-seed{first.env_seed}.mp4"
+            write_video(env, first.env_seed, first.actions, path)
             console.print(f"Wrote {path}")
     env.close()
 

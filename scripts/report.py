@@ -4,6 +4,7 @@ python scripts/report.py results/square.jsonl --out results/report --videos 2 --
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
-from asd_policy.errors import ConfigError
+from asd_policy.errors import ConfigError, DataError
 from asd_policy.evaluation.render import to_html, to_markdown
 from asd_policy.evaluation.report import TaskReport, Video, analyze
 from asd_policy.evaluation.results import Record, read_records
@@ -54,10 +55,13 @@ def main(arguments: Arguments) -> int:
     chosen = choose(records, arguments.videos)
     checkpoints = find_checkpoints(chosen, arguments.checkpoints)
     page = arguments.out / "index.html"
-    arguments.out.mkdir(parents=True, exist_ok=True)
     markdown = to_markdown(tasks)
-    page.with_name("report.md").write_text(markdown)
-    page.write_text(to_html(tasks))
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        page.with_name("report.md").write_text(markdown)
+        page.write_text(to_html(tasks))
+    except OSError as error:
+        raise DataError(f"Cannot write the report to {arguments.out}: {error.strerror}.") from error
     print(markdown)  # as it is: the console would wrap it
     console.print(f"Wrote {page} and report.md")
     return record_videos(tasks, chosen, checkpoints, page, arguments.device, console)
@@ -69,7 +73,7 @@ def choose(records: Sequence[Record], wanted: Sequence[str]) -> list[Record]:
     Raises:
         ConfigError: naming what is no episode, or one that broke.
     """
-    if len(wanted) == 1 and wanted[0].isdecimal():
+    if len(wanted) == 1 and re.fullmatch("[0-9]{1,9}", wanted[0]):
         whole = [record for record in records if record.error is None]
         cells: dict[tuple[str, str, bool], list[Record]] = {}
         for record in sorted(whole, key=lambda record: (record.env_seed, record.repeat)):

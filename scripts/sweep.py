@@ -165,7 +165,7 @@ def make_backend(arguments: Arguments) -> Backend:
 def count_workers(arguments: Arguments) -> int:
     if arguments.backend == "serial":
         return 1
-    return arguments.workers or max(1, (os.cpu_count() or 1) // arguments.threads)
+    return arguments.workers if arguments.workers is not None else max(1, (os.cpu_count() or 1) // arguments.threads)
 
 
 @contextmanager
@@ -284,21 +284,26 @@ def dry_run(plan: Plan, load: Load, arguments: Arguments, console: Console) -> i
 
 
 def seconds_per_step(parts: Parts, sampler: str, env_seed: int, batch: int) -> float:
-    """What a control step of an episode costs, the beginning of one included."""
+    """What a control step of an episode costs, the beginning of one included, and compilation left out."""
     make_env, policy = partial(cut, parts.make_env), parts.make_policy(sampler)
     if batch == 1:
         env = make_env()
-        started = monotonic()
-        steps = rollout(env, policy, env_seed, 0).length
-        seconds = monotonic() - started
+        seconds = timed(lambda: rollout(env, policy, env_seed, 0).length)
         env.close()
     else:
         envs = vector_env(make_env, batch)
-        started = monotonic()
-        steps = sum(episode.length for episode in rollout_batch(envs, policy, [env_seed] * batch, range(batch)))
-        seconds = monotonic() - started
+        seeds, noise_seeds = [env_seed] * batch, range(batch)
+        seconds = timed(lambda: sum(episode.length for episode in rollout_batch(envs, policy, seeds, noise_seeds)))
         kill_envs(envs)
-    return seconds / steps
+    return seconds
+
+
+def timed(run: Callable[[], int]) -> float:
+    """Seconds a step of what runs so many steps; once before, because the first run compiles."""
+    run()
+    started = monotonic()
+    steps = run()
+    return (monotonic() - started) / steps
 
 
 def cut(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:

@@ -25,7 +25,11 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif PROCESS.exists():
-            (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+            try:
+                (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+            except OSError:  # containers may forbid it, and an old mark is not this block's
+                self._before = float("nan")
+                return self
         self._before = self._read("VmRSS")
         return self
 

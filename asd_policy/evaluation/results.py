@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,7 +88,7 @@ def _read(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             records.append(Record.from_json(json.loads(line)))
-        except (ValueError, DataError) as error:
+        except (ValueError, RecursionError, DataError) as error:
             raise DataError(f"{path}, line {number} is no episode's record: {error}.") from error
     return records
 
@@ -104,13 +104,16 @@ class ResultsFile:
 
     Raises:
         ConfigError: if another process is writing the file.
-        DataError: if the file exists and cannot be read.
+        DataError: if the file cannot be written or locked, or exists and cannot be read.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise DataError(f"Cannot write the results {self.path}: {error.strerror}.") from error
         try:
             self._lock()
             self.records = _read(self.path)
@@ -122,10 +125,19 @@ class ResultsFile:
 
     def _lock(self) -> None:
         try:
+            import fcntl  # here: of POSIX systems alone
+        except ImportError as error:
+            raise ConfigError(
+                "Results are written where files can be locked, which Python does on Linux and macOS. On Windows, run "
+                "this in WSL."
+            ) from error
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locked = os.path.samestat(os.fstat(self._file), os.stat(self.path))  # or it was replaced meanwhile
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             locked = False
+        except OSError as error:
+            raise DataError(f"Cannot lock {self.path}: {error.strerror}. Write to another file system.") from error
         if not locked:
             raise ConfigError(f"Another process is writing {self.path}. Wait for it, or choose another file.")
 
@@ -136,17 +148,24 @@ class ResultsFile:
             DataError: if that fails (a full disk); the file then ends with the record before.
         """
         line = _line(record)
+        if self._file < 0:
+            raise DataError(f"Cannot write to {self.path}: it was closed. {record.job} is not recorded.")
         end = os.fstat(self._file).st_size
         try:
-            written = os.write(self._file, line)
-            if written < len(line):
-                os.write(self._file, line[written:])  # a full disk says so at the second try
+            left = memoryview(line)
+            while left:  # a write may take less than it is given; a full disk says so at the next try
+                left = left[_write(self._file, left) :]
             os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, end)
+        except BaseException as error:
+            try:
+                os.ftruncate(self._file, end)
+            except OSError:
+                self.close()  # readers ignore a torn last line, but nothing may follow it
+            if not isinstance(error, OSError):
+                raise
             raise DataError(
-                f"Cannot write to {self.path}: {error.strerror}. It holds {len(self.records)} episodes: make room and "
-                "start again, and it is continued."
+                f"Cannot write to {self.path}: {error.strerror}. It holds {len(self.records)} episodes, without "
+                f"{record.job}: make room and start again, and it is continued."
             ) from error
         self.records.append(record)
 
@@ -177,6 +196,18 @@ class ResultsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _write(file: int, data: memoryview) -> int:
+    """Bytes written, at least one.
+
+    Raises:
+        OSError: if none was.
+    """
+    written = os.write(file, data)
+    if written < 1:
+        raise OSError(errno.EIO, "a write took nothing")
+    return written
 
 
 def _line(record: Record) -> bytes:

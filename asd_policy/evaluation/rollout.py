@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from asd_policy.errors import NumericalError
+from asd_policy.errors import ConfigError, NumericalError
 
 Observation = Mapping[str, NDArray[np.floating]]
 
@@ -38,7 +38,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """The record of one episode with C sampled chunks; every field but the actions is JSON."""
+    """The record of one episode with C sampled chunks; `to_json` gives all but the actions and the error."""
 
     env_seed: int
     noise_seed: int
@@ -50,10 +50,11 @@ class Episode:
     acceptance: list[float]  # (K,) mean over the chunks
     action_sha256: str  # of the action stream: equal hashes, equal behaviour
     actions: NDArray[np.float32] = field(repr=False, compare=False)  # (length, action_dim)
+    error: str | None = None  # "ErrorName: message" of an episode that broke: a failure, whose lists are empty
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
-        del record["actions"]
+        del record["actions"], record["error"]
         return record
 
 
@@ -66,28 +67,61 @@ def rollout(env: gymnasium.Env, policy: Policy, env_seed: int, noise_seed: int) 
         noise_seed: of the policy's sampling noise.
 
     Raises:
+        ConfigError: on actions of another shape than the environment's, or if it does not report success.
         NumericalError: on an action that is not finite.
     """
     obs, _ = env.reset(seed=env_seed)
     policy.reset(seed=noise_seed)
-    trace = Trace(env_seed, noise_seed)
+    trace = Trace(env_seed, noise_seed, env.action_space.shape)
     while not trace.over:
         action = policy.act(obs)
         trace.acted(action, policy.stats)
         obs, _, terminated, truncated, info = env.step(action)
-        trace.moved(bool(info["success"]), terminated or truncated)
+        trace.moved(succeeded(info), terminated or truncated)
     return trace.episode()
+
+
+def succeeded(info: Mapping[str, Any], row: int | None = None) -> bool:
+    """Whether an environment's answer says success; that of one row, of an environment for many.
+
+    Raises:
+        ConfigError: if it says nothing of it.
+    """
+    final = info.get("final_info")
+    if row is not None and final is not None and info["_final_info"][row]:
+        info = final  # gymnasium's same-step autoreset: the rest is of the next episode already
+    if "success" not in info:
+        raise ConfigError(f"The environment's info holds {sorted(info)}; expected success, as `envs` reports it.")
+    return bool(info["success"] if row is None else info["success"][row])
+
+
+def broken_episode(env_seed: int, noise_seed: int, error: Exception) -> Episode:
+    """The record of an episode that raised: a failure with the reason, and without costs."""
+    return Episode(
+        env_seed=env_seed,
+        noise_seed=noise_seed,
+        success=False,
+        length=0,
+        latency=[],
+        rounds=[],
+        evaluations=[],
+        acceptance=[],
+        action_sha256="",
+        actions=np.zeros((0, 0), np.float32),
+        error=f"{type(error).__name__}: {error}",
+    )
 
 
 class Trace:
     """An episode in the making.
 
     Args:
+        shape: of an action; None takes any.
         row: the episode's place in the policy's batch.
     """
 
-    def __init__(self, env_seed: int, noise_seed: int, row: int = 0):
-        self._seeds, self._row = (env_seed, noise_seed), row
+    def __init__(self, env_seed: int, noise_seed: int, shape: tuple[int, ...] | None = None, row: int = 0):
+        self._seeds, self._shape, self._row = (env_seed, noise_seed), shape, row
         self._actions: list[NDArray[np.float32]] = []
         self._chunks: list[ChunkStats] = []
         self._success = self.over = False
@@ -96,8 +130,11 @@ class Trace:
         """Note an action (A,), and what its chunk cost if it is the first of the chunk.
 
         Raises:
+            ConfigError: if the action has another shape than the environment's.
             NumericalError: if the action is not finite.
         """
+        if self._shape is not None and np.shape(action) != self._shape:
+            raise ConfigError(f"The policy's action has shape {np.shape(action)}; the environment takes {self._shape}.")
         if not np.isfinite(action).all():
             step, seed = len(self._actions), self._seeds[0]
             raise NumericalError(f"The policy's action at step {step} of env seed {seed} is {action}.")

@@ -25,7 +25,13 @@ Outcomes = Mapping[tuple[int, int], bool]
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """Wilson's interval of a success rate, at LEVEL; takes the episodes to be independent."""
+    """Wilson's interval of a success rate, at LEVEL; takes the episodes to be independent.
+
+    Raises:
+        ConfigError: unless there are episodes, and no more successes than those.
+    """
+    if episodes < 1 or not 0 <= successes <= episodes:
+        raise ConfigError(f"Got {successes} successes in {episodes} episodes; expected at least one episode.")
     interval = binomtest(successes, episodes).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 

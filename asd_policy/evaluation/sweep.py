@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("samplers", "env_seeds"):
             values = getattr(self, name)
-            twice = sorted({value for value in values if values.count(value) > 1})
+            twice = sorted(value for value, count in Counter(values).items() if count > 1)
             if twice:
                 raise ConfigError(f"{name} holds {twice} more than once; an episode is run once.")
         if not self.jobs or self.settings["batch"] < 1:

@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.rollout import ChunkStats, Episode, Observation, Trace
+from asd_policy.evaluation.rollout import ChunkStats, Episode, Observation, Trace, succeeded
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -50,7 +50,7 @@ def rollout_batch(
         (B,) episodes. A chunk's latency is the batch's, and acceptance is the mean over the batch.
 
     Raises:
-        ConfigError: unless there is one seed of each kind per environment.
+        ConfigError: unless there is one seed of each kind per environment, and one action; and as `rollout`.
         NumericalError: on an action that is not finite.
     """
     if not len(env_seeds) == len(noise_seeds) == envs.num_envs:
@@ -59,14 +59,20 @@ def rollout_batch(
         )
     obs, _ = envs.reset(seed=list(env_seeds))
     policy.reset(seeds=noise_seeds)
-    traces = [Trace(*seeds, row=row) for row, seeds in enumerate(zip(env_seeds, noise_seeds, strict=True))]
+    shape = envs.single_action_space.shape
+    traces = [Trace(*seeds, shape, row) for row, seeds in enumerate(zip(env_seeds, noise_seeds, strict=True))]
     while live := [(row, trace) for row, trace in enumerate(traces) if not trace.over]:
         actions = policy.act(obs)
+        if len(actions) != envs.num_envs:
+            raise ConfigError(f"The policy answered with {len(actions)} actions for {envs.num_envs} environments.")
         for row, trace in live:
             trace.acted(actions[row], policy.stats)
         obs, _, terminated, truncated, info = envs.step(actions)
         for row, trace in live:
-            trace.moved(bool(info["success"][row]), bool(terminated[row] or truncated[row]))
+            trace.moved(succeeded(info, row), bool(terminated[row] or truncated[row]))
+        ended = terminated | truncated
+        if ended.any() and isinstance(envs, SyncVectorEnv) and envs.autoreset_mode == AutoresetMode.DISABLED:
+            obs, _ = envs.reset(options={"reset_mask": ended})  # it does not step what has ended
     return [trace.episode() for trace in traces]
 
 

@@ -14,7 +14,7 @@ from asd_policy.errors import ConfigError
 from asd_policy.evaluation.evaluate import noise_seed
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.results import Job, Record
-from asd_policy.evaluation.rollout import Episode, rollout
+from asd_policy.evaluation.rollout import Episode, broken_episode, rollout
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 
 Wave = tuple[Job, ...]
@@ -44,8 +44,8 @@ class EpisodeWorker:
     def __init__(self, load: Callable[[str], Parts], checkpoints: Mapping[str, str], settings: Mapping[str, Any]):
         self._load = load
         self._checkpoints, self._settings, self._software = checkpoints, settings, software()
-        self._parts: dict[str, Parts] = {}
-        self._policies: dict[tuple[str, str], Any] = {}
+        self._parts: tuple[str, Parts] | None = None
+        self._policies: dict[str, Any] = {}  # of that task, by sampler
         self._env: tuple[str, gymnasium.Env] | None = None
         self._envs: tuple[str, AsyncVectorEnv] | None = None
 
@@ -73,7 +73,7 @@ class EpisodeWorker:
             raise
         except Exception as error:
             self._close_env()  # the next episode must not depend on what this one has left behind
-            return self._failure(job, error)
+            return self._record(job, broken_episode(job.env_seed, noise_seed(job.env_seed, job.repeat), error))
 
     def _together(self, wave: Wave) -> list[Episode]:
         policy, envs = self._policy(wave[0]), self._vector_env(wave[0].task)
@@ -82,15 +82,17 @@ class EpisodeWorker:
         return rollout_batch(envs, policy, [job.env_seed for job in full], noise_seeds)[: len(wave)]
 
     def _task(self, task: str) -> Parts:
-        if task not in self._parts:
-            self._parts[task] = self._load(task)
-        return self._parts[task]
+        if self._parts is None or self._parts[0] != task:
+            self._parts = None  # a plan goes through its tasks one after the other: memory holds one
+            self._policies.clear()
+            self._parts = task, self._load(task)
+        return self._parts[1]
 
     def _policy(self, job: Job) -> Any:
-        key = job.task, job.sampler
-        if key not in self._policies:
-            self._policies[key] = self._task(job.task).make_policy(job.sampler)
-        return self._policies[key]
+        parts = self._task(job.task)
+        if job.sampler not in self._policies:
+            self._policies[job.sampler] = parts.make_policy(job.sampler)
+        return self._policies[job.sampler]
 
     def _single_env(self, task: str) -> gymnasium.Env:
         if self._env is None or self._env[0] != task:
@@ -116,22 +118,7 @@ class EpisodeWorker:
             self._envs = None
 
     def _record(self, job: Job, episode: Episode) -> Record:
-        return Record(**episode.to_json(), **self._common(job), error=None)
-
-    def _failure(self, job: Job, error: Exception) -> Record:
-        return Record(
-            env_seed=job.env_seed,
-            noise_seed=noise_seed(job.env_seed, job.repeat),
-            success=False,
-            length=0,
-            latency=[],
-            rounds=[],
-            evaluations=[],
-            acceptance=[],
-            action_sha256="",
-            error=f"{type(error).__name__}: {error}",
-            **self._common(job),
-        )
+        return Record(**episode.to_json(), **self._common(job), error=episode.error)
 
     def _common(self, job: Job) -> dict[str, Any]:
         return {

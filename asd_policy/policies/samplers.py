@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,17 +160,17 @@ class SamplerSpec:
         name, *rest = text.split(":")
         if name == "ddpm" and len(rest) <= 1:
             return SamplerSpec(text, name, _named("ddpm", rest))
-        if name == "ddim" and len(rest) <= 1 and all(steps.isdigit() for steps in rest):
+        if name == "ddim" and len(rest) <= 1 and all(map(_is_count, rest)):
             return SamplerSpec(text, name, {"num_steps": int(rest[0])} if rest else {})
         if name == "asd" and len(rest) <= 3 and all(map(_is_window, rest[1:2])):
             options = _named("asd", rest)
             if "window" in options:
                 window = options["window"]
-                options["window"] = int(window) if window.isdigit() else {"all": None, "auto": "auto"}[window]
+                options["window"] = int(window) if _is_count(window) else {"all": None, "auto": "auto"}[window]
             return SamplerSpec(text, name, options)
         raise ConfigError(
             f"Unknown sampler {text!r}; expected ddpm[:CAPTURE], ddim[:STEPS] or asd[:DRAFT[:WINDOW[:CAPTURE]]], "
-            "WINDOW a number, 'all' or 'auto'."
+            "STEPS a positive number, WINDOW a positive number, 'all' or 'auto'."
         )
 
 
@@ -183,4 +184,9 @@ def _named(sampler: str, values: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_window(text: str) -> bool:
-    return text.isdigit() or text in ("all", "auto")
+    return _is_count(text) or text in ("all", "auto")
+
+
+def _is_count(text: str) -> bool:
+    """A positive number in ASCII digits; `str.isdigit` and `int` take superscripts, underscores and spaces too."""
+    return re.fullmatch("[1-9][0-9]{0,8}", text) is not None

@@ -280,3 +280,21 @@ def test_cameras_see_what_robosuites_do(tmp_path):
 def test_unknown_cameras_are_listed():
     with pytest.raises(gymnasium.error.Error, match=r"Unknown camera 'front'.*agentview"):
         RobosuiteEnv(cameras={"front": (8, 8)})
+
+
+@pytest.mark.parametrize("seed", [True, np.True_, -1, np.int64(-1), 1.0, np.float32(1), "1", [1], (1, 2)])
+def test_seeds_that_are_none(seed):
+    env = single(TASKS["square"].env_id)
+    with pytest.raises(gymnasium.error.Error, match="expected an integer, zero or more"):
+        env.reset(seed=seed)
+    env.close()
+
+
+def test_seeds_of_any_size_are_told_apart():
+    env = single(TASKS["square"].env_id)
+    seeds = [7, 7 + 2**32, 7 + 2**64, 2**32 - 1]
+    first = [env.reset(seed=seed)[0]["object"].tolist() for seed in seeds]
+    assert len(set(map(tuple, first))) == len(seeds)
+    assert env.reset(seed=np.int64(7))[0]["object"].tolist() == first[0]
+    assert env.reset(seed=np.uint32(2**32 - 1))[0]["object"].tolist() == first[3]
+    env.close()

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from asd_policy.errors import ConfigError, NumericalError
+from asd_policy.errors import ConfigError, NumericalError, ObservationError
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.rollout import replay_frames, rollout
 from asd_policy.evaluation.summary import mean_acceptance, plot_acceptance, summarize, table
+from asd_policy.evaluation.vector import rollout_batch
 from tests.evaluation import records
 from tests.evaluation.toy import Push, Walk
 
@@ -101,12 +103,133 @@ def test_a_captured_ddpm_has_no_drafts():
     assert mean_acceptance([speculative]).tolist() == pytest.approx([0.9] * 99)
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("3", [3]), ("1,5", [1, 5]), ("7-9,2", [7, 8, 9, 2])])
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("1,5", [1, 5]), ("7-9,2", [7, 8, 9, 2]), ("3-3", [3]), ("1, 5 - 6", [1, 5, 6])]
+)
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "5-3", "1,,2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "1-",
+        "5-3",
+        "1,,2",
+        "-3",
+        "1--2",
+        "1-2-3",
+        "1_0",
+        "²",
+        "٣",
+        "1,1",
+        "1-3,2",
+        "1.0",
+        "0-1000000",
+        "9" * 5000,
+    ],
+)
 def test_bad_seeds(text):
     with pytest.raises(ConfigError, match="Cannot read the seeds"):
         parse_seeds(text)
+
+
+def test_noise_seeds_are_refused_below_zero():
+    with pytest.raises(ConfigError, match="expected neither to be negative"):
+        noise_seed(1, -1)
+
+
+def test_no_sampler():
+    with pytest.raises(ConfigError, match="name at least one"):
+        list(evaluate(Walk(), {}, [1]))
+
+
+class Answers(Walk):
+    """Answers with something changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def step(self, action):
+        return self.change(*super().step(action))
+
+
+BROKEN_ENVS = {
+    "KeyError": lambda obs, *rest: ({}, *rest),
+    "ObservationError": lambda obs, *rest: ({"x": obs["x"] * np.nan}, *rest),
+    "ValueError": lambda obs, *rest: rest,
+}
+
+
+class Careful(Push):
+    """Refuses observations that are not finite, as the package's policies do."""
+
+    def act(self, obs):
+        if not np.isfinite(obs["x"]).all():
+            raise ObservationError("x is not finite")
+        return super().act(obs)
+
+
+@pytest.mark.parametrize("name", BROKEN_ENVS)
+def test_episode_that_breaks_is_a_failure_with_its_reason(name):
+    episodes = [episode for _, episode in evaluate(Answers(BROKEN_ENVS[name]), {"ddpm": Careful(0.9, 7)}, [1, 2])]
+    assert len(episodes) == 2  # the next one begins
+    assert all(episode.error.startswith(name) and not episode.success for episode in episodes)
+    assert summarize({"ddpm": episodes})[0].successes == 0
+    assert json.loads(json.dumps(episodes[0].to_json()))["length"] == 0
+
+
+def test_actions_that_are_not_finite_are_failures():
+    [(_, episode)] = evaluate(Walk(), {"ddpm": Push(np.nan, 7)}, [1])
+    assert episode.error.startswith("NumericalError: The policy's action at step 0 of env seed 1")
+
+
+def test_environment_that_does_not_report_success():
+    silent = Answers(lambda *answer: (*answer[:-1], {"other": 1}))
+    with pytest.raises(ConfigError, match=r"holds \['other'\]; expected success"):
+        rollout(silent, Push(0.9, 7), 1, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2,), ()])
+def test_actions_of_another_shape(shape):
+    class Wrong(Push):
+        def act(self, obs):
+            return np.resize(super().act(obs), shape)
+
+    with pytest.raises(ConfigError, match=r"the environment takes \(1,\)"):
+        rollout(Walk(), Wrong(0.9, 7), 1, 2)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_batches_agree_with_single_episodes_in_every_autoreset_mode(mode):
+    """Success too, which same-step autoreset puts elsewhere: the rows end at different steps, some with success."""
+    seeds, noise_seeds = [3, 4, 5], [30, 40, 50]
+
+    class Strengths(Push):
+        def act(self, obs):
+            self.strength = np.array([[0.9], [0.0], [0.4]])
+            return super().act(obs)
+
+    envs = SyncVectorEnv([Walk] * 3, autoreset_mode=mode)
+    together = rollout_batch(envs, Strengths(0, 7), seeds, noise_seeds)
+    alone = [
+        rollout(Walk(), Push(strength, 7), seed, noise)
+        for strength, seed, noise in zip((0.9, 0.0, 0.4), seeds, noise_seeds, strict=True)
+    ]
+    assert together == alone
+    assert len({episode.success for episode in alone}) == 2
+    assert len({episode.length for episode in alone}) > 1
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_batch_of_another_size(count):
+    class Wrong(Push):
+        def act(self, obs):
+            return np.resize(super().act(obs), (count, 1))
+
+    envs = SyncVectorEnv([Walk] * 3)
+    with pytest.raises(ConfigError, match=f"{count} actions for 3 environments"):
+        rollout_batch(envs, Wrong(0.9, 7), [1, 2, 3], [1, 2, 3])

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -104,7 +106,7 @@ def test_full_disk_leaves_whole_lines(path, monkeypatch, room):
     with ResultsFile(path) as file:
         file.append(numbered(1)[0])
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(DataError, match=r"No space left on device\. It holds 1 episodes"):
+        with pytest.raises(DataError, match=r"No space left on device\. It holds 1 episodes, without Job"):
             file.append(RECORD)
         monkeypatch.undo()
     assert path.read_bytes().count(b"\n") == 1
@@ -149,3 +151,122 @@ def test_another_checkpoint_or_setting_does_not_mix():
         check_same_settings([RECORD], {RECORD.task: "ef" * 32}, RECORD.settings)
     with pytest.raises(ConfigError, match=r"'threads': 1.*now.*'threads': 2"):
         check_same_settings([RECORD], checkpoints, {**RECORD.settings, "threads": 2})
+
+
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_short_writes_are_completed(path, monkeypatch, most):
+    """A write may take less than it is given, more than once: signals, quotas, network file systems."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:most]))
+    with ResultsFile(path) as file:
+        for record in numbered(3):
+            file.append(record)
+    assert read_records([path]) == numbered(3)
+
+
+@pytest.mark.parametrize("after", [0, 1, 50])
+def test_write_that_takes_nothing_is_reported_with_its_episode(path, monkeypatch, after):
+    write, left = os.write, [after]
+
+    def stuck(file, data):
+        written = write(file, data[: left[0]]) if left[0] else 0
+        left[0] -= written
+        return written
+
+    with ResultsFile(path) as file:
+        file.append(numbered(1)[0])
+        monkeypatch.setattr(os, "write", stuck)
+        with pytest.raises(DataError, match=r"holds 1 episodes, without Job\(task='asd/Square-v0'.*env_seed=100000"):
+            file.append(RECORD)
+        monkeypatch.undo()
+    with ResultsFile(path) as file:  # which a sweep does to continue
+        file.append(RECORD)
+    assert read_records([path]) == [*numbered(1), RECORD]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
+def test_nothing_follows_a_line_that_is_torn_for_good(path, monkeypatch, error):
+    def torn(file, data):
+        write(file, data[:10])
+        raise error
+
+    def broken(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write, file = os.write, ResultsFile(path)
+    file.append(numbered(1)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", torn)
+        patched.setattr(os, "ftruncate", broken)
+        with pytest.raises((DataError, KeyboardInterrupt)):
+            file.append(RECORD)
+    with pytest.raises(DataError, match="it was closed"):
+        file.append(RECORD)
+    with ResultsFile(path) as file:
+        assert file.records == numbered(1)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounts a file system")
+def test_full_file_system(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(mounted.stderr.decode())
+    try:
+        path = tmp_path / "results.jsonl"
+        records = numbered(100)
+        with ResultsFile(path) as file, pytest.raises(DataError, match="No space left on device") as caught:
+            list(map(file.append, records))
+        kept = len(read_records([path]))
+        assert 10 < kept < 100
+        assert (
+            f"holds {kept} episodes, without Job(task='asd/Square-v0', sampler='asd:path:16', env_seed={kept}"
+            in str(caught.value)
+        )
+        subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
+        with ResultsFile(path) as file:
+            for record in records[len(file.records) :]:
+                file.append(record)
+        assert read_records([path]) == records
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_file_system_without_locks_is_not_another_process(path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(DataError, match=r"Cannot lock .*No locks available"):
+        ResultsFile(path)
+
+
+def test_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "results.jsonl"):
+        with pytest.raises(DataError, match="Cannot write the results"):
+            ResultsFile(path)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b"9" * 5000, b"NaN", b"\x00"])
+def test_lines_of_other_formats(path, line):
+    path.parent.mkdir()
+    path.write_bytes(line + b"\n")
+    with pytest.raises(DataError, match=r"square.jsonl, line 1 is no episode's record"):
+        read_records([path])
+
+
+@pytest.mark.parametrize("module", ["fcntl", "resource", "pwd", "grp", "termios"])
+def test_modules_of_posix_are_imported_where_they_are_used(module, tmp_path):
+    """As on Windows: everything imports, and what needs the module says so."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "import asd_policy.evaluation.sweep, asd_policy.evaluation.backends.processes, asd_policy.interrupt\n"
+        "from asd_policy.evaluation.results import ResultsFile\n"
+        "from asd_policy.errors import ConfigError\n"
+        "try:\n    ResultsFile(sys.argv[1]); print('written')\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "results.jsonl")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert ("files can be locked" if module == "fcntl" else "written") in run.stdout

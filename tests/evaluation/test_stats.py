@@ -171,3 +171,24 @@ def test_nothing_shared():
 def test_bad_margin(margin):
     with pytest.raises(ConfigError, match="margin"):
         compare({(1, 0): True}, {(1, 0): True}, np.random.default_rng(0), margin)
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (-1, 3), (4, 3)])
+def test_no_interval_of_nothing(successes, episodes):
+    with pytest.raises(ConfigError, match="expected at least one episode"):
+        wilson(successes, episodes)
+
+
+@pytest.mark.parametrize(("one", "other"), [(True, True), (True, False), (False, False)])
+def test_one_episode_decides_nothing(one, other):
+    comparison = compare({(0, 0): one}, {(0, 0): other}, np.random.default_rng(0))
+    assert comparison.episodes == 1
+    assert comparison.verdict == "undecided"
+    assert np.isfinite(comparison.interval).all()
+    assert comparison.p_value == 1.0
+
+
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), -0.1, 0, 1])
+def test_margins_that_are_none(margin):
+    with pytest.raises(ConfigError, match="expected a share between 0 and 1"):
+        compare({(0, 0): True}, {(0, 0): True}, np.random.default_rng(0), margin)

@@ -6,16 +6,19 @@ import random
 import socket
 from collections import Counter
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from asd_policy.errors import ConfigError, UnknownNameError, WorkerError
-from asd_policy.evaluation.backends import Serial
+from asd_policy.evaluation.backends import Serial, ray_cluster
 from asd_policy.evaluation.backends.processes import Processes
 from asd_policy.evaluation.backends.ray_cluster import Ray
-from asd_policy.evaluation.results import ResultsFile, read_records
+from asd_policy.evaluation.results import Job, ResultsFile, read_records
 from asd_policy.evaluation.sweep import parse_seed_set, sweep
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
+from asd_policy.evaluation.worker import EpisodeWorker, Parts
 from tests.evaluation.toy import Push, Toy, Walk, toy_plan
 
 
@@ -255,3 +258,88 @@ def test_errors_travel_between_processes():
 
 def test_records_are_json(undisturbed):
     assert all(json.loads(json.dumps(record.to_json())) == record.to_json() for record in undisturbed)
+
+
+class Cluster:
+    """Stands in for Ray: every task fails with this cause."""
+
+    class exceptions:  # noqa: N801
+        RayError = type("RayError", (Exception,), {})
+        RayTaskError = type("RayTaskError", (RayError,), {})
+
+    class cloudpickle:  # noqa: N801
+        dumps = staticmethod(lambda value: b"")
+
+    def __init__(self, cause):
+        self.cause = cause
+
+    def remote(self, function):
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *arguments: object()))
+
+    def wait(self, running, num_returns):
+        return running[:1], running[1:]
+
+    def get(self, reference):
+        error = self.exceptions.RayTaskError("traceback of the worker")
+        error.cause = self.cause
+        raise error
+
+    def cancel(self, reference, force):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (None, RuntimeError),
+        ("text", RuntimeError),
+        (SystemExit(1), RuntimeError),
+        (ConfigError("wrong"), ConfigError),
+        (KeyError("x"), KeyError),
+    ],
+)
+def test_ray_tells_why_a_worker_failed_whatever_became_of_the_cause(cause, expected):
+    backend = Ray.__new__(Ray)
+    backend._ray, backend._started, backend.workers, backend._options = Cluster(cause), False, 1, {}
+    with pytest.raises(expected) as caught:
+        list(backend.run(toy_plan().waves(frozenset()), None))
+    assert "wrong" in str(caught.value) or expected is KeyError or "traceback of the worker" in str(caught.value)
+
+
+def test_cluster_process_keeps_one_worker(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_latest", None)
+    first, second = (pickle.dumps(partial(Named, name)) for name in ("first", "second"))
+    worker = ray_cluster._worker(first)
+    assert ray_cluster._worker(first) is worker
+    assert ray_cluster._worker(second).name == "second"
+    assert worker.closed
+    assert ray_cluster._worker(first) is not worker
+
+
+class Named:
+    def __init__(self, name):
+        self.name, self.closed = name, False
+
+    def close(self):
+        self.closed = True
+
+
+def test_worker_holds_one_task_and_its_policies():
+    loaded, made = [], []
+
+    def load(task):
+        def make_policy(label):
+            made.append((task, label))
+            return Push(0.9, 7)
+
+        loaded.append(task)
+        return Parts(Walk, make_policy)
+
+    worker = EpisodeWorker(load, {"a": "", "b": ""}, {"device": "cpu", "threads": 1, "batch": 1})
+    for task in ("a", "a", "b", "a"):
+        for sampler in ("x", "y"):
+            [record] = worker((Job(task, sampler, 1, 0),))
+            assert (record.task, record.sampler, record.error) == (task, sampler, None)
+            assert len(worker._policies) <= 2
+    assert loaded == ["a", "b", "a"]
+    assert made == [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("a", "x"), ("a", "y")]

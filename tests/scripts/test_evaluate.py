@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from asd_policy.errors import DataError
 from envs.tasks import TASKS
+from scripts.evaluate import choose_folder
 from tests.tiny import tiny_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -42,6 +44,44 @@ def test_two_samplers_on_one_seed(checkpoint, tmp_path):
     assert episodes[0]["length"] == 400  # random weights solve nothing
 
 
+def test_earlier_run_is_kept_unless_told_otherwise(tmp_path):
+    out = tmp_path / "out"
+    for folder in (out, tmp_path / "out-2", tmp_path / "out-3"):
+        assert choose_folder(out, overwrite=False) == folder
+        (folder / "episodes.jsonl").write_text(folder.name)
+    assert choose_folder(out, overwrite=True) == out
+    assert (out / "episodes.jsonl").read_text() == ""
+    assert (tmp_path / "out-2" / "episodes.jsonl").read_text() == "out-2"
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "within"):
+        with pytest.raises(DataError, match="Cannot write to the folder"):
+            choose_folder(place, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_second_run_writes_beside_the_first(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "episodes.jsonl").write_text("earlier\n")
+    arguments = ("--samplers", "ddim:1", "--seeds", "100000", "--no-video")
+    done = subprocess.run(command(checkpoint, out, *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "which is kept: writing to" in done.stdout
+    assert [file.name for file in out.iterdir()] == ["episodes.jsonl"]
+    assert (out / "episodes.jsonl").read_text() == "earlier\n"
+    assert (tmp_path / "out-2" / "results.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_names_the_episode_that_is_lost(checkpoint, tmp_path):
+    (tmp_path / "episodes.jsonl").symlink_to("/dev/full")
+    arguments = ("--samplers", "ddim:1", "--seeds", "100000", "--no-video", "--overwrite")
+    done = subprocess.run(command(checkpoint, tmp_path, *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left on device. ddim:1 on seed 100000 is not" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
 def test_interrupt_keeps_finished_episodes(checkpoint, tmp_path):
     arguments = ("--samplers", "ddim:1", "--seeds", "100000-100999", "--no-video")
     process = subprocess.Popen(
@@ -64,6 +104,9 @@ def test_interrupt_keeps_finished_episodes(checkpoint, tmp_path):
         (("--samplers", "euler"), "expected ddpm[:CAPTURE], ddim"),
         (("--samplers", "asd:frosen"), "Did you mean 'frozen'"),
         (("--seeds", "x"), "Cannot read the seeds"),
+        (("--seeds", "1,1"), "env_seeds holds [1] more than once"),
+        (("--threads", "0"), "0 threads"),
+        (("--repeat", "-1"), "expected neither to be negative"),
     ],
 )
 def test_bad_arguments(checkpoint, tmp_path, arguments, message):

@@ -11,7 +11,7 @@ import gymnasium
 import pytest
 
 from asd_policy import load_policy
-from asd_policy.errors import ConfigError
+from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.evaluation.evaluate import noise_seed
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import rollout
@@ -107,3 +107,49 @@ def test_films(script, tmp_path, monkeypatch):
     page = (tmp_path / "report" / "index.html").read_text()
     assert all(f'href="videos/{film.name}"' in page for film in films)
     assert page.count("differ from the recorded ones") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"{}",
+        b'{"provenance": {}, "summary": []}\n',  # scripts/evaluate.py's results.json
+        b'{"sampler": "ddpm", "env_seed": 1}\n',  # and its episodes.jsonl
+        b"\x89PNG\r\n\x1a\n\0\0",
+        b"a,b\n1,2\n",
+        b"[" * 50_000 + b"\n",
+        b"\xff\xfe\n",
+    ],
+)
+def test_files_of_other_formats(script, tmp_path, content):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(AsdPolicyError, match=r"no finished episode|line 1 is no episode"):
+        script["main"](script["Arguments"]((tmp_path / "other",), tmp_path / "report"))
+    with pytest.raises(AsdPolicyError, match="Cannot read the results"):
+        script["main"](script["Arguments"]((tmp_path,), tmp_path / "report"))
+
+
+def test_report_of_one_episode(script, tmp_path):
+    results = write(tmp_path / "results.jsonl", [episode("square", "ddpm", 7, 0, True)])
+    assert script["main"](script["Arguments"]((results,), tmp_path / "report")) == 0
+    assert "1/1" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_report_of_episodes_that_all_broke(script, tmp_path):
+    fields = {"length": 0, "latency": [], "rounds": [], "evaluations": [], "acceptance": [], "error": "OSError: x"}
+    results = [episode("square", sampler, 7, 0, False, **fields) for sampler in ("ddpm", "asd:path:16")]
+    path = write(tmp_path / "results.jsonl", results)
+    assert script["main"](script["Arguments"]((path,), tmp_path / "report")) == 0
+
+
+def test_report_where_it_cannot_be_written(script, tmp_path):
+    results = write(tmp_path / "results.jsonl", [episode("square", "ddpm", 7, 0, True)])
+    with pytest.raises(AsdPolicyError, match="Cannot write the report"):
+        script["main"](script["Arguments"]((results,), results))
+
+
+def test_number_of_films_is_in_ascii_digits(script):
+    with pytest.raises(ConfigError, match="hold no episode '٣'"):
+        script["choose"](sweep(seeds=2), ("٣",))

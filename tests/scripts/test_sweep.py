@@ -16,9 +16,11 @@ from rich.console import Console
 from asd_policy.errors import AsdPolicyError, CheckpointError
 from asd_policy.evaluation.results import Record, read_records
 from asd_policy.evaluation.sweep import Plan
+from asd_policy.evaluation.worker import Parts
 from asd_policy.importers.checkpoint import fingerprint
 from envs.tasks import TASKS
-from scripts.sweep import Arguments, Load, main, progress
+from scripts.sweep import Arguments, Load, main, progress, seconds_per_step
+from tests.evaluation.toy import Push, Walk
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,11 @@ def test_checkpoint_that_changes_under_way(checkpoint):
         ({"threads": 0}, "--threads is 0"),
         ({"batch": 0}, "nothing to run"),
         ({"workers": -1}, "Got -1 workers"),
+        ({"workers": 0}, "Got 0 workers"),
+        ({"seeds": "100001,100000-100002"}, r"env_seeds holds \[100001\] more than once"),
+        ({"samplers": ("asd:path:²",)}, "WINDOW a positive number"),
+        ({"samplers": ("ddim:0",)}, "STEPS a positive number"),
+        ({"repeats": -1}, "nothing to run"),
         ({"samplers": ("asd:frosen",), "backend": "serial"}, "Did you mean 'frozen'"),
     ],
 )
@@ -185,3 +192,23 @@ def test_shipped_policy_acts_alike_on_every_backend(backend, tmp_path):
         streams.append([(record.job, record.success, record.action_sha256) for record in read_records([out])])
     assert streams[0] == streams[1]
     assert len(streams[0]) == 4
+
+
+class Slow(Push):
+    """Compiles in its first act."""
+
+    compiled = False
+
+    def act(self, obs):
+        if not self.compiled:
+            time.sleep(1.0)
+            self.compiled = True
+        return super().act(obs)
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_estimate_leaves_compilation_out(first):
+    policy = Slow(0.0, 7)
+    policy.compiled = first == 0.0
+    seconds = seconds_per_step(Parts(Walk, lambda label: policy), "ddpm", env_seed=1, batch=1)
+    assert 0 < seconds < 0.05  # a second in twelve steps would be 0.08

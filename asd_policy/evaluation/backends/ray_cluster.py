@@ -6,7 +6,6 @@ import logging
 import pickle
 import socket
 from collections.abc import Generator, Iterable
-from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -49,7 +48,7 @@ class Ray:
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"There is no Ray cluster at {address!r}: {error}") from error
-        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if largest < threads:
             raise ConfigError(f"A worker has {threads} threads; the cluster's largest node has {largest:g} CPUs.")
         room = ray.cluster_resources()
@@ -81,8 +80,10 @@ class Ray:
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, MemoryError):
                         log.warning("Memory ran out %d times in %s; given up.", ATTEMPTS, wave[0])
-                    else:
+                    elif isinstance(error.cause, Exception):
                         raise error.cause from error
+                    else:  # what the worker raised did not survive the way here
+                        raise RuntimeError(f"in a worker:\n{error}") from error
                 except ray.exceptions.RayError as error:
                     log.warning("Lost %d times: %s; given up. %s", ATTEMPTS, wave[0], error)
                 else:
@@ -106,7 +107,16 @@ def _run(factory: bytes, wave: Wave) -> list[Record]:
     return _worker(factory)(wave)
 
 
-@cache
 def _worker(factory: bytes) -> Worker:
-    make_worker: MakeWorker = pickle.loads(factory)
-    return make_worker()
+    """The process's worker, made anew for another sweep: a cluster's processes outlive one, and memory holds one."""
+    global _latest
+    if _latest is None or _latest[0] != factory:
+        if _latest is not None:
+            _latest[1].close()
+        _latest = None
+        make_worker: MakeWorker = pickle.loads(factory)
+        _latest = factory, make_worker()
+    return _latest[1]
+
+
+_latest: tuple[bytes, Worker] | None = None
