@@ -48,7 +48,9 @@ def noise_seed(env_seed: int, repeat: int) -> int:
     """
     if env_seed < 0 or repeat < 0:
         raise ConfigError(f"Got env seed {env_seed} and repeat {repeat}; expected neither to be negative.")
-    return int(np.random.SeedSequence((env_seed, repeat)).generate_state(1)[0])
+    # SeedSequence reads integers as words of 32 bits: without their number, (2^32, 0) would be (0, 1).
+    words = () if env_seed < 2**32 else (env_seed.bit_length(),)
+    return int(np.random.SeedSequence((env_seed, repeat, *words)).generate_state(1)[0])
 
 
 def evaluate(

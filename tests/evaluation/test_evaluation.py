@@ -233,3 +233,9 @@ def test_batch_of_another_size(count):
     envs = SyncVectorEnv([Walk] * 3)
     with pytest.raises(ConfigError, match=f"{count} actions for 3 environments"):
         rollout_batch(envs, Wrong(0.9, 7), [1, 2, 3], [1, 2, 3])
+
+
+def test_noise_seeds_of_long_env_seeds_differ():
+    pairs = [(seed + shift, repeat) for seed in (0, 1, 5) for shift in (0, 2**32, 2**33, 2**64) for repeat in (0, 1, 2)]
+    assert len({noise_seed(*pair) for pair in pairs}) == len(pairs)
+    assert noise_seed(100_000, 0) == int(np.random.SeedSequence((100_000, 0)).generate_state(1)[0])  # published results
