@@ -26,12 +26,11 @@ from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, from_env_poses
+from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, POSE_ARM_ENV_DIM, from_env_poses
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import Quaternion, with_steady_signs
-from asd_policy.policies.tasks import takes_poses
 from asd_policy.training.loop import TrainSettings
 
 IMAGE_FEATURES = 64
@@ -48,6 +47,8 @@ class Demonstrations:
         actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
         disturbance: (N,), by how much what was executed differs from the expert's action, in its largest entry.
+        absolute: actions are target poses.
+        notes: what somebody who trains on them should know.
     """
 
     env_id: str
@@ -55,6 +56,8 @@ class Demonstrations:
     actions: Tensor
     episode_ends: Tensor
     disturbance: Tensor
+    absolute: bool
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -64,6 +67,7 @@ class Demonstrations:
         filter_key: str | None = None,
         absolute: bool = False,
         obs_keys: Sequence[str] = (),
+        clip_actions: bool = False,
     ) -> "Demonstrations":
         """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
 
@@ -72,30 +76,42 @@ class Demonstrations:
             absolute: take the target poses that an HDF5 file keeps beside its delta actions.
             obs_keys: the observations to read, in this order; if empty, all that a store has, and of an HDF5 file the
                 vectors that robomimic's policies see.
+            clip_actions: clip deltas to [-1, 1] where they go beyond, with a note, instead of refusing them.
 
         Raises:
             UnknownNameError: on an observation that is not there.
+            ConfigError: if target poses are to be clipped.
             DataError: if there are fewer, or they cannot be used.
         """
         if Path(path).is_file():
-            with RobomimicFile.open(path, filter_key, absolute, obs_keys) as file:
+            with RobomimicFile.open(path, filter_key, absolute, obs_keys, clip_actions) as file:
                 return cls._read_hdf5(file, episodes)
         if filter_key is not None or absolute:
             raise DataError(f"{path} is no HDF5 file: it has no filter {filter_key!r}, and one kind of actions.")
-        store = EpisodeStore.open(path)
+        return cls._read_store(EpisodeStore.open(path), episodes, obs_keys, clip_actions)
+
+    @classmethod
+    def _read_store(
+        cls, store: EpisodeStore, episodes: int | None, obs_keys: Sequence[str], clip_actions: bool
+    ) -> "Demonstrations":
         available = store.num_episodes
         episodes = available if episodes is None else episodes
         if not 1 <= episodes <= available:
-            raise DataError(f"{path} holds {available} episodes; {episodes} are asked for.")
+            raise DataError(f"{store.path} holds {available} episodes; {episodes} are asked for.")
+        env_id = store.attrs.get("env_id")
+        if not isinstance(env_id, str):
+            raise DataError(f"{store.path}: its attribute env_id is {env_id!r}; expected the name of an environment.")
         ends = torch.from_numpy(np.array(store.episode_ends[:episodes]))
         steps = int(ends[-1])
         unknown = [key for key in obs_keys if key not in store.obs_keys]
         if unknown:
-            raise UnknownNameError(f"observation of {path}", unknown[0], store.obs_keys)
+            raise UnknownNameError(f"observation of {store.path}", unknown[0], store.obs_keys)
         obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
-        actions = torch.from_numpy(store.actions()[:steps].copy())
+        labels, note = store.labels(clip_actions)
+        notes = (*map(str, store.attrs.get("notes") or ()), *([note] if note else ()))
+        actions = torch.from_numpy(labels[:steps].copy())
         disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
-        return cls._of(str(store.attrs["env_id"]), obs, actions, ends, disturbance)
+        return cls._of(env_id, store.absolute, obs, actions, ends, disturbance, notes)
 
     @classmethod
     def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
@@ -106,13 +122,27 @@ class Demonstrations:
         obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
         actions = torch.from_numpy(np.concatenate([one.action for one in read]))
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(file.env_id, obs, actions, ends, torch.zeros(len(actions)))
+        return cls._of(file.env_id, file.absolute, obs, actions, ends, torch.zeros(len(actions)), file.notes)
 
     @classmethod
     def _of(
-        cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor, disturbance: Tensor
+        cls,
+        env: str,
+        absolute: bool,
+        obs: dict[str, Tensor],
+        actions: Tensor,
+        ends: Tensor,
+        disturbance: Tensor,
+        notes: tuple[str, ...],
     ) -> "Demonstrations":
-        return cls(env, obs, from_env_poses(actions) if takes_poses(env) else actions, ends, disturbance)
+        if absolute:
+            if actions.shape[1] % POSE_ARM_ENV_DIM:
+                raise DataError(
+                    f"The actions of {env} are target poses of {actions.shape[1]} entries; expected "
+                    f"{POSE_ARM_ENV_DIM} per arm."
+                )
+            actions = from_env_poses(actions)
+        return cls(env, obs, actions, ends, disturbance, absolute, notes)
 
     def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
         """The configuration of a policy for this environment.
@@ -131,7 +161,7 @@ class Demonstrations:
         images = tuple(_image_key(key, shape) for key, shape in shapes.items() if len(shape) == 3)
         obs_keys = {key: shape[0] for key, shape in shapes.items()} | {image.key: IMAGE_FEATURES for image in images}
         config = PolicyConfig(self.env_id, obs_keys, dim, network=network, quaternions=steady, images=images)
-        if takes_poses(self.env_id):
+        if self.absolute:
             config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
         return config
 
