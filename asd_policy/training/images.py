@@ -86,7 +86,8 @@ def image_trainer(
         replace_folder(path, pipe.save_pretrained)
         on_snapshot(pipe, path)
 
-    return Trainer(unet.train(), settings, draw, Schedule.from_diffusers(scheduler), write, forward)
+    schedule, predicted = Schedule.from_diffusers(scheduler), scheduler.config.prediction_type
+    return Trainer(unet.train(), settings, draw, schedule, write, forward, predicted)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
