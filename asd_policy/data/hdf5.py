@@ -7,7 +7,7 @@ forged: read files from strangers in a process of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -36,7 +36,8 @@ class HostileHdf5:
         except Exception as error:
             raise DataError(f"Cannot read {path}: {error}. Expected a robomimic HDF5 file. Is it complete?") from error
         self._budget = SMALL + MAX_RATIO * path.stat().st_size
-        self._sizes: dict[str, int] = {}
+        self._sizes, self._declared = dict[str, int](), 0  # of each dataset that was read, and of all
+        self._groups: dict[str, Any] = {}
 
     def close(self) -> None:
         self._file.close()
@@ -61,10 +62,11 @@ class HostileHdf5:
             dataset = self._dataset(name)
             return tuple(dataset.shape), dataset.dtype
 
-    def read(self, name: str) -> NDArray[Any]:
-        """All of a dataset."""
+    def read(self, name: str, check_dtype: Callable[[np.dtype[Any]], None] = lambda dtype: None) -> NDArray[Any]:
+        """All of a dataset, once its type has passed a check."""
         with self._reading(name):
             dataset = self._dataset(name)
+            check_dtype(dataset.dtype)
             self._check_held(name, dataset)
             return np.asarray(dataset[()])
 
@@ -96,19 +98,26 @@ class HostileHdf5:
             raise DataError(f"{self.path} lacks {name!r}, so it is no robomimic file; it has {', '.join(self._file)}.")
         return node
 
-    def _find(self, name: str, start: Any = None, links: int = MAX_LINKS) -> Any:
-        """What `name` leads to from `start`, or None, without ever leaving the file."""
-        node = self._file if start is None or name.startswith("/") else start
-        for part in filter(None, name.split("/")):
+    def _find(self, name: str) -> Any:
+        """What lies at `name`, or None."""
+        folder, _, leaf = name.rpartition("/")
+        if folder not in self._groups:
+            self._groups[folder] = self._follow(self._file, folder, MAX_LINKS)
+        return self._follow(self._groups[folder], leaf, MAX_LINKS)
+
+    def _follow(self, start: Any, path: str, links: int) -> Any:
+        """What `path` leads to from `start`, over at most so many links and without ever leaving the file; or None."""
+        node = self._file if path.startswith("/") else start
+        for part in filter(None, path.split("/")):
             link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
             if link is None:
                 return None
             if isinstance(link, h5py.ExternalLink):
-                raise DataError(f"{self.path}: {name} lies in another file, {link.filename!r}, which is not opened.")
+                raise DataError(f"{self.path}: {path} lies in another file, {link.filename!r}, which is not opened.")
             if isinstance(link, h5py.SoftLink):
-                target = self._find(link.path, node, links - 1) if links else None
+                target = self._follow(node, link.path, links - 1) if links else None
                 if target is None:
-                    raise DataError(f"{self.path}: {name} is a link to {link.path!r}, which leads nowhere.")
+                    raise DataError(f"{self.path}: {path} is a link to {link.path!r}, which leads nowhere.")
                 node = target
             else:
                 node = node[part]
@@ -130,6 +139,7 @@ class HostileHdf5:
                 f"{self.path}: {name} declares shape {dataset.shape} of {dataset.dtype}, of which the file holds "
                 f"{stored} bytes: steps were never written, or are lost."
             )
+        self._declared += declared - self._sizes.get(name, 0)
         self._sizes[name] = declared
-        if sum(self._sizes.values()) > self._budget:
+        if self._declared > self._budget:
             raise DataError(f"{self.path}: up to {name}, more is declared than a file of this size can hold.")

@@ -20,7 +20,7 @@ from asd_policy.data.gate import Episode, Gate, as_rows, check_dtype, check_step
 from asd_policy.data.hdf5 import HostileHdf5
 from asd_policy.data.recording import Recording
 from asd_policy.data.store import EpisodeStore
-from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
 from asd_policy.policies.tasks import ARM_DIMS, env_id
 
 ARM_ACTION_DIM = 7
@@ -139,16 +139,17 @@ class RobomimicFile:
         text = self._file.attribute("data", "env_args")
         if isinstance(text, np.ndarray) and text.size == 1:
             text = text.item()
+        if text is None or not isinstance(text, str | bytes):
+            raise DataError(
+                f"{self.path}: its env_args cannot be understood: the attribute of 'data' is "
+                f"{'missing' if text is None else type(text).__name__}; expected JSON, as robomimic writes it."
+            )
         try:
-            text = text.decode() if isinstance(text, bytes) else text
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{self.path}: its env_args cannot be understood: the attribute of 'data' is "
-                    f"{'missing' if text is None else type(text).__name__}; expected JSON, as robomimic writes it."
-                )
-            return Recording.parse(text, str(self.path))
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{self.path}: its env_args cannot be understood: {error}.") from error
+            return Recording.parse(text.decode() if isinstance(text, bytes) else text, str(self.path))
+        except AsdPolicyError:
+            raise
+        except Exception as error:  # JSON of any shape can stand there
+            raise DataError(f"{self.path}: its env_args cannot be understood: {error!r}.") from error
 
     def _selected(self, filter_key: str | None) -> list[str]:
         names = self._file.names("data")
@@ -223,9 +224,8 @@ class RobomimicFile:
 
     def _rows(self, demo: str, name: str, step_shape: tuple[int, ...] = ()) -> NDArray[Any]:
         """A dataset of a demonstration, of a type that the gate takes."""
-        _, dtype = self._file.layout(f"data/{demo}/{name}")
-        check_dtype(f"{self.path}: {demo}", name, dtype, step_shape)
-        return self._file.read(f"data/{demo}/{name}")
+        where = f"{self.path}: {demo}"
+        return self._file.read(f"data/{demo}/{name}", lambda dtype: check_dtype(where, name, dtype, step_shape))
 
     def _clip_rows(self, demo: str, actions: NDArray[Any]) -> NDArray[np.float32]:
         where = f"{self.path}: {demo}"

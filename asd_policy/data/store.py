@@ -275,13 +275,13 @@ class EpisodeStore:
         first, last = (0, len(ends)) if index is None else (index, index + 1)
         start, end = (int(ends[i - 1]) if i else 0 for i in (first, last))
         rows = self._read(f"data/{name}", start, end)
-        step = first_not_finite(rows) if rows.dtype == np.float32 else None
-        if step is not None:
-            episode = int(np.searchsorted(ends, start + step, side="right"))
-            step -= (int(ends[episode - 1]) if episode else 0) - start
+        bad = first_not_finite(rows) if rows.dtype == np.float32 else None
+        if bad is not None:
+            episode = int(np.searchsorted(ends, start + bad, side="right"))
+            step = start + bad - (int(ends[episode - 1]) if episode else 0)
             raise DataError(
-                f"{self.path}: episode {episode} holds {rows[step]} at step {step} of {name!r}: its steps are missing "
-                f"from data/{name}, or were written by others; expected finite numbers."
+                f"{self.path}: episode {episode} holds {rows[bad][~np.isfinite(rows[bad])][0]} at step {step} of "
+                f"{name!r}: its steps are missing from data/{name}, or were written by others; expected finite numbers."
             )
         return rows
 
