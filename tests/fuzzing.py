@@ -63,7 +63,7 @@ def mutated_json(value: Any, rng: Random) -> Any:
         elif kind == 1 and isinstance(parent, dict):
             parent[rng.choice(("", "x", f"{key}.x", "action", 3))] = parent.pop(key)
         elif kind == 2:
-            parent[key] = _deep(rng.choice((10, 1000)), parent[key])
+            parent[key] = _deep(rng.choice((10, 120)), parent[key])
         elif kind == 3:
             parent[key] = [parent[key]] * rng.choice((2, 1000))
         elif kind == 4:
