@@ -65,7 +65,10 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     cfg = _plain_cfg(entry(payload, "cfg", where), where)
     _check_supported(cfg, where)
     name = "ema_model" if _value(cfg, "training.use_ema", where) else "model"
-    state = TensorReader(file).read_all(entry(payload, f"state_dicts.{name}", where))
+    states = entry(payload, "state_dicts", where)
+    if name == "ema_model" and isinstance(states, Mapping) and name not in states:
+        raise CheckpointError(f"{where} was trained with averaged weights (training.use_ema), but holds none.")
+    state = TensorReader(file).read_all(entry(states, name, f"{where}: state_dicts"))
     images = _images(cfg, where)
     tensors = _take_tensors(TensorPool(state, f"{where} ({name})"), [*images] or ["obs"])
     return _checkpoint(path, cfg, tensors, {key: shape for key, shape in images.items() if shape})

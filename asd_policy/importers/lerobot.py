@@ -102,11 +102,8 @@ def _shape(feature: Any, name: str, where: str) -> tuple[int, ...]:
     shape, kind = entry(feature, "shape", f"{where}: {name}"), entry(feature, "type", f"{where}: {name}")
     image = kind == "VISUAL"
     sizes = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
-    if (
-        not sizes
-        or len(shape) != (3 if image else 1)
-        or not (name.startswith(IMAGES) if image else name in (*KEYS, "action"))
-    ):
+    named = name.startswith(IMAGES) if image else name in (*KEYS, "action")
+    if not sizes or not named or len(shape) != (3 if image else 1):
         raise CheckpointError(
             f"{where}: feature {name!r} is of type {kind!s:.100} and shape {shape!s:.100}; expected vectors "
             f"{', '.join(KEYS)} and action, and images {IMAGES}s.NAME of shape (C, H, W)."

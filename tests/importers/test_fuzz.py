@@ -6,6 +6,7 @@ The slow run tries `ASD_FUZZ` inputs of each format (20,000 by default): `pytest
 import copy
 import json
 import os
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -21,10 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asd_policy.importers import load_policy
-from asd_policy.nets import ConditionalUnet1D
 from tests.fuzzing import findings, mutated_bytes, mutated_json, mutated_tensors
-from tests.importers import real_stanford
 from tests.importers.originals import GOLDEN_LEROBOT, GOLDEN_STANFORD
+from tests.importers.small import small_real_stanford
 from tests.tiny import tiny_checkpoint
 
 COUNT, SAMPLE = int(os.environ.get("ASD_FUZZ", "20000")), 150
@@ -100,21 +100,6 @@ def with_mutated_values(payload: dict[str, Any], rng: Random) -> dict[str, Any]:
     return (changed if isinstance(changed, dict) else {"cfg": changed}) | weights
 
 
-def small_real_stanford(path: Path) -> dict[str, Any]:
-    """A payload with a plain configuration, which is read as OmegaConf's is."""
-    network = ConditionalUnet1D(7, 46, down_dims=(8, 16), kernel_size=3, diffusion_step_embed_dim=8)
-    cfg = real_stanford.configuration(7, 20)
-    cfg["policy"]["model"].update(down_dims=[8, 16], kernel_size=3, diffusion_step_embed_dim=8)
-    scales, offsets = (
-        {"obs": torch.ones(23), "action": torch.ones(7)},
-        {"obs": torch.zeros(23), "action": torch.zeros(7)},
-    )
-    state = real_stanford.policy_state(network.state_dict(), scales, offsets)
-    payload = {"cfg": cfg, "state_dicts": {"ema_model": state}, "pickles": {}}
-    torch.save(payload, path)
-    return payload
-
-
 @pytest.fixture(scope="module")
 def writers(all_originals, tmp_path_factory) -> dict[str, Write]:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -129,7 +114,7 @@ def writers(all_originals, tmp_path_factory) -> dict[str, Write]:
         "diffusion_policy transformer": mutated_torch_file(
             GOLDEN_STANFORD / "transformer.ckpt", plain_payload(transformer), "state_dicts.ema_model", dill
         ),
-        "robomimic": mutated_torch_file(all_originals["robomimic"].path, robomimic, "model.ema", __import__("pickle")),
+        "robomimic": mutated_torch_file(all_originals["robomimic"].path, robomimic, "model.ema", pickle),
     }
 
 
