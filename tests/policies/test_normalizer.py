@@ -67,7 +67,7 @@ def test_state_travels_with_the_weights() -> None:
     fitted.fit("a", torch.rand(10, 2))
     loaded = LinearNormalizer({"a": 2})
     loaded.load_state_dict(fitted.state_dict())
-    assert sorted(fitted.state_dict()) == ["fields.a.offset", "fields.a.scale"]
+    assert sorted(fitted.state_dict()) == ["fields.a.center", "fields.a.offset", "fields.a.scale"]
     x = torch.rand(4, 2)
     assert torch.equal(loaded.normalize("a", x), fitted.normalize("a", x))
 
