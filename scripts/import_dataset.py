@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from asd_policy.data.gate import ACTION_KINDS
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.errors import AsdPolicyError, ConfigError
 
@@ -65,7 +66,7 @@ def table(file: RobomimicFile) -> Table:
     shown.add_row(
         "observations", ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in file.obs_shapes.items())
     )
-    shown.add_row("actions", f"{file.action_dim}, {'target poses' if file.absolute else 'deltas'}")
+    shown.add_row("actions", f"{file.action_dim}, {ACTION_KINDS[file.action_kind]}")
     return shown
 
 

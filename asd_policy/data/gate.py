@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asd_policy.errors import DataError
+from asd_policy.errors import ConfigError, DataError
 
 CHANNELS = (1, 3, 4)
+ACTION_KINDS = {"delta": "deltas in [-1, 1]", "pose": "target poses", "other": "neither deltas nor poses of the hand"}
+"""What actions can be; none but deltas have a range."""
+
 LARGEST_DELTA = 1.0 + 1e-5  # what float32 and a division make of 1
 MAX_KEYS = 1000
 MAX_NAME = 200  # longer is no file name
@@ -45,22 +48,28 @@ class Gate:
         source: the data set, as messages name it.
         obs_shapes: the shape of one step per observation key: (D,), of images (H, W, C).
         action_dim: A.
-        deltas: actions are deltas in [-1, 1]; target poses have no range.
+        action_kind: what actions are, a key of `ACTION_KINDS`.
 
     Raises:
-        DataError: on shapes that are neither vectors nor images, and on keys that cannot be file names.
+        DataError: on shapes that are neither vectors nor images, on keys that cannot be file names, and on another kind
+            of actions.
     """
 
     source: str
     obs_shapes: Mapping[str, tuple[int, ...]]
     action_dim: int
-    deltas: bool
+    action_kind: str
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.obs_shapes) <= MAX_KEYS or self.action_dim < 1:
             raise DataError(
                 f"{self.source} has {len(self.obs_shapes)} observation keys and actions of {self.action_dim} entries; "
                 f"expected 1 to {MAX_KEYS} keys and at least 1 entry."
+            )
+        if self.action_kind not in ACTION_KINDS:
+            raise DataError(
+                f"{self.source}: its action_kind is {str(self.action_kind)[:MAX_NAME]!r}; expected one of "
+                f"{', '.join(ACTION_KINDS)}."
             )
         for key, shape in self.obs_shapes.items():
             check_key(self.source, key)
@@ -83,7 +92,7 @@ class Gate:
         action = as_rows(where, "action", episode.action, (self.action_dim,))
         if len(action) == 0:
             raise DataError(f"{where} has no steps; expected at least one. Remove it.")
-        if self.deltas:
+        if self.action_kind == "delta":
             check_deltas(where, action)
         same = episode.executed_action is episode.action
         executed = action if same else self._rows(where, "executed_action", episode.executed_action, len(action))
@@ -171,6 +180,14 @@ def first_beyond(actions: NDArray[np.float32]) -> int | None:
     """The first step of actions (T, A) outside [-1, 1]; None if there is none."""
     beyond = np.abs(actions) > LARGEST_DELTA
     return int(np.flatnonzero(beyond.any(axis=1))[0]) if beyond.any() else None
+
+
+def check_clippable(where: str, action_kind: str) -> None:
+    """Raise ConfigError unless actions of this kind have a range to be clipped to."""
+    if action_kind != "delta":
+        raise ConfigError(
+            f"{where}: clip_actions is for deltas, but its actions are {ACTION_KINDS[action_kind]}. Leave it out."
+        )
 
 
 def clip_deltas(where: str, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], str | None]:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asd_policy.data.gate import Episode, Gate, as_rows, check_dtype, check_step_shape, clip_deltas
+from asd_policy.data.gate import Episode, Gate, as_rows, check_clippable, check_dtype, check_step_shape, clip_deltas
 from asd_policy.data.hdf5 import HostileHdf5
 from asd_policy.data.recording import Recording
 from asd_policy.data.store import EpisodeStore
-from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
-from asd_policy.policies.tasks import ARM_DIMS, env_id
+from asd_policy.errors import AsdPolicyError, DataError, UnknownNameError
+from asd_policy.policies.tasks import ARM_DIMS
 
 ARM_ACTION_DIM = 7
 POSES = "actions_abs"
@@ -36,7 +36,8 @@ class RobomimicFile:
         demos: their names in numerical order, those of the filter alone if there is one.
         obs_shapes: observation keys in robomimic's order, or in that in which they are asked for: (D,), of images
             (H, W, C).
-        absolute: whether actions are target poses, and not deltas.
+        absolute: whether actions are target poses.
+        action_kind: what they are, a key of `asd_policy.data.gate.ACTION_KINDS`.
         env_id: our environment that takes such actions.
         notes: what somebody who trains on the file should know; what was clipped is added as it is read.
     """
@@ -47,15 +48,16 @@ class RobomimicFile:
         self._file, self.path = file, file.path
         self.recording = self._recording()
         self.absolute = absolute or self.recording.absolute
-        if clip_actions and self.absolute:
-            raise ConfigError(f"{self.path}: clip_actions is for deltas, but its actions are target poses.")
+        self.action_kind = "pose" if self.absolute else "delta" if self.recording.poses else "other"
+        if clip_actions:
+            check_clippable(str(self.path), self.action_kind)
         self._clip, self._clipped = clip_actions, dict[str, str]()
-        self.env_id = env_id(self.recording.env_name, self.recording.frame if self.absolute else None)
+        self.env_id = self.recording.env_for(self.absolute)
         self.demos = self._selected(filter_key)
         self._actions = POSES if self.absolute and not self.recording.absolute else "actions"
         self.action_dim = self._declared_action_dim(self.demos[0])
         self.obs_shapes = self._obs_shapes(obs_keys)
-        self._gate = Gate(str(self.path), self.obs_shapes, self.action_dim, deltas=not self.absolute)
+        self._gate = Gate(str(self.path), self.obs_shapes, self.action_dim, self.action_kind)
 
     @classmethod
     def open(
@@ -120,7 +122,7 @@ class RobomimicFile:
             raise DataError(f"{path} exists already: open it, or choose another path.")
         partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        attrs = {"env_id": self.env_id, "source": self.path.name, "absolute": self.absolute}
+        attrs = {"env_id": self.env_id, "source": self.path.name, "action_kind": self.action_kind}
         store = EpisodeStore.create(partial, self.obs_shapes, self.action_dim, attrs)
         try:
             for name in self.demos:
@@ -186,7 +188,8 @@ class RobomimicFile:
                 "robosuite_add_absolute_actions.py."
             )
         shape, _ = self._file.layout(f"data/{demo}/{self._actions}")
-        if len(shape) != 2 or shape[1] == 0 or shape[1] % ARM_ACTION_DIM:
+        fits = len(shape) == 2 and shape[1] > 0 and (self.action_kind == "other" or shape[1] % ARM_ACTION_DIM == 0)
+        if not fits:
             raise DataError(
                 f"{self.path}: the actions of {demo} have shape {shape}; expected (steps, {ARM_ACTION_DIM} per arm)."
             )

@@ -33,6 +33,7 @@ from asd_policy.data.gate import (
     MAX_KEYS,
     Episode,
     Gate,
+    check_clippable,
     check_deltas,
     check_key,
     clip_deltas,
@@ -40,7 +41,7 @@ from asd_policy.data.gate import (
     first_not_finite,
 )
 from asd_policy.data.zarr_array import check_array, check_chunks, chunk_file, no_array
-from asd_policy.errors import AsdPolicyError, ConfigError, DataError
+from asd_policy.errors import AsdPolicyError, DataError
 from asd_policy.policies.tasks import takes_poses
 
 __all__ = ["Episode", "EpisodeStore"]
@@ -61,10 +62,10 @@ class EpisodeStore:
         self._root = root
         self.path = path
         self.obs_keys = _obs_keys(path, root.attrs.get("obs_keys"))
-        self.absolute = _absolute(path, root.attrs)
+        self.action_kind = _action_kind(root.attrs)
         shapes = {key: tuple(self._array(f"data/obs/{key}").shape[1:]) for key in self.obs_keys}
         action_dim = int(self._array("data/action").shape[-1])
-        self._gate = Gate(str(path), shapes, action_dim, deltas=not self.absolute)
+        self._gate = Gate(str(path), shapes, action_dim, self.action_kind)
         self._release = weakref.finalize(self, os.close, _lock(path)) if writable else None
 
     @classmethod
@@ -77,8 +78,9 @@ class EpisodeStore:
             path: a folder that does not exist yet.
             obs_shapes: observation keys and shapes, (D,) or of images (H, W, C), in the order the policy will see them.
             action_dim: size A of an action.
-            attrs: whatever describes the collection (JSON values). `absolute` says whether actions are target poses;
-                without it, the name in `env_id` does. Other actions are deltas in [-1, 1].
+            attrs: whatever describes the collection (JSON values). `action_kind` says what actions are
+                (`asd_policy.data.gate.ACTION_KINDS`); without it they are target poses if the name in `env_id` says so,
+                else deltas.
 
         Raises:
             DataError: if the folder exists, or if observations of such names or shapes cannot be stored.
@@ -86,7 +88,7 @@ class EpisodeStore:
         path = Path(path)
         if path.exists():
             raise DataError(f"{path} exists already: open it, or choose another path.")
-        Gate(str(path), obs_shapes, action_dim, deltas=False)
+        Gate(str(path), obs_shapes, action_dim, attrs.get("action_kind", "delta"))
         root = zarr.open_group(path, mode="w")
         for key, shape in obs_shapes.items():
             _create(root, f"data/obs/{key}", shape, "float32" if len(shape) == 1 else "uint8")
@@ -194,9 +196,9 @@ class EpisodeStore:
         """
         ends = self.episode_ends
         actions = self._steps("action", ends)
-        if self.absolute:
-            if clip:
-                raise ConfigError(f"{self.path}: clip_actions is for deltas, but its actions are target poses.")
+        if clip:
+            check_clippable(str(self.path), self.action_kind)
+        if self.action_kind != "delta":
             return actions, None
         if clip:
             return clip_deltas(str(self.path), actions)
@@ -305,13 +307,10 @@ def _obs_keys(path: Path, keys: Any) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _absolute(path: Path, attrs: Mapping[str, Any]) -> bool:
-    """Whether actions are target poses, as the store says; as the environment's name does in those that do not say."""
-    env, absolute = attrs.get("env_id"), attrs.get("absolute")
-    absolute = isinstance(env, str) and takes_poses(env) if absolute is None else absolute
-    if not isinstance(absolute, bool):
-        raise DataError(f"{path} is damaged: its attribute absolute is {absolute!r}; expected true or false.")
-    return absolute
+def _action_kind(attrs: Mapping[str, Any]) -> Any:
+    """What actions are, as the store says; as the environment's name does in those that do not say."""
+    env = attrs.get("env_id")
+    return attrs.get("action_kind") or ("pose" if isinstance(env, str) and takes_poses(env) else "delta")
 
 
 def _lock(path: Path) -> int:

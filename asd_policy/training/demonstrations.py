@@ -34,7 +34,7 @@ class Demonstrations:
         actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
         disturbance: (N,), by how much what was executed differs from the expert's action, in its largest entry.
-        absolute: actions are target poses.
+        action_kind: what actions are, a key of `asd_policy.data.gate.ACTION_KINDS`.
         notes: what somebody who trains on them should know.
     """
 
@@ -43,7 +43,7 @@ class Demonstrations:
     actions: Tensor
     episode_ends: Tensor
     disturbance: Tensor
-    absolute: bool
+    action_kind: str
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -98,7 +98,7 @@ class Demonstrations:
         notes = (*map(str, store.attrs.get("notes") or ()), *([note] if note else ()))
         actions = torch.from_numpy(labels[:steps].copy())
         disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
-        return cls._of(env_id, store.absolute, obs, actions, ends, disturbance, notes)
+        return cls._of(env_id, store.action_kind, obs, actions, ends, disturbance, notes)
 
     @classmethod
     def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
@@ -109,27 +109,27 @@ class Demonstrations:
         obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
         actions = torch.from_numpy(np.concatenate([one.action for one in read]))
         ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(file.env_id, file.absolute, obs, actions, ends, torch.zeros(len(actions)), file.notes)
+        return cls._of(file.env_id, file.action_kind, obs, actions, ends, torch.zeros(len(actions)), file.notes)
 
     @classmethod
     def _of(
         cls,
         env: str,
-        absolute: bool,
+        action_kind: str,
         obs: dict[str, Tensor],
         actions: Tensor,
         ends: Tensor,
         disturbance: Tensor,
         notes: tuple[str, ...],
     ) -> "Demonstrations":
-        if absolute:
+        if action_kind == "pose":
             if actions.shape[1] % POSE_ARM_ENV_DIM:
                 raise DataError(
                     f"The actions of {env} are target poses of {actions.shape[1]} entries; expected "
                     f"{POSE_ARM_ENV_DIM} per arm."
                 )
             actions = from_env_poses(actions)
-        return cls(env, obs, actions, ends, disturbance, absolute, notes)
+        return cls(env, obs, actions, ends, disturbance, action_kind, notes)
 
     def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
         """The configuration of a policy for this environment.
@@ -148,7 +148,9 @@ class Demonstrations:
         images = tuple(_image_key(key, shape) for key, shape in shapes.items() if len(shape) == 3)
         obs_keys = {key: shape[0] for key, shape in shapes.items()} | {image.key: IMAGE_FEATURES for image in images}
         config = PolicyConfig(self.env_id, obs_keys, dim, network=network, quaternions=steady, images=images)
-        if self.absolute:
+        if self.action_kind == "other":
+            config = replace(config, action_bound=None)
+        if self.action_kind == "pose":
             config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
         return config
 

@@ -17,6 +17,7 @@ from asd_policy.data.gate import Episode, Gate
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.policies.config import NetworkConfig
 from asd_policy.training.run import Demonstrations
 from scripts import import_dataset
 from tests.data.robomimic_file import env_args, write_file
@@ -230,7 +231,7 @@ def test_keys_that_are_no_names_are_refused(tmp_path, key):
 
 def test_a_key_within_another_is_refused():
     with pytest.raises(DataError, match="'a' and 'a/b'"):
-        Gate("x", {"a": (3,), "a/b": (3,)}, 7, deltas=True)
+        Gate("x", {"a": (3,), "a/b": (3,)}, 7, "delta")
 
 
 @pytest.mark.parametrize("as_text", [str, np.bytes_, lambda text: np.array([text.encode()])])
@@ -366,7 +367,11 @@ def write_json(path: Path, **changes: object) -> None:
         (".", {"attributes": {"format_version": 1, "obs_keys": ["../../x"]}}, "observation key"),
         (".", {"attributes": {"format_version": 1, "obs_keys": "object"}}, "obs_keys"),
         (".", {"attributes": {"format_version": 1, "obs_keys": ["object"]}}, "env_id is None"),
-        (".", {"attributes": {"format_version": 1, "obs_keys": ["object"], "absolute": "no"}}, "absolute is 'no'"),
+        (
+            ".",
+            {"attributes": {"format_version": 1, "obs_keys": ["object"], "action_kind": "no"}},
+            "action_kind is 'no'",
+        ),
     ],
 )
 def test_stores_that_declare_what_is_not_there(tmp_path, name, changes, message):
@@ -430,7 +435,26 @@ def test_target_poses_of_an_environment_unknown_here_are_poses(tmp_path):
         file.to_store(tmp_path / "poses.zarr").close()
     for source in (path, tmp_path / "poses.zarr"):
         read = Demonstrations.read(source)
-        assert (read.env_id, read.absolute, read.actions.shape[1]) == ("PickPlaceCan", True, 10)
+        assert (read.env_id, read.action_kind, read.actions.shape[1]) == ("PickPlaceCan", "pose", 10)
+
+
+@pytest.mark.parametrize("dim", [2, 7, 9, 10])
+def test_joints_are_kept_as_they_are(tmp_path, dim):
+    path = write_file(tmp_path / "a.hdf5", env_args("1.5.1", type="JOINT_POSITION"))
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            steps = len(demo.pop("actions"))
+            demo["actions"] = np.full((steps, dim), 2.5)
+    with RobomimicFile.open(path) as file:
+        file.to_store(tmp_path / "joints.zarr").close()
+    for source in (path, tmp_path / "joints.zarr"):
+        read = Demonstrations.read(source)
+        assert (read.env_id, read.action_kind) == ("NutAssemblySquare", "other")
+        assert (read.actions == 2.5).all()
+        config = read.policy_config(NetworkConfig(), {})
+        assert (config.action_dim, config.action_parts, config.action_bound) == (dim, (), None)
+    with pytest.raises(ConfigError, match="neither deltas nor poses"):
+        Demonstrations.read(path, clip_actions=True)
 
 
 def test_without_file_locks_stores_are_read_but_not_written(tmp_path):
