@@ -1,6 +1,6 @@
 """Damaged demonstrations, in their thousands: refused with a DataError, or read as finite numbers.
 
-The slow tests try ASD_FUZZ_INPUTS inputs (20,000 unless set) of each format. libhdf5 is C code that forged bytes can
+The slow tests try ASD_FUZZ inputs (20,000 unless set) of each format. libhdf5 is C code that forged bytes can
 crash; no check in Python contains that. Seeds 0 to 20,000 do not crash the version pinned in constraints.txt.
 """
 
@@ -23,7 +23,7 @@ from asd_policy.training.run import Demonstrations
 from tests.data.robomimic_file import env_args, write_file
 from tests.fuzzing import VALUES, findings, mutated_bytes, mutated_json
 
-INPUTS = int(os.environ.get("ASD_FUZZ_INPUTS", "20000"))
+INPUTS = int(os.environ.get("ASD_FUZZ", "20000"))
 BATCH = 1000  # inputs to a child process
 DTYPES = ("f2", "f4", "f8", ">f8", ">f4", "i1", "i8", "u1", "u8", "?", "S5", "c16", [("a", "f4"), ("b", "i2")])
 BAD = (float("nan"), float("inf"), -float("inf"), 1e39, -1e300, 1.0001, 0.0)
