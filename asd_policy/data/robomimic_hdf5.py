@@ -106,9 +106,12 @@ class RobomimicFile:
         Raises:
             DataError: if it is damaged, or its actions are not of the kind that they are said to be.
         """
-        action = self._rows(name, self._actions)
+        where = f"{self.path}: {name}"
+        action = as_rows(where, self._actions, self._rows(name, self._actions), (self.action_dim,))
         if self._clip:
-            action = self._clip_rows(name, action)
+            action, note = clip_deltas(where, action)
+            if note is not None:
+                self._clipped[name] = note
         obs = {key: self._rows(name, f"obs/{key}", shape) for key, shape in self.obs_shapes.items()}
         steps = self._steps_to_success(name, len(action))
         episode = self._gate.admit(Episode(_number(name), obs, action, action, steps), name)
@@ -229,13 +232,6 @@ class RobomimicFile:
         """A dataset of a demonstration, of a type that the gate takes."""
         where = f"{self.path}: {demo}"
         return self._file.read(f"data/{demo}/{name}", lambda dtype: check_dtype(where, name, dtype, step_shape))
-
-    def _clip_rows(self, demo: str, actions: NDArray[Any]) -> NDArray[np.float32]:
-        where = f"{self.path}: {demo}"
-        rows, note = clip_deltas(where, as_rows(where, "action", actions, (self.action_dim,)))
-        if note is not None:
-            self._clipped[demo] = note
-        return rows
 
     def _check_num_samples(self, demo: str, steps: int) -> None:
         said = self._file.attribute(f"data/{demo}", "num_samples")

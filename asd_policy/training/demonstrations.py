@@ -95,7 +95,8 @@ class Demonstrations:
             raise UnknownNameError(f"observation of {store.path}", unknown[0], store.obs_keys)
         obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
         labels, note = store.labels(clip_actions)
-        notes = (*map(str, store.attrs.get("notes") or ()), *([note] if note else ()))
+        said = store.attrs.get("notes")
+        notes = (*map(str, said if isinstance(said, list) else ()), *([note] if note else ()))
         actions = torch.from_numpy(labels[:steps].copy())
         disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
         return cls._of(env_id, store.action_kind, obs, actions, ends, disturbance, notes)

@@ -76,7 +76,7 @@ FORMATS = {"hdf5": as_hdf5, "store": as_appended, "foreign store": as_written_by
 def test_numbers_that_are_not_finite_are_named(tmp_path, read, key, number):
     demos = [arrays(steps) for steps in STEPS]
     demos[1][key][3, 2] = number
-    named = rf"(demo_9|seed 1): '{key}' holds {number} at step 3"
+    named = rf"(demo_9|seed 1): '{key}s?' holds {number} at step 3"
     with pytest.raises(DataError, match=rf"{named}|episode 1 holds {number} at step 3 of '(obs/)?{key}'"):
         read(tmp_path / "data", demos)
 
@@ -293,7 +293,7 @@ def fill_value_bomb(f: h5py.File, chunks: bool | None) -> None:
 def many_links(f: h5py.File) -> None:
     images = f.create_dataset("one", data=np.zeros((40, 500, 500, 3), np.uint8), compression="gzip")
     f["data/demo_8/obs/front_image"] = images
-    for number in range(100, 500):
+    for number in range(100, 140):
         f[f"data/demo_{number}"] = f["data/demo_8"]
 
 
@@ -343,8 +343,8 @@ def test_soft_links_within_the_file_are_followed(file):
 
 
 def test_a_file_that_multiplies_its_data_by_links_is_refused(tmp_path):
-    file = edited(write_file(tmp_path / "small.hdf5", env_args(), lengths=(40,)), many_links)
-    assert file.stat().st_size < 300_000  # of which 400 demonstrations of 30 MB were to be made
+    file = edited(write_file(tmp_path / "small.hdf5", env_args(), lengths=(40,), obs_dims={}), many_links)
+    assert file.stat().st_size < 100_000  # of which 40 demonstrations of 30 MB were to be made
     with pytest.raises(DataError, match="more is declared than a file of this size can hold"):
         Demonstrations.read(file, obs_keys=("front_image",))
 
