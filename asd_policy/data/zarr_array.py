@@ -27,7 +27,7 @@ def check_array(where: str, name: str, array: zarr.Array, dtype: str) -> None:
     plain = len(codecs) > 0 and isinstance(codecs[0], BytesCodec)
     packed = [codec for codec in codecs[1:] if not isinstance(codec, Crc32cCodec)]
     plain = plain and len(packed) <= 1 and all(isinstance(codec, COMPRESSORS) for codec in packed)
-    rows = array.ndim > 0 and tuple(array.chunks[1:]) == tuple(array.shape[1:])
+    rows = array.ndim > 0 and array.chunks[0] > 0 and tuple(array.chunks[1:]) == tuple(array.shape[1:])
     if array.dtype != np.dtype(dtype) or not (plain and rows):
         raise DataError(
             f"{where} is damaged: {name} has type {array.dtype}, shape {array.shape}, chunks {array.chunks} and codecs "

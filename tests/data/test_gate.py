@@ -361,6 +361,11 @@ def write_json(path: Path, **changes: object) -> None:
         ("data/action", {"shape": [6, 7], "data_type": "float64"}, "float64"),
         ("data/action", {"data_type": "string"}, "damaged"),
         ("data/obs/object", {"codecs": [{"name": "vlen-utf8"}]}, "damaged"),
+        (
+            "data/action",
+            {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 7]}}},
+            "damaged",
+        ),
         ("meta/seed", {"shape": [0]}, "steps are missing|has 0 of 2"),
         ("meta/episode_ends", {"shape": [10**12]}, "steps are missing"),
         (".", {"attributes": {}}, "format version None"),
