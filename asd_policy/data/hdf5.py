@@ -24,7 +24,7 @@ SMALL = 1 << 24  # bytes that nobody misses
 MAX_LINKS = 16
 
 
-class HostileHdf5:
+class UntrustedHdf5:
     """An open file, read with care. Every method raises DataError, and no other error, on a file that is not sound."""
 
     def __init__(self, path: Path):

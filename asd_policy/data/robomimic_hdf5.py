@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asd_policy.data.gate import Episode, Gate, as_rows, check_clippable, check_dtype, check_step_shape, clip_deltas
-from asd_policy.data.hdf5 import HostileHdf5
+from asd_policy.data.hdf5 import UntrustedHdf5
 from asd_policy.data.recording import Recording
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import AsdPolicyError, DataError, UnknownNameError
@@ -43,7 +43,7 @@ class RobomimicFile:
     """
 
     def __init__(
-        self, file: HostileHdf5, filter_key: str | None, absolute: bool, obs_keys: Sequence[str], clip_actions: bool
+        self, file: UntrustedHdf5, filter_key: str | None, absolute: bool, obs_keys: Sequence[str], clip_actions: bool
     ):
         self._file, self.path = file, file.path
         self.recording = self._recording()
@@ -81,7 +81,7 @@ class RobomimicFile:
             ConfigError: if target poses are to be clipped.
             DataError: if the file is damaged, or not of a kind that can be used; the message says why.
         """
-        file = HostileHdf5(Path(path))
+        file = UntrustedHdf5(Path(path))
         try:
             return cls(file, filter_key, absolute, obs_keys, clip_actions)
         except BaseException:
