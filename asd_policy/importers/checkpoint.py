@@ -69,8 +69,8 @@ class Checkpoint:
         try:
             with torch.device("meta"):  # shapes alone: a file can claim sizes that fit into no memory
                 self._check(self._modules())
-        except (RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{self.source} describes a network of impossible size: {error}") from error
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise CheckpointError(f"{self.source} describes a network of impossible size: {error!s:.300}") from error
         self.check_values()
         modules = self._modules()
         modules.load_state_dict(self.tensors)

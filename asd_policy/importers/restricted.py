@@ -99,12 +99,17 @@ class LazyTensor:
         return math.prod(self.shape)
 
 
+def _new_dict() -> dict[Any, Any]:
+    """Without arguments: a list of pairs would be hashed and copied."""
+    return {}
+
+
 CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): LazyTensor.of,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("torch", "Size"): lambda sizes=(): sizes,
     ("torch", "device"): lambda *_: Name("torch", "device"),
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _new_dict,
     ("collections", "defaultdict"): lambda *_: {},
     ("collections", "Counter"): lambda counts=None: counts,
     ("builtins", "set"): lambda values=(): values,

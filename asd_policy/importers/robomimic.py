@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.data.recording import ROBOSUITE, Recording
 from asd_policy.errors import CheckpointError, DataError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
@@ -23,6 +22,7 @@ from asd_policy.importers.vision import encoder_tensors, image_field, image_key,
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
+from asd_policy.policies.recording import ROBOSUITE, Recording
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "robomimic"

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from asd_policy.data.recording import NEW_CONTROLLERS
 from asd_policy.errors import CheckpointError
+from asd_policy.policies.recording import NEW_CONTROLLERS
 from asd_policy.policies.tasks import ARM_DIMS, takes_poses
 
 

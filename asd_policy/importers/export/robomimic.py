@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.data.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE
 from asd_policy.importers import robomimic
 from asd_policy.importers.checkpoint import Checkpoint
 from asd_policy.importers.export.common import (
@@ -22,6 +21,7 @@ from asd_policy.importers.export.common import (
     tensors_below,
 )
 from asd_policy.policies.config import SAMPLING, NetworkConfig, SchedulerConfig
+from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE
 from asd_policy.policies.tasks import ENV_IDS, POSES, takes_poses
 
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
