@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -28,7 +29,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asd_policy.data.store import Episode, EpisodeStore
-from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError
+from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError, WorkerError
 from asd_policy.interrupt import stop_requests
 from envs.tasks import ACTIONS, TASKS, Exploration
 
@@ -193,7 +194,14 @@ def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterato
             if not pending:
                 return
             seed, future = pending.popleft()
-            yield seed, future.result()
+            try:
+                outcome = future.result()
+            except BrokenProcessPool as error:
+                raise WorkerError(
+                    f"A worker was lost, perhaps for want of memory, at seed {seed} or soon after. The episodes before "
+                    "it are kept: run the command again to go on, with fewer --workers if it happens again."
+                ) from error
+            yield seed, outcome
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def normalised(checkpoint: Checkpoint) -> list[str]:
     """Fields whose normalisation is not the identity."""
     found = []
     for key in (*checkpoint.config.obs_keys, "action"):
-        scale, offset = (checkpoint.tensors[f"normalizer.fields.{key}.{kind}"] for kind in ("scale", "offset"))
-        if bool((scale != 1).any() or (offset != 0).any()):
+        scale, offset, center = checkpoint.affine(key)
+        if bool((scale != 1).any() or (offset != 0).any() or (center != 0).any()):
             found.append(key)
     return found
 

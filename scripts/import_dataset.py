@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from asd_policy.data.gate import ACTION_KINDS
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.errors import AsdPolicyError, ConfigError
 
@@ -36,19 +37,23 @@ class Arguments:
     obs_keys: tuple[str, ...] = ()
     """Observations to take, images too; the vectors that robomimic's policies see unless given."""
 
+    clip_actions: bool = False
+    """Clip delta actions that go beyond [-1, 1], with a note, instead of refusing them."""
+
 
 def main(arguments: Arguments) -> None:
     console = Console()
     if (arguments.out is None) != arguments.inspect:
         raise ConfigError("Pass either --inspect or --out FOLDER.")
-    with RobomimicFile.open(arguments.path, arguments.filter_key, arguments.absolute, arguments.obs_keys) as file:
+    options = arguments.filter_key, arguments.absolute, arguments.obs_keys, arguments.clip_actions
+    with RobomimicFile.open(arguments.path, *options) as file:
         console.print(table(file))
-        for note in file.recording.notes:
-            console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
         if arguments.out is not None:
             store = file.to_store(arguments.out)
             wrote = f"Wrote {store.path}: {store.num_episodes} episodes, {store.num_steps} steps"
             console.print(wrote, soft_wrap=True, highlight=False)
+        for note in file.notes:
+            console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def table(file: RobomimicFile) -> Table:
@@ -61,7 +66,7 @@ def table(file: RobomimicFile) -> Table:
     shown.add_row(
         "observations", ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in file.obs_shapes.items())
     )
-    shown.add_row("actions", f"{file.action_dim}, {'target poses' if file.absolute else 'deltas'}")
+    shown.add_row("actions", f"{file.action_dim}, {ACTION_KINDS[file.action_kind]}")
     return shown
 
 

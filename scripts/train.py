@@ -10,21 +10,22 @@ Examples:
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asd_policy import load_policy
-from asd_policy.errors import AsdPolicyError, ConfigError
+from asd_policy.errors import AsdPolicyError, CheckpointError, ConfigError
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.loop import Trainer, TrainSettings, policy_trainer
 from asd_policy.training.progress import train_with_progress
-from asd_policy.training.run import Demonstrations, Machine, RunInfo
+from asd_policy.training.run import Demonstrations, Machine, RunInfo, check_new, make_run
 
 NORMALIZER = "normalizer.safetensors"
 
@@ -51,6 +52,8 @@ class New:
     """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
     absolute: bool = False
     """Learn target poses, which robomimic's files keep beside their delta actions."""
+    clip_actions: bool = False
+    """Clip delta actions that go beyond [-1, 1], with a note, instead of refusing them."""
     obs_keys: tuple[str, ...] = ()
     """Observations to learn from, in this order, such as agentview_image robot0_eef_pos; all images of all episodes
     are held in memory. By default a store's, and of an HDF5 file the vectors that robomimic's policies see."""
@@ -77,36 +80,61 @@ class Resume:
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
-def prepare(command: New | Resume) -> tuple[Trainer, RunInfo, int]:
-    """The trainer of a new or a resumed run, with its directory made and its files written; and how many windows."""
+class Prepared(NamedTuple):
+    """A run that is ready to go on."""
+
+    trainer: Trainer
+    info: RunInfo
+    windows: int
+    notes: tuple[str, ...]
+
+
+def prepare(command: New | Resume) -> Prepared:
+    """The trainer of a new or a resumed run, with its directory made and its files written."""
     out, machine = command.out, command.machine
-    start: dict[str, Any] = {}
+    last = out / "last.pt"
+    networks: dict[str, Any] = {}
     if isinstance(command, New):
-        info, config, normalizer, demonstrations, start = begin(command)
+        info, config, normalizer, demonstrations, networks = begin(command)
     else:
         info, config = RunInfo.load(out / "train.json"), PolicyConfig.load(out / "config.json")
-        normalizer = LinearNormalizer(config.normalizer_dims)
-        normalizer.load_state_dict(load_file(out / NORMALIZER))
-        demonstrations = read(info).as_seen_by(config)
+        normalizer = read_normalizer(out / NORMALIZER, config)
+        demonstrations = info.read().as_seen_by(config)
+        if not last.exists() and info.init is not None:  # it was killed before its first snapshot
+            start = load_policy(info.init)
+            if start.config.octaves != config.octaves:
+                add_octaves(start, config.octaves)
+            networks = networks_of(start)
     learned, unseen = demonstrations.split(info.held_out)
     windows = learned.windows(config, normalizer, info.foreseeable).to(machine.device)
     held_out = unseen.windows(config, normalizer, info.foreseeable).to(machine.device) if unseen else None
-    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, held_out=held_out, **start)
-    if isinstance(command, Resume):
-        trainer.load(out / "last.pt")
-    else:
-        out.mkdir(parents=True)
-        info.save(out / "train.json")
-        config.save(out / "config.json")
-        save_file(normalizer.state_dict(), out / NORMALIZER)
-    return trainer, info, len(windows)
+    trainer = policy_trainer(config, info.settings, windows, normalizer, machine.compile, held_out=held_out, **networks)
+    if isinstance(command, New):
+        make_run(out, lambda folder: write_run(folder, info, config, normalizer))
+    elif last.exists():
+        trainer.load(last)
+    return Prepared(trainer, info, len(windows), demonstrations.notes)
+
+
+def write_run(folder: Path, info: RunInfo, config: PolicyConfig, normalizer: LinearNormalizer) -> None:
+    info.save(folder / "train.json")
+    config.save(folder / "config.json")
+    save_file(normalizer.state_dict(), folder / NORMALIZER)
+
+
+def read_normalizer(path: Path, config: PolicyConfig) -> LinearNormalizer:
+    normalizer = LinearNormalizer(config.normalizer_dims)
+    try:
+        normalizer.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot read the run's normalisation {path}: {error}") from error
+    return normalizer
 
 
 def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demonstrations, dict[str, Any]]:
     """Everything that decides the course of a new run; the networks are those of --init."""
     out, init = command.out, command.init
-    if out.exists():
-        raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+    check_new(out)
     start = load_policy(init) if init else None
     info = RunInfo(
         str(command.data),
@@ -119,35 +147,42 @@ def begin(command: New) -> tuple[RunInfo, PolicyConfig, LinearNormalizer, Demons
         command.obs_keys if start is None else tuple(start.config.obs_keys),
         command.held_out,
         command.foreseeable,
+        command.clip_actions,
     )
-    raw = read(info)
-    config = raw.policy_config(command.network, command.quaternions) if start is None else start.config
+    raw = info.read()
+    if start is None:
+        config = replace(raw.policy_config(command.network, command.quaternions), octaves=command.octaves)
+    else:
+        config = add_octaves(start, command.octaves) if command.octaves else start.config
     raw.check_fit(config)
-    if command.octaves:
-        config = replace(config, octaves=command.octaves)
-        if start is not None:
-            add_octaves(start, config)
     demonstrations = raw.as_seen_by(config)
     learned, _ = demonstrations.split(command.held_out)
     normalizer = learned.fit_normalizer(command.ignore) if start is None else start.normalizer
-    info = replace(info, episodes=len(demonstrations.episode_ends))
-    networks = {} if start is None else {"network": start.network, "encoders": start.encoders}
-    return info, config, normalizer, demonstrations, networks
+    info = replace(info, episodes=len(demonstrations.episode_ends), fingerprint=raw.fingerprint())
+    return info, config, normalizer, demonstrations, {} if start is None else networks_of(start)
 
 
-def add_octaves(start: DiffusionPolicy, config: PolicyConfig) -> None:
-    """Let the network of a policy without octaves take those of the config; it computes what it did until trained."""
+def add_octaves(start: DiffusionPolicy, octaves: int) -> PolicyConfig:
+    """Let the network of a policy without octaves take some; it computes what it did until trained.
+
+    Returns:
+        The policy's configuration with them.
+
+    Raises:
+        ConfigError: if the policy has octaves already, or no U-Net.
+    """
     if start.config.octaves or not isinstance(start.network, ConditionalUnet1D):
         raise ConfigError(
             f"Octaves can be added to a U-Net that has none; that of --init is a {type(start.network).__name__} with "
             f"{start.config.octaves}. Leave --octaves out to go on with those."
         )
+    config = replace(start.config, octaves=octaves)
     start.network.widen(config.n_obs_steps, config.global_cond_dim // config.n_obs_steps)
+    return config
 
 
-def read(info: RunInfo) -> Demonstrations:
-    """The run's demonstrations."""
-    return Demonstrations.read(info.data, info.episodes, info.filter_key, info.absolute, info.obs_keys)
+def networks_of(start: DiffusionPolicy) -> dict[str, Any]:
+    return {"network": start.network, "encoders": start.encoders}
 
 
 def main(command: New | Resume) -> int:
@@ -155,7 +190,9 @@ def main(command: New | Resume) -> int:
     console = Console()
     command.machine.set_threads()
     try:
-        trainer, info, windows = prepare(command)
+        trainer, info, windows, notes = prepare(command)
+        for note in notes:
+            console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
         parameters = sum(p.numel() for p in trainer.net.parameters())
         console.print(
             f"{info.episodes} episodes ({info.held_out} held out), {windows} windows, "
@@ -170,4 +207,8 @@ def main(command: New | Resume) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(New | Resume, description=__doc__)))
+    try:
+        command = tyro.cli(New | Resume, description=__doc__)
+    except AsdPolicyError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    raise SystemExit(main(command))

@@ -10,7 +10,7 @@ Class 10 stands for "no class".
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +20,13 @@ from diffusers.utils import make_image_grid
 from rich.console import Console
 
 from asd_policy.data.digits import CLASSES, Digits
-from asd_policy.errors import AsdPolicyError, CheckpointError, ConfigError
+from asd_policy.errors import AsdPolicyError, CheckpointError
 from asd_policy.images import AsdImagePipeline
+from asd_policy.training.demonstrations import fingerprint
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import Trainer, TrainSettings, step_generator
 from asd_policy.training.progress import train_with_progress
-from asd_policy.training.run import Machine
+from asd_policy.training.run import Machine, check_new, check_same_data, make_run
 
 GRID_ROWS = 2
 GRID_STEPS = 50  # of DDIM: a look at the run, not a measurement
@@ -39,6 +40,8 @@ class Run:
     data: str
     settings: TrainSettings
     sizes: UnetSizes
+    fingerprint: str | None = None
+    """Of the images and labels, so that a run is not resumed on others; older runs lack it."""
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -48,8 +51,8 @@ class Run:
         try:
             values = json.loads(path.read_text())
             sizes = UnetSizes(tuple(values["sizes"]["channels"]), values["sizes"]["layers"])
-            return cls(values["data"], TrainSettings(**values["settings"]), sizes)
-        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+            return cls(values["data"], TrainSettings(**values["settings"]), sizes, values.get("fingerprint"))
+        except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error
 
 
@@ -79,12 +82,13 @@ def prepare(command: New | Resume) -> Trainer:
     """The trainer of a new or a resumed run, with its directory made and its files written."""
     out, device = command.out, command.machine.device
     if isinstance(command, New):
-        if out.exists():
-            raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+        check_new(out)
         run = Run(str(command.data), command.settings, command.sizes)
     else:
         run = Run.load(out / "train.json")
     digits = Digits.read(run.data)
+    found = fingerprint({"images": digits.images, "labels": digits.labels})
+    check_same_data(run.data, run.fingerprint, found)
     images = digits.padded().to(device)
     unet = build_unet(run.sizes, images.shape[-1], images.shape[1], CLASSES, run.settings.seed).to(device)
     labels = digits.labels.to(device)
@@ -92,11 +96,10 @@ def prepare(command: New | Resume) -> Trainer:
     trainer = image_trainer(
         unet, scheduler, run.settings, images, labels, compile_net=compile_net, on_snapshot=draw_grid
     )
-    if isinstance(command, Resume):
+    if isinstance(command, New):
+        make_run(out, lambda folder: replace(run, fingerprint=found).save(folder / "train.json"))
+    elif (out / "last.pt").exists():  # or it was killed before its first snapshot: it begins anew
         trainer.load(out / "last.pt")
-    else:
-        out.mkdir(parents=True)
-        run.save(out / "train.json")
     return trainer
 
 
@@ -127,4 +130,8 @@ def main(command: New | Resume) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(New | Resume, description=__doc__)))
+    try:
+        command = tyro.cli(New | Resume, description=__doc__)
+    except AsdPolicyError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    raise SystemExit(main(command))

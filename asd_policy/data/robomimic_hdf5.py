@@ -5,23 +5,27 @@ Format: https://robomimic.github.io/docs/datasets/overview.html
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
+from asd_policy.data.gate import Episode, Gate, as_rows, check_clippable, check_dtype, check_step_shape, clip_deltas
+from asd_policy.data.hdf5 import UntrustedHdf5
 from asd_policy.data.recording import Recording
-from asd_policy.data.store import Episode, EpisodeStore
-from asd_policy.errors import DataError, UnknownNameError
-from asd_policy.policies.tasks import ARM_DIMS, env_id
+from asd_policy.data.store import EpisodeStore
+from asd_policy.errors import AsdPolicyError, DataError, UnknownNameError
+from asd_policy.policies.tasks import ARM_DIMS
 
 ARM_ACTION_DIM = 7
 POSES = "actions_abs"
-LARGEST_DELTA = 1.0 + 1e-4
+DEMO = re.compile(r"demo_[0-9]{1,18}")
 
 
 class RobomimicFile:
@@ -32,19 +36,28 @@ class RobomimicFile:
         demos: their names in numerical order, those of the filter alone if there is one.
         obs_shapes: observation keys in robomimic's order, or in that in which they are asked for: (D,), of images
             (H, W, C).
-        absolute: whether actions are target poses, and not deltas.
+        absolute: whether actions are target poses.
+        action_kind: what they are, a key of `asd_policy.data.gate.ACTION_KINDS`.
         env_id: our environment that takes such actions.
+        notes: what somebody who trains on the file should know; what was clipped is added as it is read.
     """
 
-    def __init__(self, file: h5py.File, path: Path, filter_key: str | None, absolute: bool, obs_keys: Sequence[str]):
-        self._file, self.path = file, path
-        self.recording = Recording.parse(str(self._entry("data").attrs.get("env_args", "")), str(path))
+    def __init__(
+        self, file: UntrustedHdf5, filter_key: str | None, absolute: bool, obs_keys: Sequence[str], clip_actions: bool
+    ):
+        self._file, self.path = file, file.path
+        self.recording = self._recording()
         self.absolute = absolute or self.recording.absolute
-        self.env_id = env_id(self.recording.env_name, self.recording.frame if self.absolute else None)
+        self.action_kind = "pose" if self.absolute else "delta" if self.recording.poses else "other"
+        if clip_actions:
+            check_clippable(str(self.path), self.action_kind)
+        self._clip, self._clipped = clip_actions, dict[str, str]()
+        self.env_id = self.recording.env_for(self.absolute)
         self.demos = self._selected(filter_key)
-        self.obs_shapes = self._obs_shapes(obs_keys)
         self._actions = POSES if self.absolute and not self.recording.absolute else "actions"
-        self.action_dim = int(self._action_rows(self.demos[0]).shape[1])
+        self.action_dim = self._declared_action_dim(self.demos[0])
+        self.obs_shapes = self._obs_shapes(obs_keys)
+        self._gate = Gate(str(self.path), self.obs_shapes, self.action_dim, self.action_kind)
 
     @classmethod
     def open(
@@ -53,6 +66,7 @@ class RobomimicFile:
         filter_key: str | None = None,
         absolute: bool = False,
         obs_keys: Sequence[str] = (),
+        clip_actions: bool = False,
     ) -> RobomimicFile:
         """Open a file.
 
@@ -60,17 +74,16 @@ class RobomimicFile:
             filter_key: a mask in the file, such as "train"; None takes every demonstration.
             absolute: take the target poses that robomimic's robosuite_add_absolute_actions.py has put beside deltas.
             obs_keys: observations to read, images too; the low-dimensional ones of robomimic's policies if empty.
+            clip_actions: clip deltas to [-1, 1] where they go beyond, with a note, instead of refusing them.
 
         Raises:
             UnknownNameError: on a filter or an observation that is not in the file.
+            ConfigError: if target poses are to be clipped.
             DataError: if the file is damaged, or not of a kind that can be used; the message says why.
         """
+        file = UntrustedHdf5(Path(path))
         try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise DataError(f"Cannot read {path}: {error}. Expected a robomimic HDF5 file. Is it complete?") from error
-        try:
-            return cls(file, Path(path), filter_key, absolute, obs_keys)
+            return cls(file, filter_key, absolute, obs_keys, clip_actions)
         except BaseException:
             file.close()
             raise
@@ -83,70 +96,127 @@ class RobomimicFile:
     ) -> None:
         self._file.close()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return *self.recording.notes, *self._clipped.values()
+
     def episode(self, name: str) -> Episode:
         """One demonstration.
 
         Raises:
             DataError: if it is damaged, or its actions are not of the kind that they are said to be.
         """
-        actions = self._action_rows(name)
-        largest = float(np.abs(actions).max(initial=0))
-        limit = np.inf if self.absolute else LARGEST_DELTA
-        if not largest <= limit or actions.shape[1:] != (self.action_dim,) or self.action_dim % ARM_ACTION_DIM:
-            raise DataError(
-                f"{self.path}: the actions of {name} have shape {actions.shape} and reach {largest:.2f}; expected "
-                f"{'finite poses' if self.absolute else 'deltas in [-1, 1]'}, {ARM_ACTION_DIM} per arm."
-            )
-        obs = {key: self._rows(name, f"obs/{key}", self._dtype(key)) for key in self.obs_shapes}
-        shapes = {key: values.shape for key, values in obs.items()}
-        if any(shape != (len(actions), *self.obs_shapes[key]) for key, shape in shapes.items()):
-            raise DataError(f"{self.path}: {name} has {len(actions)} actions but observations {shapes}.")
-        return Episode(_number(name), obs, actions, actions, self._steps_to_success(name, len(actions)))
+        where = f"{self.path}: {name}"
+        action = as_rows(where, self._actions, self._rows(name, self._actions), (self.action_dim,))
+        if self._clip:
+            action, note = clip_deltas(where, action)
+            if note is not None:
+                self._clipped[name] = note
+        obs = {key: self._rows(name, f"obs/{key}", shape) for key, shape in self.obs_shapes.items()}
+        steps = self._steps_to_success(name, len(action))
+        episode = self._gate.admit(Episode(_number(name), obs, action, action, steps), name)
+        self._check_num_samples(name, len(action))
+        return episode
 
     def to_store(self, path: str | Path) -> EpisodeStore:
-        """Copy the demonstrations into a new episode store."""
-        attrs = {"env_id": self.env_id, "source": self.path.name, "notes": list(self.recording.notes)}
-        store = EpisodeStore.create(path, self.obs_shapes, self.action_dim, attrs)
-        for name in self.demos:
-            store.append(self.episode(name))
-        return store
+        """Copy the demonstrations into a new episode store, which is there once all of them are in it."""
+        path = Path(path)
+        if path.exists():
+            raise DataError(f"{path} exists already: open it, or choose another path.")
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        attrs = {"env_id": self.env_id, "source": self.path.name, "action_kind": self.action_kind}
+        store = EpisodeStore.create(partial, self.obs_shapes, self.action_dim, attrs)
+        try:
+            for name in self.demos:
+                store.append(self.episode(name))
+            store.update_attrs(notes=list(self.notes))
+        except BaseException:
+            store.close()
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        store.close()
+        os.replace(partial, path)
+        return EpisodeStore.open(path, writable=True)
+
+    def _recording(self) -> Recording:
+        self._file.names("data")
+        text = self._file.attribute("data", "env_args")
+        if isinstance(text, np.ndarray) and text.size == 1:
+            text = text.item()
+        if text is None or not isinstance(text, str | bytes):
+            raise DataError(
+                f"{self.path}: its env_args cannot be understood: the attribute of 'data' is "
+                f"{'missing' if text is None else type(text).__name__}; expected JSON, as robomimic writes it."
+            )
+        try:
+            return Recording.parse(text.decode() if isinstance(text, bytes) else text, str(self.path))
+        except AsdPolicyError:
+            raise
+        except Exception as error:  # JSON of any shape can stand there
+            raise DataError(f"{self.path}: its env_args cannot be understood: {error!r}.") from error
 
     def _selected(self, filter_key: str | None) -> list[str]:
-        names = list(self._entry("data"))
+        names = self._file.names("data")
         if filter_key is not None:
-            masks = self._file.get("mask", {})
-            if filter_key not in masks:
-                raise UnknownNameError(f"filter of {self.path}", filter_key, masks)
-            chosen = [name.decode() for name in masks[filter_key][()]]
-            missing = sorted(set(chosen) - set(names))
-            if missing:
-                raise DataError(f"{self.path}: filter {filter_key!r} names {missing[:3]}, which are not in the file.")
-            names = chosen
-        bad = [name for name in names if not re.fullmatch(r"demo_\d+", name)]
+            names = self._filtered(filter_key, names)
+        bad = [name for name in names if not DEMO.fullmatch(name)]
         if bad or not names:
-            raise DataError(f"{self.path} holds {len(names)} demonstrations{f', such as {bad[0]!r}' if bad else ''}.")
+            raise DataError(
+                f"{self.path} holds {len(names)} demonstrations{f', such as {bad[0][:50]!r}' if bad else ''}; "
+                "expected at least one, each named demo_ and a number."
+            )
         return sorted(names, key=_number)
+
+    def _filtered(self, filter_key: str, names: Sequence[str]) -> list[str]:
+        masks = self._file.names("mask") if self._file.has("mask") else []
+        if filter_key not in masks:
+            raise UnknownNameError(f"filter of {self.path}", filter_key, masks)
+        mask = self._file.read(f"mask/{filter_key}").ravel().tolist()
+        try:
+            chosen = {name.decode() if isinstance(name, bytes) else str(name) for name in mask}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: the names in filter {filter_key!r} are not text: {error}.") from error
+        if not chosen:
+            raise DataError(f"{self.path}: filter {filter_key!r} names no demonstrations.")
+        missing = sorted(chosen - set(names))
+        if missing:
+            raise DataError(f"{self.path}: filter {filter_key!r} names {missing[:3]}, which are not in the file.")
+        return list(chosen)
+
+    def _declared_action_dim(self, demo: str) -> int:
+        if self._actions == POSES and not self._file.has(f"data/{demo}/{POSES}"):
+            raise DataError(
+                f"{self.path} has no absolute actions ({POSES}); add them with robomimic's "
+                "robosuite_add_absolute_actions.py."
+            )
+        shape, _ = self._file.layout(f"data/{demo}/{self._actions}")
+        fits = len(shape) == 2 and shape[1] > 0 and (self.action_kind == "other" or shape[1] % ARM_ACTION_DIM == 0)
+        if not fits:
+            raise DataError(
+                f"{self.path}: the actions of {demo} have shape {shape}; expected (steps, {ARM_ACTION_DIM} per arm)."
+            )
+        return shape[1]
 
     def _obs_shapes(self, wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
         group = f"data/{self.demos[0]}/obs"
-        if group not in self._file:
+        if not self._file.has(group):
             raise DataError(
                 f"{self.path} has no observations: it is robomimic's raw file. Take low_dim_v15.hdf5, or make it with "
                 "robomimic's dataset_states_to_obs.py."
             )
-        found = self._entry(group)
-        shapes = {key: tuple(found[key].shape[1:]) for key in wanted or self._vectors(found) if key in found}
-        for key in wanted:
-            if key not in found:
-                raise UnknownNameError(f"observation of {self.path}", key, found)
-            image = len(shapes[key]) == 3 and found[key].dtype == np.uint8
-            if not image and len(shapes[key]) != 1:
-                raise DataError(
-                    f"{self.path}: observation {key!r} has shape {shapes[key]} and type {found[key].dtype}."
-                )
+        keys = wanted or self._vectors(self._file.names(group))
+        shapes = {}
+        for key in keys:
+            if not self._file.has(f"{group}/{key}"):
+                raise UnknownNameError(f"observation of {self.path}", key, self._file.names(group))
+            shape, dtype = self._file.layout(f"{group}/{key}")
+            shapes[key] = shape[1:] or (1,)
+            check_step_shape(f"{self.path}: {self.demos[0]}", key, shapes[key])
+            check_dtype(f"{self.path}: {self.demos[0]}", key, dtype, shapes[key])
         return shapes
 
-    def _vectors(self, found: h5py.Group) -> list[str]:
+    def _vectors(self, found: Sequence[str]) -> list[str]:
         """The observations of robomimic's low-dimensional policies."""
         arms = [arm for arm in (0, 1) if f"robot{arm}_eef_pos" in found]
         keys = ["object", *(f"robot{arm}_{name}" for arm in arms for name in ARM_DIMS)]
@@ -158,35 +228,26 @@ class RobomimicFile:
             )
         return keys
 
-    def _dtype(self, key: str) -> type[np.generic]:
-        return np.float32 if len(self.obs_shapes[key]) == 1 else np.uint8
+    def _rows(self, demo: str, name: str, step_shape: tuple[int, ...] = ()) -> NDArray[Any]:
+        """A dataset of a demonstration, of a type that the gate takes."""
+        where = f"{self.path}: {demo}"
+        return self._file.read(f"data/{demo}/{name}", lambda dtype: check_dtype(where, name, dtype, step_shape))
 
-    def _steps_to_success(self, name: str, steps: int) -> int:
+    def _check_num_samples(self, demo: str, steps: int) -> None:
+        said = self._file.attribute(f"data/{demo}", "num_samples")
+        if said is not None and (np.size(said) != 1 or np.asarray(said).item() != steps):
+            raise DataError(f"{self.path}: {demo} has {steps} actions, but its num_samples says {said}.")
+
+    def _steps_to_success(self, demo: str, steps: int) -> int:
         """Steps until the first reward, which these tasks give on success; all steps where there is none."""
-        if f"data/{name}/rewards" not in self._file:
+        name = f"data/{demo}/rewards"
+        if not self._file.has(name):
             return steps
-        rewarded = np.flatnonzero(self._entry(f"data/{name}/rewards")[()])
+        rewards = as_rows(f"{self.path}: {demo}", "rewards", self._rows(demo, "rewards").reshape(-1), (1,))
+        if len(rewards) != steps:
+            raise DataError(f"{self.path}: {demo} has {steps} actions but {len(rewards)} rewards; expected as many.")
+        rewarded = np.flatnonzero(rewards)
         return int(rewarded[0]) + 1 if len(rewarded) else steps
-
-    def _action_rows(self, demo: str) -> Any:
-        if self._actions == POSES and f"data/{demo}/{POSES}" not in self._file:
-            raise DataError(
-                f"{self.path} has no absolute actions ({POSES}); add them with robomimic's "
-                "robosuite_add_absolute_actions.py."
-            )
-        return self._rows(demo, self._actions)
-
-    def _rows(self, demo: str, name: str, dtype: type[np.generic] = np.float32) -> Any:
-        """A dataset of a demonstration."""
-        try:
-            return np.asarray(self._entry(f"data/{demo}/{name}")[()], dtype)
-        except (OSError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path} is damaged at data/{demo}/{name}: {error}.") from error
-
-    def _entry(self, name: str) -> Any:
-        if name not in self._file:
-            raise DataError(f"{self.path} lacks {name!r}, so it is no robomimic file; it has {', '.join(self._file)}.")
-        return self._file[name]
 
 
 def _number(demo: str) -> int:

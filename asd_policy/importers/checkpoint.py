@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.keyed import module_name
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.quaternions import SIZE, Quaternion
+from asd_policy.policies.tasks import arms_of, takes_poses
+
+KINDS = ("scale", "offset", "center")
+FIELDS = "normalizer.fields."
+FOLDED = 64
+"""Size of center * scale up to which (x - center) * scale is computed as x * scale - center * scale."""
+
+MASKS = ("model.mask", "model.memory_mask")  # of attention: minus infinity where there is none
 
 CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
 
@@ -30,7 +42,8 @@ class Checkpoint:
         source: the file or folder it was read from.
         format: the name of the format it was found to be in.
         config: this package's configuration of the policy.
-        tensors: `model.*` of the network, `normalizer.fields.<field>.{scale,offset}`, and `encoders.<key>.*` of images.
+        tensors: `model.*` of the network, `normalizer.fields.<field>.{center,scale,offset}`, and `encoders.<key>.*` of
+            images; keys stand there as `module_name` writes them.
         notes: what the file says and this package does differently, or cannot know.
     """
 
@@ -51,13 +64,14 @@ class Checkpoint:
 
         Raises:
             ConfigError: on an unknown sampler or option.
-            CheckpointError: if the tensors are not exactly those of the configuration.
+            CheckpointError: if the tensors are not exactly those of the configuration, or not finite.
         """
         try:
             with torch.device("meta"):  # shapes alone: a file can claim sizes that fit into no memory
                 self._check(self._modules())
-        except RuntimeError as error:
-            raise CheckpointError(f"{self.source} describes a network of impossible size: {error}") from error
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise CheckpointError(f"{self.source} describes a network of impossible size: {error!s:.300}") from error
+        self.check_values()
         modules = self._modules()
         modules.load_state_dict(self.tensors)
         network, normalizer, encoders = modules["model"], modules["normalizer"], modules["encoders"]
@@ -73,6 +87,30 @@ class Checkpoint:
         self.config.save(folder / CONFIG)
         save_file({name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}, folder / WEIGHTS)
 
+    def check_values(self) -> None:
+        """Raise CheckpointError unless every number is finite in float32, naming the feature or the tensor."""
+        for name, value in self.tensors.items():
+            numbers = value.float().clamp(min=-1) if name in MASKS else value.float()
+            if not bool(numbers.isfinite().all()):
+                field = _field_of(name)
+                what = f"the normalisation of {field!r} ({name.rpartition('.')[2]})" if field else f"the weight {name}"
+                raise CheckpointError(f"{self.source}: {what} is not finite; expected numbers that float32 can hold.")
+
+    def affine(self, key: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What normalises an observation or "action": scale, offset and center of `Affine`, (D,) float64."""
+        scale, offset, center = (self.tensors[field_name(key, kind)].double() for kind in KINDS)
+        return scale, offset, center
+
+    def with_env_id(self, env_id: str) -> Checkpoint:
+        """The same policy for another environment, with the bound and the parts of the actions that it takes."""
+        config = replace(self.config, env_id=env_id)
+        if takes_poses(env_id):  # the bound is that of deltas, and networks predict rotations in six numbers
+            arms = POSE_ARM * arms_of(env_id)
+            predicted = config.action_dim == sum(part.dim for part in arms)
+            parts = arms if predicted and not config.action_parts else config.action_parts
+            config = replace(config, action_bound=None, action_parts=parts)
+        return replace(self, config=config)
+
     def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
         """The same policy with its observation cut into other keys: the same numbers in the same order.
 
@@ -80,26 +118,37 @@ class Checkpoint:
             obs_keys: an image is one of them, with as many numbers as it has features, and may have another name.
 
         Raises:
-            ConfigError: if the sizes do not add up to the policy's, or cut through an image.
+            ConfigError: if the sizes do not add up to the policy's, or cut through an image or a quaternion.
         """
-        config, total = self.config, sum(obs_keys.values())
+        config = self.config
         told = f"the policy in {self.source} observes {config.obs_dim}: {dict(config.obs_keys)}"
-        if total != config.obs_dim:
-            raise ConfigError(f"obs_keys {dict(obs_keys)} have {total} entries, but {told}.")
+        sizes = isinstance(obs_keys, Mapping) and all(type(dim) is int and dim > 0 for dim in obs_keys.values())
+        if not sizes or sum(obs_keys.values()) != config.obs_dim:
+            total = f"{sum(obs_keys.values())} entries" if sizes else "sizes that are no positive integers"
+            raise ConfigError(f"obs_keys {obs_keys} have {total}, but {told}.")
         images = {_span(config.obs_keys, image.key): image for image in config.images}
         names = {images[span].key: key for key in obs_keys if (span := _span(obs_keys, key)) in images}
         if len(names) < len(images):
             raise ConfigError(f"obs_keys {dict(obs_keys)} cut through images, but {told}: keep those whole.")
+        renamed = replace(
+            config,
+            obs_keys=dict(obs_keys),
+            images=tuple(replace(image, key=names[image.key]) for image in config.images),
+            quaternions=tuple(_moved(quaternion, config.obs_keys, obs_keys) for quaternion in config.quaternions),
+        )
+        return replace(self, config=renamed, tensors=self._cut(names, obs_keys))
+
+    def _cut(self, names: Mapping[str, str], obs_keys: Mapping[str, int]) -> dict[str, Tensor]:
+        """The tensors with images under new names, and the vectors' normalisation cut into the other keys."""
         tensors = {_renamed(name, names): value for name, value in self.tensors.items()}
-        vectors = [key for key in config.obs_keys if key not in names]
+        vectors = [key for key in self.config.obs_keys if key not in names]
         pieces = {key: dim for key, dim in obs_keys.items() if key not in names.values()}
-        for kind in ("scale", "offset"):
+        for kind in KINDS:
             parts = [tensors.pop(field_name(key, kind)) for key in vectors]
             whole = torch.cat(parts) if parts else torch.empty(0)
             cut = zip(pieces, whole.split(list(pieces.values())), strict=True)
             tensors |= {field_name(key, kind): piece for key, piece in cut}
-        renamed = tuple(replace(image, key=names[image.key]) for image in config.images)
-        return replace(self, config=replace(config, obs_keys=dict(obs_keys), images=renamed), tensors=tensors)
+        return tensors
 
     def _modules(self) -> nn.ModuleDict:
         """The networks and the normaliser that the configuration describes."""
@@ -113,6 +162,11 @@ class Checkpoint:
         found = self.tensors
         wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
         wrong += [f"{name} is not of this network" for name in found.keys() - expected.keys()]
+        wrong += [
+            f"{name} is of {found[name].dtype}, the config says {expected[name].dtype}"
+            for name in expected.keys() & found.keys()
+            if found[name].is_floating_point() != expected[name].is_floating_point() or found[name].is_complex()
+        ]
         wrong += [
             f"{name} is {tuple(found[name].shape)}, the config says {tuple(expected[name].shape)}"
             for name in expected.keys() & found.keys()
@@ -130,10 +184,25 @@ def _span(keys: Mapping[str, int], key: str) -> tuple[int, int]:
     return end - keys[key], end
 
 
+def _moved(quaternion: Quaternion, old: Mapping[str, int], new: Mapping[str, int]) -> Quaternion:
+    """The quaternion under the key that holds its four entries now."""
+    first = _span(old, quaternion.key)[0] + quaternion.first
+    for key in new:
+        start, end = _span(new, key)
+        if start <= first and first + SIZE <= end:
+            return replace(quaternion, key=key, first=first - start)
+    raise ConfigError(
+        f"obs_keys {dict(new)} cut through the quaternion of {quaternion.key!r} (entries {first} to {first + SIZE - 1} "
+        "of the observation), whose sign the policy makes steady: keep it whole."
+    )
+
+
 def _renamed(name: str, keys: Mapping[str, str]) -> str:
     """A tensor's name where observation keys have other names."""
     prefixes = {
-        f"{kind}.{old}.": f"{kind}.{new}." for kind in ("encoders", "normalizer.fields") for old, new in keys.items()
+        f"{kind}.{module_name(old)}.": f"{kind}.{module_name(new)}."
+        for kind in ("encoders", "normalizer.fields")
+        for old, new in keys.items()
     }
     found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
     return name if found is None else prefixes[found] + name.removeprefix(found)
@@ -166,13 +235,24 @@ def fingerprint(source: Path, windows: bool = False) -> str:
 
 
 def field_name(key: str, kind: str) -> str:
-    """The name of a normaliser's tensor."""
-    return f"normalizer.fields.{key}.{kind}"
+    """The name of a normaliser's tensor, `kind` one of `KINDS`."""
+    return f"{FIELDS}{module_name(key)}.{kind}"
 
 
-def affine_field(key: str, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
-    """The tensors that normalise `key` as y = x * scale + offset, both (D,)."""
-    return {
-        field_name(key, "scale"): scale.float().contiguous(),
-        field_name(key, "offset"): offset.float().contiguous(),
-    }
+def _field_of(name: str) -> str | None:
+    """The observation, or "action", whose normalisation the tensor is; None of a weight."""
+    return unquote(name.removeprefix(FIELDS).rpartition(".")[0]) if name.startswith(FIELDS) else None
+
+
+def affine_field(key: str, scale: Tensor, offset: Tensor, center: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors that normalise `key` as y = (x - center) * scale + offset, all (D,).
+
+    Where float32 loses nothing by it, the center becomes part of the offset, as in this package's own policies.
+    """
+    scale, offset = scale.double(), offset.double()
+    center = torch.zeros_like(scale) if center is None else center.double()
+    folded = (scale != 0) & ((center * scale).abs() <= FOLDED)
+    offset = torch.where(folded, offset - center * scale, offset)
+    center = torch.where(folded, 0.0, center)
+    values = {"center": center, "scale": scale, "offset": offset}
+    return {field_name(key, kind): value.float().contiguous() for kind, value in values.items()}

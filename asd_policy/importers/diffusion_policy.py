@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import torch
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
-from asd_policy.importers.checkpoint import Checkpoint, affine_field, field_name
+from asd_policy.importers.checkpoint import FIELDS, Checkpoint, affine_field, field_name
 from asd_policy.importers.files import TensorPool, entry
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
-from asd_policy.importers.restricted import LazyTensor, plain_config, read_restricted
-from asd_policy.importers.torch_file import TorchFile
-from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
+from asd_policy.importers.restricted import TensorReader, plain, read_restricted
+from asd_policy.importers.schedulers import read_scheduler
+from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers
+from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
+from asd_policy.importers.vision import encoder_prefix, encoder_tensors, image_field, image_key, visual_core
 from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
@@ -43,6 +47,8 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
 }
 """Policy -> the settings of its configuration that are supported."""
 
+ROTATION = "rotation_6d"
+ROBOMIMIC_TASKS = ("lift", "can", "square", "transport", "tool_hang")
 DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty: they carry a device
 
 
@@ -56,14 +62,25 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     file = TorchFile.open(path)
     payload = _unpickle_trusted(path) if trust_pickle else read_restricted(file)
     where = str(path)
-    cfg = plain_config(entry(payload, "cfg", where), where)
+    cfg = _plain_cfg(entry(payload, "cfg", where), where)
     _check_supported(cfg, where)
     name = "ema_model" if _value(cfg, "training.use_ema", where) else "model"
-    state: Mapping[str, Any] = entry(payload, f"state_dicts.{name}", where)
+    states = entry(payload, "state_dicts", where)
+    if name == "ema_model" and isinstance(states, Mapping) and name not in states:
+        raise CheckpointError(f"{where} was trained with averaged weights (training.use_ema), but holds none.")
+    state = TensorReader(file).read_all(entry(states, name, f"{where}: state_dicts"))
     images = _images(cfg, where)
-    taken = _take_tensors(TensorPool(state, f"{where} ({name})"), [*images] or ["obs"])
-    tensors = {key: value.read(file) if isinstance(value, LazyTensor) else value for key, value in taken.items()}
+    tensors = _take_tensors(TensorPool(state, f"{where} ({name})"), [*images] or ["obs"])
     return _checkpoint(path, cfg, tensors, {key: shape for key, shape in images.items() if shape})
+
+
+def _plain_cfg(cfg: Any, where: str) -> Any:
+    """The configuration as plain values; in a trusted file it is OmegaConf's own."""
+    if hasattr(cfg, "_content"):
+        from omegaconf import OmegaConf
+
+        cfg = OmegaConf.to_container(cfg, resolve=False)
+    return plain(cfg, f"{where}: cfg")
 
 
 def _check_supported(cfg: Any, where: str) -> None:
@@ -141,22 +158,24 @@ def _checkpoint(
     where = str(path)
     sizes = _sizes(cfg, _below("model.", tensors), where)
     encoders = {
-        key: visual_core(_below(f"encoders.{key}.", tensors), f"{where}: the encoder of {key}") for key in image_shapes
+        key: visual_core(_below(encoder_prefix(key), tensors), f"{where}: the encoder of {key}") for key in image_shapes
     }
     images = {key: _image(key, image_shapes[key], encoder, cfg, where) for key, encoder in encoders.items()}
-    policy, task = _value(cfg, "policy", where), cfg.get("task", {})
-    absolute = bool(task.get("abs_action", False))
+    policy, task = _value(cfg, "policy", where), cfg.get("task") or {}
     name = str(task.get("task_name", task.get("name", "unknown")))
-    env = env_id(name, "world" if absolute else None)
+    absolute = _flag(task, "abs_action", where)
+    poses = absolute and _has_rotations(task, name, where)
+    env = env_id(name, "world" if poses else None) if poses or not absolute else name
     scheduler, notes = _scheduler(policy, where)
     native = {f"model.{name}": value for name, value in _below("model.", tensors).items()}
     for key, encoder in encoders.items():
         native |= encoder_tensors(key, encoder)
-    affines = _affines(tensors)
-    for field, affine in affines.items():
-        native |= affine_field(field, *(image_field(*affine, image_shapes[field][0]) if field in images else affine))
-    obs_keys = {key: images[key][1] if key in images else len(scale) for key, (scale, _) in affines.items()}
-    del obs_keys["action"]
+    found = _statistics(tensors, where)
+    for field, values in found.items():
+        native |= affine_field(field, *(image_field(values, image_shapes[field][0]) if field in images else values))
+    obs_keys = {
+        key: images[key][1] if key in images else len(values.scale) for key, values in found.items() if key != "action"
+    }
     config = PolicyConfig(
         env_id=env,
         obs_keys=obs_keys,
@@ -167,10 +186,12 @@ def _checkpoint(
         action_bound=robots.action_bound(env),
         network=sizes.network,
         scheduler=scheduler,
-        action_parts=_action_parts(absolute, sizes.action_dim, where),
+        action_parts=_action_parts(sizes.action_dim, where) if poses else (),
         images=tuple(image for image, _ in images.values()),
     )
-    notes += robots.pose_notes(env, OLD_ROBOSUITE) if absolute else ()
+    notes += robots.version_notes(env, OLD_ROBOSUITE)
+    if poses and env == name:
+        notes += (robots.POSES_ELSEWHERE,)
     checkpoint = Checkpoint(path, FORMAT, config, native, notes)
     keys = task.get("obs_keys") if "obs" in obs_keys else None
     return checkpoint.with_obs_keys(robots.split_observation(keys, obs_keys["obs"], where)) if keys else checkpoint
@@ -181,44 +202,77 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _affines(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Scale and offset of each field of the normaliser, in their order."""
-    names = [name.removesuffix(".scale") for name in _below("normalizer.fields.", tensors) if name.endswith(".scale")]
-    return {name: (tensors[field_name(name, "scale")], tensors[field_name(name, "offset")]) for name in names}
+def _statistics(tensors: Mapping[str, Tensor], where: str) -> dict[str, Statistics]:
+    """How each field is normalised, in their order: x * scale + offset, and actions (x - offset) / scale."""
+    found = {}
+    for name, scale in _below(FIELDS, tensors).items():
+        key, _, kind = name.rpartition(".")
+        if kind != "scale":
+            continue
+        field = unquote(key)
+        offset = tensors[f"{FIELDS}{key}.offset"]
+        if scale.ndim > 1 or scale.shape != offset.shape:
+            shapes = f"{tuple(scale.shape)} and {tuple(offset.shape)}"
+            raise CheckpointError(f"{where}: the normalisation of {field!r} has shapes {shapes}; expected vectors.")
+        scale, offset = numbers(scale, field, where), numbers(offset, field, where)
+        check_finite({"scale": scale, "offset": offset}, field, where)
+        check_spread(scale, "scale", field, where, may_be_zero=field != "action")
+        found[field] = Statistics(scale, offset, torch.zeros_like(scale))
+    return found
 
 
 def _scheduler(policy: Mapping[str, Any], where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
-    values = dict(_value(policy, "noise_scheduler", where))
-    name = str(values.pop("_target_", "")).rpartition(".")[2]
-    known = {field.name for field in fields(SchedulerConfig)}
-    ignored = {"set_alpha_to_one", "steps_offset"} if "DDIM" in name else set()
-    if not name.startswith(("DDPM", "DDIM")) or values.keys() - known - ignored:
-        raise CheckpointError(f"{where}: scheduler {name} with {sorted(values.keys() - known)} is not supported.")
-    defaults = {"beta_schedule": "linear", "num_train_timesteps": 1000}  # diffusers', not ours
-    scheduler = SchedulerConfig(**(defaults | {key: value for key, value in values.items() if key in known}))
-    notes = robots.scheduler_notes(name, policy.get("num_inference_steps"), scheduler.num_train_timesteps)
-    return scheduler, notes
+    settings = _value(policy, "noise_scheduler", where)
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{where}: its noise_scheduler is {type(settings).__name__}; expected settings.")
+    values = {key: _value(settings, (key,), where) for key in settings if key != "_target_"}
+    name = str(settings.get("_target_", "")).rpartition(".")[2]
+    steps = _value(policy, "num_inference_steps", where) if "num_inference_steps" in policy else None
+    return read_scheduler(name, values, steps, where)
 
 
-def _action_parts(absolute: bool, dim: int, where: str) -> tuple[ActionPart, ...]:
-    if not absolute:
-        return ()
+def _flag(settings: Mapping[str, Any], name: str, where: str) -> bool:
+    """A setting that is true or false, and false where it is missing."""
+    value = _value(settings, (name,), where) if name in settings else False
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{where}: {name} is {value!r:.200}; expected true or false.")
+    return bool(value)
+
+
+def _has_rotations(task: Mapping[str, Any], name: str, where: str) -> bool:
+    """Whether absolute actions are poses with rotations of six numbers, as of real-stanford's robomimic tasks.
+
+    Its other tasks with absolute actions (kitchen, block pushing) take joints or positions. What runs the task and
+    reads its data tells; in a configuration without either, the name does.
+    """
+    runner, dataset = (task.get(part) or {} for part in ("env_runner", "dataset"))
+    representation = dataset.get("rotation_rep", ROTATION)
+    targets = [str(part["_target_"]) for part in (runner, dataset) if "_target_" in part]
+    poses = any("robomimic" in target.lower() for target in targets) if targets else name in ROBOMIMIC_TASKS
+    if poses and representation != ROTATION:
+        raise CheckpointError(f"{where}: rotations are {representation!r:.100}, which is not supported but {ROTATION}.")
+    return poses
+
+
+def _action_parts(dim: int, where: str) -> tuple[ActionPart, ...]:
     if dim % POSE_ARM_DIM:
-        raise CheckpointError(f"{where}: absolute actions of {dim} entries; expected {POSE_ARM_DIM} per arm.")
+        raise CheckpointError(f"{where}: absolute poses of {dim} entries; expected {POSE_ARM_DIM} per arm.")
     return POSE_ARM * (dim // POSE_ARM_DIM)
 
 
-def _value(cfg: Any, path: str, where: str) -> Any:
+def _value(cfg: Any, path: str | tuple[str, ...], where: str) -> Any:
     """An entry of the configuration that is no interpolation: those are code, and are not evaluated."""
     value = entry(cfg, path, where)
     if isinstance(value, str) and "${" in value:
-        raise CheckpointError(f"{where}: {path} is the unresolved {value!r}; such strings are never evaluated here.")
+        name = path if isinstance(path, str) else ".".join(path)
+        raise CheckpointError(
+            f"{where}: {name} is the unresolved {value[:200]!r}; such strings are never evaluated here."
+        )
     return value
 
 
 def _unpickle_trusted(path: Path) -> Any:
     """Run the pickle, with whatever code is in it."""
     import dill
-    import torch
 
-    return torch.load(path, map_location="cpu", pickle_module=dill, weights_only=False)
+    return unpickle_trusted(path, dill)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,30 +17,39 @@ from asd_policy.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
+WRAPPERS = ("module", "_orig_mod")
+KEYED = ("fields", "params_dict", "obs_nets", "encoders")
+"""Modules whose children are called as the observations are."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, or CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"Cannot read the weights {path}: there is no such file.")
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"Cannot read the weights {path}: {error}. Is the file complete?") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or CheckpointError."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if not path.is_file():
+            raise CheckpointError(f"Cannot read {path}: there is no such file.")
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_JSON_BYTES} allowed.")
-        return json_object(path.read_text(), str(path))
+        return json_object(data.decode(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from error
 
 
 def json_object(text: Any, where: str) -> dict[str, Any]:
-    """A JSON object from a string, or CheckpointError."""
+    """A JSON object from a string, all of its numbers finite and no name in it twice, or CheckpointError."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} holds no JSON: {error}") from error
     if not isinstance(data, dict):
@@ -46,28 +57,59 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
     return data
 
 
-def entry(data: Any, path: str, where: str) -> Any:
-    """`data["a"]["b"]` for the path "a.b", or CheckpointError naming what is missing."""
-    for depth, key in enumerate(path.split(".")):
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} is not finite")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return data
+
+
+def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
+    """`data["a"]["b"]` for the path "a.b" or ("a", "b"), or CheckpointError naming what is missing."""
+    keys = tuple(path.split(".")) if isinstance(path, str) else path
+    for depth, key in enumerate(keys):
         if not isinstance(data, Mapping) or key not in data:
             known = ", ".join(map(str, list(data)[:20])) if isinstance(data, Mapping) else type(data).__name__
-            missing = ".".join(path.split(".")[: depth + 1])
+            missing = ".".join(keys[: depth + 1])
             raise CheckpointError(
-                f"{where} lacks {missing!r}, so it is no file of the version read here; it has {known}."
+                f"{where} lacks {missing!r}, so it is no file of the version read here; it has {known:.1000}."
             )
         data = data[key]
     return data
 
 
-class TensorPool:
-    """A file's tensors, each to be taken once: what is left over in the end is an error, not a silence."""
+def unwrapped(name: str) -> str:
+    """A tensor's name without the modules that torch.compile and data-parallel training wrap around others."""
+    parts = name.split(".")
+    kept = [part for before, part in zip(["", *parts], parts, strict=False) if part not in WRAPPERS or before in KEYED]
+    return ".".join(kept)
 
-    def __init__(self, tensors: Mapping[str, Any], where: str):
+
+class TensorPool:
+    """A file's tensors, each to be taken once: what is left over in the end is an error, not a silence.
+
+    Their names are those of the plain modules, without the wrappers of `WRAPPERS`.
+    """
+
+    def __init__(self, tensors: Any, where: str):
+        if not isinstance(tensors, Mapping):
+            raise CheckpointError(f"{where} holds no tensors by name but {type(tensors).__name__}.")
         self._left: dict[str, Any] = {}
         for name, value in tensors.items():
-            if not isinstance(value, Tensor) and not hasattr(value, "shape"):
+            if not isinstance(name, str) or (not isinstance(value, Tensor) and not hasattr(value, "shape")):
                 raise CheckpointError(f"{where}: {name} is no tensor but {type(value).__name__}.")
-            self._left[name] = value
+            plain = unwrapped(name)
+            if plain in self._left:
+                raise CheckpointError(f"{where} holds {plain} twice, once as {name}.")
+            self._left[plain] = value
         self._where = where
 
     def take(self, name: str) -> Any:

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
-from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from asd_policy.errors import AsdPolicyError, CheckpointError
+from asd_policy.importers.checkpoint import CONFIG, Checkpoint
 from asd_policy.importers.registry import read_checkpoint
 from asd_policy.policies.diffusion import DiffusionPolicy
+
+PATTERNS = ("*.json", "*.safetensors")
+"""Files of a policy in a repository of this package's or lerobot's: processors, and averaged weights in a folder."""
+
+OTHERS = ("checkpoints/*", "training_state/*", "optimizer*")
+"""What training leaves in such repositories besides."""
 
 CARD = """---
 {metadata}
@@ -70,10 +77,26 @@ class PretrainedPolicy(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> PretrainedPolicy:
-        """From a folder, or from the hub, of which no other files are taken."""
+        """From a folder, or from the hub, of which the files of `PATTERNS` are taken."""
         folder = Path(model_id)
         if not folder.is_dir():
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             known = {name: options[name] for name in names if name in options}
-            folder = Path(snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **known))
+            folder = Path(
+                snapshot_download(model_id, allow_patterns=list(PATTERNS), ignore_patterns=list(OTHERS), **known)
+            )
         return cls(read_checkpoint(folder))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> PretrainedPolicy:
+        """See `ModelHubMixin.from_pretrained`, which reads `config.json` by itself before.
+
+        Raises:
+            CheckpointError: also if that is no JSON object.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except AsdPolicyError:
+            raise
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{args[0] if args else kwargs}: its {CONFIG} cannot be read: {error}") from error

@@ -6,18 +6,21 @@ The normalisation lies in the state files of the processors, or, in older folder
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
-from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, read_json, read_safetensors
 from asd_policy.importers.network_sizes import check_claims, unet_sizes
+from asd_policy.importers.schedulers import read_scheduler
+from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, rgb_encoder
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
@@ -39,6 +42,9 @@ RENAMES = (
 )
 BOUNDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 DEFAULT_EPS = 1e-8
+AVERAGED = "pretrained_model_ema"
+"""The folder of averaged weights, beside that of the others or in it."""
+
 CLAIMS = {
     "down_dims": "down_dims",
     "kernel_size": "kernel_size",
@@ -48,6 +54,24 @@ CLAIMS = {
 
 Stats = dict[str, Tensor]
 """Statistics of one feature by name: min, max, mean, std, q01 ..."""
+
+
+class Normalisation(NamedTuple):
+    """How a folder normalises its features.
+
+    Attributes:
+        stats: of each feature.
+        eps: of the way in.
+        legacy: the formulas are those of lerobot before processors, which add eps to every range.
+        observed: the observations that are normalised; None for all of them.
+        modes: normalisation by type of feature as the processors tell it; nothing where there are none.
+    """
+
+    stats: dict[str, Stats]
+    eps: float = DEFAULT_EPS
+    legacy: bool = False
+    observed: tuple[str, ...] | None = None
+    modes: tuple[Mapping[str, str], ...] = ()
 
 
 def read(path: Path) -> Checkpoint:
@@ -63,30 +87,35 @@ def read(path: Path) -> Checkpoint:
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
     shapes = {name: _shape(feature, name, where) for name, feature in features.items()}
     weights = read_safetensors(path / WEIGHTS)
-    pool = TensorPool({name.replace("._orig_mod", ""): value for name, value in weights.items()}, where)
+    pool = TensorPool(weights, where)
     network = {_renamed(name): value for name, value in pool.take_all("diffusion.unet.").items()}
     encoders = _encoders(pool, config, [name for name, shape in shapes.items() if len(shape) == 3], where)
-    stats, eps = _legacy_stats(pool, shapes) or _processor_stats(path, shapes)
+    found = _legacy_stats(pool, shapes) or _processor_stats(path, shapes)
     pool.finish()
-    normaliser = _normaliser(config, features, stats, eps, where)
-    return _checkpoint(path, config, shapes, network, encoders, normaliser)
+    normaliser = _normaliser(config, features, found, where)
+    checkpoint = _checkpoint(path, config, shapes, network, encoders, normaliser)
+    return replace(checkpoint, notes=checkpoint.notes + _notes(path, config, found))
 
 
 def _shape(feature: Any, name: str, where: str) -> tuple[int, ...]:
     """(D,), of an image (C, H, W)."""
     shape, kind = entry(feature, "shape", f"{where}: {name}"), entry(feature, "type", f"{where}: {name}")
     image = kind == "VISUAL"
-    if len(shape) != (3 if image else 1) or not (name.startswith(IMAGES) if image else name in (*KEYS, "action")):
+    sizes = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    named = name.startswith(IMAGES) if image else name in (*KEYS, "action")
+    if not sizes or not named or len(shape) != (3 if image else 1):
         raise CheckpointError(
-            f"{where}: feature {name!r} is of type {kind} and shape {shape}; expected vectors {', '.join(KEYS)} and "
-            f"action, and images {IMAGES}s.NAME of shape (C, H, W)."
+            f"{where}: feature {name!r} is of type {kind!s:.100} and shape {shape!s:.100}; expected vectors "
+            f"{', '.join(KEYS)} and action, and images {IMAGES}s.NAME of shape (C, H, W)."
         )
     return tuple(shape)
 
 
-def _name(feature: str) -> str:
-    """The observation's name here."""
-    return KEYS.get(feature, feature.rpartition(".")[2])
+def _names(features: Iterable[str]) -> dict[str, str]:
+    """lerobot's names -> the observations' names here: an image is called by its last part, if that is its own."""
+    last = {name: KEYS.get(name, name.rpartition(".")[2]) for name in features}
+    counts = Counter(last.values())
+    return {name: short if counts[short] == 1 else name for name, short in last.items()}
 
 
 def _encoders(
@@ -101,7 +130,7 @@ def _encoders(
 
 
 def _image(
-    name: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
+    key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
 ) -> tuple[ImageKey, int]:
     """The image and the number of its features."""
     channels, height, width = shape
@@ -111,7 +140,7 @@ def _image(
         crop = [int(size * ratio) for size in resize] if ratio < 1 else None
     place = central_crop(resize or (height, width), crop, round) if crop else ()
     backbone = entry(config, "vision_backbone", where)
-    return image_key(_name(name), (channels, height, width), encoder, where, place, tuple(resize or ()), backbone)
+    return image_key(key, (channels, height, width), encoder, where, place, tuple(resize or ()), backbone)
 
 
 def _renamed(name: str) -> str:
@@ -121,31 +150,35 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _legacy_stats(pool: TensorPool, features: Iterable[str]) -> tuple[dict[str, Stats], float] | None:
+def _legacy_stats(pool: TensorPool, features: Iterable[str]) -> Normalisation | None:
     """Statistics from buffers beside the weights; None if there are none."""
     stats: dict[str, Stats] = {}
     for name in features:
         group = "unnormalize_outputs" if name == "action" else "normalize_inputs"
         stats[name] = pool.take_all(f"{group}.buffer_{name.replace('.', '_')}.")
         pool.take_all(f"normalize_targets.buffer_{name.replace('.', '_')}.")  # of the training loss: the action's again
-    return (stats, DEFAULT_EPS) if any(stats.values()) else None
+    return Normalisation(stats, legacy=True) if any(stats.values()) else None
 
 
-def _processor_stats(path: Path, features: Iterable[str]) -> tuple[dict[str, Stats], float]:
+def _processor_stats(path: Path, features: Iterable[str]) -> Normalisation:
     """Statistics from the processors' state files: inputs from the first pipeline, the action from the second."""
-    before, eps = _step_stats(path, "policy_preprocessor.json", "normalizer_processor")
-    after, _ = _step_stats(path, "policy_postprocessor.json", "unnormalizer_processor")
+    before, settings = _step_stats(path, "policy_preprocessor.json", "normalizer_processor")
+    after, others = _step_stats(path, "policy_postprocessor.json", "unnormalizer_processor")
     stats: dict[str, Stats] = {name: {} for name in features}
     for name in stats:
         for key, value in (after if name == "action" else before).items():
             feature, _, statistic = key.rpartition(".")
             if feature == name:
                 stats[name][statistic] = value
-    return stats, eps
+    eps, observed = settings.get("eps", DEFAULT_EPS), settings.get("normalize_observation_keys")
+    if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
+        raise CheckpointError(f"{path}: the normaliser's eps is {eps!s:.100}; expected a number between 0 and 1.")
+    modes = tuple(step.get("norm_map") or {} for step in (settings, others))
+    return Normalisation(stats, eps, observed=None if observed is None else tuple(observed), modes=modes)
 
 
-def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Tensor], float]:
-    """The tensors in the state file of a pipeline's step, and its epsilon."""
+def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in the state file of a pipeline's step, and its settings."""
     if not (path / pipeline).is_file():
         raise CheckpointError(
             f"{path} has neither {pipeline} nor normalisation buffers in its weights. Without normalisation the policy "
@@ -158,53 +191,75 @@ def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Te
         raise CheckpointError(f"{where} has {len(found)} steps {step_name!r}; expected one.")
     file = entry(found[0], "state_file", where)
     if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-        raise CheckpointError(f"{where} names the state file {file!r}; expected a name in its own folder.")
-    return read_safetensors(path / file), float(found[0].get("config", {}).get("eps", DEFAULT_EPS))
+        raise CheckpointError(f"{where} names the state file {file!s:.200}; expected a name in its own folder.")
+    return read_safetensors(path / file), found[0].get("config") or {}
 
 
 def _normaliser(
-    config: dict[str, Any], features: Mapping[str, Any], stats: Mapping[str, Stats], eps: float, where: str
+    config: dict[str, Any], features: Mapping[str, Any], found: Normalisation, where: str
 ) -> dict[str, Tensor]:
     """The normalisation of each feature under its name here."""
     modes = entry(config, "normalization_mapping", where)
+    names = _names(features)
     tensors: dict[str, Tensor] = {}
     for name, feature in features.items():
         # A feature whose type has no mode is left as it is, by lerobot too.
         mode = modes.get(feature["type"], "IDENTITY")
-        try:
-            affine = _affine(mode, stats[name], feature["shape"][0], eps, is_action=name == "action")
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{where}: cannot normalise {name} by {mode} with {sorted(stats[name])}.") from error
+        if name != "action" and found.observed is not None and name not in found.observed:
+            mode = "IDENTITY"
+        statistics = _statistics(name, mode, feature["shape"][0], found, where)
         if len(feature["shape"]) == 3:
-            affine = image_field(*affine, feature["shape"][0])
-        tensors |= affine_field(_name(name), *affine)
+            statistics = image_field(statistics, feature["shape"][0])
+        tensors |= affine_field(names[name], *statistics)
     return tensors
 
 
-def _affine(mode: str, stats: Stats, dim: int, eps: float, is_action: bool) -> tuple[Tensor, Tensor]:
-    """lerobot's normalisation as y = x * scale + offset, each (D,) float64.
+def _statistics(name: str, mode: Any, dim: int, found: Normalisation, where: str) -> Statistics:
+    """lerobot's normalisation of a feature, each (D,) float64.
 
-    Raises:
-        KeyError: on an unknown mode, or statistics that are missing.
-        ValueError: on statistics of another shape.
+    On the way in its ranges of zero are eps, and deviations are added to it. What never moved is therefore stretched
+    by up to 2 / eps wherever it moves after all. On the way out an action of deviation zero is its mean.
     """
     if mode == "IDENTITY":
-        return torch.ones(dim), torch.zeros(dim)
-    names = ("mean", "std") if mode == "MEAN_STD" else BOUNDS[mode]
-    first, second = (stats[name].double() for name in names)
-    if first.shape == (dim, 1, 1):  # of an image
-        first, second = first.flatten(), second.flatten()
-    if first.shape != (dim,) or second.shape != (dim,):
-        raise ValueError(f"{names} have shapes {tuple(first.shape)}, {tuple(second.shape)}")
+        return Statistics.identity(dim)
+    stats, is_action = found.stats[name], name == "action"
+    kinds = ("mean", "std") if mode == "MEAN_STD" else BOUNDS.get(mode, ()) if isinstance(mode, str) else ()
+    if not kinds or not set(kinds) <= stats.keys():
+        raise CheckpointError(f"{where}: cannot normalise {name} by {mode!s:.100} with {sorted(stats)}.")
+    values = {kind: _vector(stats[kind], dim, name, where) for kind in kinds}
+    check_finite(values, name, where)
+    first, second = values.values()
     if mode == "MEAN_STD":
-        spread = second if is_action else second + eps  # lerobot adds it on the way in only
-        return 1 / spread, -first / spread
-    still = second == first
-    scale = 2 / torch.where(still, eps, second - first)
-    if is_action:
-        return scale, -1 - first * scale
-    # What never moved is stretched by 2e8 in lerobot, and is -1 wherever it keeps its value. Here it is always -1.
-    return torch.where(still, 0.0, scale), torch.where(still, -1.0, -1 - first * scale)
+        check_spread(second, "std", name, where, may_be_zero=True)
+        scale = reciprocal(second) if is_action else 1 / (second + found.eps)
+        return Statistics(scale, torch.zeros(dim), first)
+    spread = second - first
+    check_spread(spread, " - ".join(reversed(kinds)), name, where, may_be_zero=True)
+    if not found.legacy:
+        spread = torch.where(spread == 0, found.eps, spread)
+    elif not is_action:
+        spread = spread + found.eps
+    return Statistics(2 * reciprocal(spread), -torch.ones(dim), first)
+
+
+def _vector(value: Tensor, dim: int, feature: str, where: str) -> Tensor:
+    """A statistic (D,), of an image (D, 1, 1), as (D,) float64."""
+    if tuple(value.shape) not in ((dim,), (dim, 1, 1)):
+        raise CheckpointError(f"{where}: statistics of {feature} have shape {tuple(value.shape)}; expected ({dim},).")
+    return numbers(value, feature, where).flatten()
+
+
+def _notes(path: Path, config: dict[str, Any], found: Normalisation) -> tuple[str, ...]:
+    """What lerobot does otherwise with the folder, or has in another one."""
+    modes = config["normalization_mapping"]
+    told = {kind: mode for others in found.modes for kind, mode in others.items() if modes.get(kind, mode) != mode}
+    notes: tuple[str, ...] = ()
+    if told:
+        notes += (f"{CONFIG} normalises by {modes}, the processors by {told}, as lerobot does; {CONFIG} is followed.",)
+    averaged = next((folder for folder in (path / AVERAGED, path.parent / AVERAGED) if folder.is_dir()), None)
+    if averaged is not None and path.name != AVERAGED:
+        notes += (f"The averaged weights lie in {averaged}; pass that folder to load them.",)
+    return notes
 
 
 def _checkpoint(
@@ -216,7 +271,8 @@ def _checkpoint(
     normaliser: dict[str, Tensor],
 ) -> Checkpoint:
     where = str(path)
-    images = {name: _image(name, shapes[name], encoder, config, where) for name, encoder in encoders.items()}
+    names = _names(shapes)
+    images = {name: _image(names[name], shapes[name], encoder, config, where) for name, encoder in encoders.items()}
     state, environment = ({KEYS[name]: shapes[name][0]} if name in shapes else {} for name in KEYS)
     sizes = unet_sizes(network, entry(config, "n_groups", where), where)
     check_claims(sizes.network, {ours: entry(config, theirs, where) for theirs, ours in CLAIMS.items()}, where)
@@ -237,16 +293,14 @@ def _checkpoint(
     )
     tensors = {f"model.{name}": value for name, value in network.items()} | normaliser
     for name, encoder in encoders.items():
-        tensors |= encoder_tensors(_name(name), encoder)
+        tensors |= encoder_tensors(names[name], encoder)
     checkpoint = Checkpoint(path, FORMAT, policy, tensors, notes)
     return checkpoint.with_obs_keys(sidecar["obs_keys"]) if "obs_keys" in sidecar else checkpoint
 
 
 def _scheduler(config: dict[str, Any], where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
+    """The scheduler with the settings that lerobot hands to diffusers; it looks at no others."""
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample")
     values = {name: entry(config, name, where) for name in (*names, "clip_sample_range")}
     kind, steps = entry(config, "noise_scheduler_type", where), entry(config, "num_inference_steps", where)
-    scheduler = SchedulerConfig(**values)
-    return scheduler, robots.scheduler_notes(
-        kind, steps or scheduler.num_train_timesteps, scheduler.num_train_timesteps
-    )
+    return read_scheduler(kind, values, steps, where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +79,15 @@ def read_checkpoint(
     options = {"trust_pickle": trust_pickle} if name in PICKLED else {}
     try:
         checkpoint = FORMATS[name](path, **options)
+        checkpoint.check_values()
     except (CheckpointError, ConfigError):
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         # Values of the wrong type deep inside a stranger's file: what they break does not matter.
-        raise CheckpointError(f"{path} looks like {name}, but cannot be understood: {error!r}.") from error
+        raise CheckpointError(f"{path} looks like {name}, but cannot be understood: {error!r:.300}.") from error
     if obs_keys is not None:
         checkpoint = checkpoint.with_obs_keys(obs_keys)
-    return checkpoint if env_id is None else replace(checkpoint, config=replace(checkpoint.config, env_id=env_id))
+    return checkpoint if env_id is None else checkpoint.with_env_id(env_id)
 
 
 def load_policy(

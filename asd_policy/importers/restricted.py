@@ -1,25 +1,23 @@
 """A reader of torch pickles that can build tensors, containers and OmegaConf nodes, and nothing else.
 
-Every global that a pickle names is looked up in a table of harmless stand-ins made for this one file. Tensors stay
-descriptions of where their numbers lie until `LazyTensor.read` is called: what is not used (an optimizer) is not read.
+It runs the pickle's operations itself, each in bounded time: no global is imported, no function of the file's choice
+is called, nothing is copied, and nothing deeper than a flat tuple is hashed. A global becomes a `Name`; the few that
+may be called are in `CALLS`. Tensors stay descriptions of where their numbers lie until `TensorReader` reads them: what
+is not used (an optimizer) is not read.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError, UnsafeFileError
-from asd_policy.importers.torch_file import MAX_PICKLE_BYTES, TorchFile
+from asd_policy.importers.torch_file import TorchFile
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -33,7 +31,7 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-OMEGACONF = {
+NODES = {
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
     "omegaconf.base": ("ContainerMetadata", "Metadata"),
@@ -41,15 +39,32 @@ OMEGACONF = {
         "AnyNode", "BooleanNode", "BytesNode", "FloatNode", "IntegerNode", "PathNode", "StringNode",
     ),
 }  # fmt: skip
-TYPE_NAMES = ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")
+NAMES = {
+    "builtins": ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple"),
+    "typing": ("Any",),
+    "torch": (*DTYPES, "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+}
+"""Globals that a pickle may mention."""
+
+MAX_BITS, MAX_KEY, MAX_DIMS = 128, 8, 16
+MAX_DEPTH, MAX_VALUES = 100, 200_000
 
 
 class Node:
     """What stands in for an OmegaConf node: its attributes, and no behaviour."""
 
+    def __init__(self) -> None:
+        self.state: Any = {}
 
-@dataclass(frozen=True)
-class Storage:
+
+class Name(NamedTuple):
+    """A global that the pickle mentions, or what one made that nobody needs."""
+
+    module: str
+    name: str
+
+
+class Storage(NamedTuple):
     """Numbers in a record of the file."""
 
     record: str
@@ -57,7 +72,7 @@ class Storage:
     numel: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LazyTensor:
     """A tensor that is still in its file."""
 
@@ -66,22 +81,54 @@ class LazyTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def read(self, file: TorchFile) -> Tensor:
-        """The tensor itself.
+    @classmethod
+    def of(cls, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> LazyTensor:
+        """Checks what the file says.
 
         Raises:
-            CheckpointError: if its shape does not fit into its record.
+            ValueError: if that describes no tensor.
         """
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        sizes = (self.offset, *self.shape, *self.stride)
-        fits = min(sizes) >= 0 and math.prod(self.shape) <= self.storage.numel and last < self.storage.numel
-        raw = file.record(f"data/{self.storage.record}")
-        if (math.prod(self.shape) and not fits) or len(raw) != self.storage.numel * self.storage.dtype.itemsize:
-            raise CheckpointError(f"{file.path}: a tensor of shape {self.shape} does not fit its {len(raw)} bytes.")
-        if not math.prod(self.shape):
-            return torch.empty(self.shape, dtype=self.storage.dtype)
-        flat = torch.frombuffer(bytearray(raw), dtype=self.storage.dtype)
-        return flat.as_strided(self.shape, self.stride, self.offset).contiguous()
+        sizes = (shape, stride)
+        right = isinstance(storage, Storage) and all(isinstance(x, tuple) and len(x) <= MAX_DIMS for x in sizes)
+        if not right or len(shape) != len(stride) or not all(_is_count(x) for x in (offset, *shape, *stride)):
+            raise ValueError("a tensor of no storage, or with sizes that are no sizes")
+        return cls(storage, offset, shape, stride)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def _new_dict() -> dict[Any, Any]:
+    """Without arguments: a list of pairs would be hashed and copied."""
+    return {}
+
+
+CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): LazyTensor.of,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("torch", "Size"): lambda sizes=(): sizes,
+    ("torch", "device"): lambda *_: Name("torch", "device"),
+    ("collections", "OrderedDict"): _new_dict,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("collections", "Counter"): lambda counts=None: counts,
+    ("builtins", "set"): lambda values=(): values,
+    ("_codecs", "encode"): lambda *_: Name("builtins", "bytes"),
+    ("dill._dill", "_load_type"): lambda *_: Name("dill", "type"),
+    ("numpy", "dtype"): lambda *_: Name("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
+    ("numpy._core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
+}
+"""Globals that a pickle may call, and what it gets. None of them takes longer for larger arguments."""
+
+ALLOWED = {
+    *CALLS,
+    *((module, name) for table in (NODES, NAMES) for module, names in table.items() for name in names),
+}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def read_restricted(file: TorchFile) -> Any:
@@ -91,102 +138,221 @@ def read_restricted(file: TorchFile) -> Any:
         UnsafeFileError: naming the first thing it wants to build or call that is not allowed.
         CheckpointError: if the pickle is damaged.
     """
-    file.strings()  # refuses memory bombs
+    machine = _Machine(file)
     try:
-        return _Unpickler(file).load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # a hostile pickle can fail in any way; it has called nothing but stand-ins
-        raise CheckpointError(f"{file.path}: its pickle is damaged: {error!r}. Is the file complete?") from error
+        for operation, argument in file.operations():
+            if operation == "STOP":
+                return machine.pop()
+            machine.step(operation, argument)
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file.path}: its pickle is damaged: {error!r:.300}. Is the file complete?") from error
+    raise CheckpointError(f"{file.path}: its pickle does not end. Is the file complete?")
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: TorchFile):
-        super().__init__(io.BytesIO(file.record("data.pkl", MAX_PICKLE_BYTES)))
+class _Machine:
+    """The stack machine that a pickle is a program of."""
+
+    def __init__(self, file: TorchFile) -> None:
         self._path = file.path
-        self._globals = _stand_ins()
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._globals:
-            raise UnsafeFileError(self._path, f"{module}.{name}")
-        return self._globals[module, name]
+    def step(self, operation: str, argument: Any) -> None:
+        """Run one operation."""
+        stack = self._stack
+        if operation in VALUES:
+            if type(argument) is int and argument.bit_length() > MAX_BITS:
+                raise ValueError(f"an integer of {argument.bit_length()} bits")
+            stack.append(argument)
+        elif operation in CONSTANTS:
+            stack.append(CONSTANTS[operation]())
+        elif operation in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(self._memo[int(argument)])
+        elif operation in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            self._memo[len(self._memo) if argument is None else int(argument)] = stack[-1]
+        elif operation == "POP":
+            self.pop()
+        elif operation == "MARK":
+            self._marks.append(len(stack))
+        elif operation in TUPLES:
+            stack.append(tuple(self._take(TUPLES[operation])))
+        elif operation not in ("PROTO", "FRAME"):
+            self._build(operation, argument)
 
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, dtype, record, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(numel, int):
-            raise CheckpointError(f"{self._path}: unknown storage {kind!r} of {dtype!r}.")
-        return Storage(str(record), dtype, numel)
+    def pop(self) -> Any:
+        """The uppermost value above the last mark."""
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise IndexError("it takes a value that is not there")
+        return self._stack.pop()
+
+    def _take(self, count: int | None) -> list[Any]:
+        """The uppermost values in their order; without a count all above the last mark, which goes too."""
+        if count is not None:
+            return [self.pop() for _ in range(count)][::-1]
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
+        return values
+
+    def _build(self, operation: str, argument: Any) -> None:
+        """Operations that make objects or change them."""
+        if operation in ("GLOBAL", "STACK_GLOBAL"):
+            module, name = self._take(2) if argument is None else argument.split(" ", 1)
+            self._stack.append(self._named(module, name))
+        elif operation in ("APPEND", "APPENDS"):
+            values = self._take(1 if operation == "APPEND" else None)
+            self._top(list).extend(values)
+        elif operation in ("SETITEM", "SETITEMS"):
+            values = self._take(2 if operation == "SETITEM" else None)
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                self._top(dict)[_key(key)] = value
+        elif operation == "REDUCE":
+            called, arguments = self._take(2)
+            if not isinstance(called, Name) or not isinstance(arguments, tuple):
+                raise TypeError(f"a call of {type(called).__name__}")
+            self._stack.append(CALLS[called](*arguments))
+        elif operation == "NEWOBJ":
+            made, _ = self._take(2)
+            if not isinstance(made, Name) or made.name not in NODES.get(made.module, ()):
+                raise TypeError(f"an object of {made if isinstance(made, Name) else type(made).__name__}")
+            self._stack.append(Node())
+        elif operation == "BUILD":
+            state = self.pop()
+            if isinstance(built := self._stack[-1], Node):
+                built.state = state  # of the others, containers and names, nobody needs what is added here
+        elif operation == "BINPERSID":
+            self._stack.append(_storage(self.pop()))
+        else:
+            raise ValueError(f"the operation {operation}, which torch.save does not write")
+
+    def _named(self, module: Any, name: Any) -> Name:
+        module = {"__builtin__": "builtins"}.get(str(module), str(module))  # as Python 2 called it
+        if (module, name) not in ALLOWED:
+            raise UnsafeFileError(self._path, f"{module}.{name}"[:200])
+        return Name(module, name)
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise TypeError(f"{type(self._stack[-1]).__name__} in place of {kind.__name__}")
+        return self._stack[-1]
 
 
-def _stand_ins() -> dict[tuple[str, str], Any]:
-    """What a pickle gets for each global it may name. Made anew for each file: a pickle can set attributes on them."""
-    table: dict[tuple[str, str], Any] = {
-        ("torch._utils", "_rebuild_tensor_v2"): partial(_tensor),
-        ("torch._utils", "_rebuild_parameter"): partial(_parameter),
-        ("torch", "Size"): partial(tuple),
-        ("collections", "OrderedDict"): type("OrderedDict", (OrderedDict,), {}),
-        ("collections", "defaultdict"): partial(_empty_dict),
-        ("_codecs", "encode"): partial(_encoded),
-        ("typing", "Any"): "typing.Any",
-        ("dill._dill", "_load_type"): partial(str),
-    }
-    table |= {("torch", name): dtype for name, dtype in DTYPES.items()}
-    table |= {("builtins", name): f"builtins.{name}" for name in TYPE_NAMES}
-    node = type("Node", (Node,), {})
-    return table | {(module, name): node for module, names in OMEGACONF.items() for name in names}
+VALUES = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
+CONSTANTS: Mapping[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+TUPLES: Mapping[str, int | None] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 
 
-def _tensor(storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> LazyTensor:
-    return LazyTensor(storage, offset, tuple(shape), tuple(stride))
+def _key(key: Any) -> Any:
+    """A dictionary's key: hashing a tuple of tuples can take for ever."""
+    atoms = key if type(key) is tuple and len(key) <= MAX_KEY else (key,)
+    if not all(atom is None or type(atom) in (str, int, float, bool, bytes) for atom in atoms):
+        raise TypeError(f"a key of a dictionary that is a {type(key).__name__}, and no plain value")
+    return key
 
 
-def _parameter(tensor: LazyTensor, *_: Any) -> LazyTensor:
-    return tensor
+def _storage(pid: Any) -> Storage:
+    kind, dtype, record, _, numel = pid
+    if kind != "storage" or not isinstance(record, str) or not _is_count(numel):
+        raise ValueError("a storage that is none")
+    return Storage(record, DTYPES[dtype.name], numel)
 
 
-def _empty_dict(*_: Any) -> dict[Any, Any]:
-    return {}
+class TensorReader:
+    """Reads a file's tensors, each record once."""
+
+    def __init__(self, file: TorchFile) -> None:
+        self._file = file
+        self._left = 4 * file.path.stat().st_size + 2**20  # tensors may share records, but not without end
+        self._flat: dict[str, Tensor] = {}
+        self._given: set[str] = set()
+
+    def read_all(self, state: Any) -> Any:
+        """A state dict with its tensors read; what is none stays for others to refuse."""
+        if not isinstance(state, Mapping):
+            return state
+        return {name: self.read(value) if isinstance(value, LazyTensor) else value for name, value in state.items()}
+
+    def read(self, tensor: LazyTensor) -> Tensor:
+        """The tensor itself, in memory of its own.
+
+        Raises:
+            CheckpointError: if its shape does not fit into its record.
+        """
+        storage, shape, numel = tensor.storage, tensor.shape, tensor.numel
+        flat = self._record(storage)
+        last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, tensor.stride, strict=True))
+        if numel and (numel > len(flat) or last >= len(flat)):
+            size = len(flat) * storage.dtype.itemsize
+            raise CheckpointError(f"{self._file.path}: a tensor of shape {shape} does not fit its {size} bytes.")
+        self._left -= numel * storage.dtype.itemsize
+        if self._left < 0:
+            raise CheckpointError(f"{self._file.path}: its tensors are several times larger than the file; refused.")
+        if not numel:
+            return torch.empty(shape, dtype=storage.dtype)
+        view = flat.as_strided(shape, tensor.stride, tensor.offset).contiguous()
+        shared = storage.record in self._given or view.numel() < len(flat)
+        self._given.add(storage.record)
+        return view.clone() if shared else view
+
+    def _record(self, storage: Storage) -> Tensor:
+        key = f"{storage.record} {storage.dtype}"
+        if key not in self._flat:
+            raw = self._file.record(f"data/{storage.record}")
+            if len(raw) != storage.numel * storage.dtype.itemsize:
+                raise CheckpointError(f"{self._file.path}: {storage.numel} numbers do not fit its {len(raw)} bytes.")
+            flat = torch.frombuffer(bytearray(raw), dtype=storage.dtype) if raw else torch.empty(0, dtype=storage.dtype)
+            self._flat[key] = flat
+        return self._flat[key]
 
 
-def _encoded(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 hold bytes."""
-    if encoding != "latin1":
-        raise ValueError(f"unexpected encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def plain_config(node: Any, where: str) -> Any:
-    """Dicts, lists and values of an OmegaConf configuration; interpolations stay the strings they are.
+def plain(node: Any, where: str) -> Any:
+    """Dicts, lists and values of what a pickle holds; OmegaConf's interpolations stay the strings they are.
 
     Raises:
-        CheckpointError: if it contains itself.
+        CheckpointError: if it contains itself, is nested too deeply, or is larger than any configuration.
     """
-    return _Plain(where).convert(node)
+    return _Plain(where).convert(node)[0]
 
 
 class _Plain:
-    """Converts each node once: a small pickle can refer to the same node from a great many places."""
+    """Converts each container once: a small pickle can refer to the same one from a great many places."""
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._done: dict[int, Any] = {}
+        self._done: dict[int, tuple[Any, int]] = {}
         self._open: set[int] = set()
 
-    def convert(self, node: Any) -> Any:
-        if not isinstance(node, Node | Mapping | list):
-            return node
-        if id(node) in self._open or len(self._open) > 100:
-            raise CheckpointError(f"{self._where}: its configuration contains itself, or is over 100 levels deep.")
+    def convert(self, node: Any) -> tuple[Any, int]:
+        """The plain value, and how many values it has when it is walked."""
+        if not isinstance(node, Node | Mapping | list | tuple) or isinstance(node, Name | Storage):
+            return node, 1
+        if id(node) in self._open or len(self._open) > MAX_DEPTH:
+            raise CheckpointError(f"{self._where}: it contains itself, or is over {MAX_DEPTH} levels deep.")
         if id(node) not in self._done:
             self._open.add(id(node))
             self._done[id(node)] = self._converted(node)
             self._open.remove(id(node))
+        if self._done[id(node)][1] > MAX_VALUES:
+            raise CheckpointError(f"{self._where}: it has over {MAX_VALUES} values; refused as a bomb.")
         return self._done[id(node)]
 
-    def _converted(self, node: Any) -> Any:
+    def _converted(self, node: Any) -> tuple[Any, int]:
         if isinstance(node, Node):
-            state = vars(node)
+            state = node.state if isinstance(node.state, dict) else {}
             return self.convert(state.get("_content", state.get("_val")))
         if isinstance(node, Mapping):
-            return {key: self.convert(value) for key, value in node.items()}
-        return [self.convert(value) for value in node]
+            values = {key: self.convert(value) for key, value in node.items()}
+            return {key: value for key, (value, _) in values.items()}, 1 + sum(size for _, size in values.values())
+        items = [self.convert(value) for value in node]
+        return [value for value, _ in items], 1 + sum(size for _, size in items)

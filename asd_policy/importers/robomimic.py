@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.errors import CheckpointError, UnsafeFileError
+from asd_policy.errors import CheckpointError, DataError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, entry, json_object
 from asd_policy.importers.network_sizes import unet_sizes
-from asd_policy.importers.torch_file import TorchFile
+from asd_policy.importers.restricted import TensorReader, plain, read_restricted
+from asd_policy.importers.schedulers import read_scheduler
+from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
+from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
+from asd_policy.policies.recording import ROBOSUITE, Recording
 from asd_policy.policies.tasks import env_id
 
 FORMAT = "robomimic"
@@ -29,14 +30,15 @@ N_GROUPS = 8  # robomimic builds its U-Net with the default, whatever the config
 NETWORK = "policy.noise_pred_net."
 OBS_NETS = "policy.obs_encoder.nets.obs.obs_nets."
 BACKBONES = {"ResNet18Conv": "resnet18", "ResNet50Conv": "resnet50"}
-# The training loop's best scores may be numpy's numbers; these rebuild numbers and nothing else.
-_rebuild_number = np.float64(0).__reduce__()[0]
-NUMBERS: list[Any] = [
-    (_rebuild_number, "numpy.core.multiarray.scalar"),
-    (_rebuild_number, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-]
+SCHEDULERS: Mapping[str, tuple[str, ...]] = {
+    "ddpm": ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type"),
+    "ddim": (
+        "num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type", "set_alpha_to_one", "steps_offset",
+    ),
+}  # fmt: skip
+UNUSED = ("model", "variable_state")  # the weights are read by themselves, and how training went by nobody
+CONTROLLED = "actions"
+"""The action that robomimic hands to the controller as it is; others say what they are, as `actions_abs`."""
 
 
 def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
@@ -46,16 +48,18 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
         UnsafeFileError: if the file asks for more than tensors and plain values.
         CheckpointError: if it is damaged, or a policy of a kind that is not supported.
     """
-    TorchFile.open(path).strings()  # refuses what is no complete, honest torch file
-    payload = _load(path, trust_pickle)
+    file = TorchFile.open(path)
     where = str(path)
+    whole = unpickle_trusted(path) if trust_pickle else read_restricted(file)
+    model = entry(whole, "model", where)
+    payload = plain({key: value for key, value in whole.items() if key not in UNUSED}, where)
     algorithm = entry(payload, "algo_name", where)
     if algorithm != "diffusion_policy":
         raise CheckpointError(f"{where} holds a robomimic policy of kind {algorithm!r}; expected 'diffusion_policy'.")
     config = json_object(entry(payload, "config", where), f"{where}: config")
-    averaged = entry(payload, "model", where).get("ema")
-    state = entry(payload, "model.nets", where) if averaged is None else averaged
-    pool = TensorPool(state, f"{where} ({'nets' if averaged is None else 'ema'})")
+    averaged = model.get("ema") if isinstance(model, Mapping) else None
+    state = entry(whole, "model.nets", where) if averaged is None else averaged
+    pool = TensorPool(TensorReader(file).read_all(state), f"{where} ({'nets' if averaged is None else 'ema'})")
     tensors = {f"model.{name}": value for name, value in pool.take_all(NETWORK).items()}
     shapes = _obs_shapes(payload, where)
     encoders = {
@@ -65,18 +69,6 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     }
     pool.finish()
     return _checkpoint(path, payload, config, tensors, shapes, encoders)
-
-
-def _load(path: Path, trust_pickle: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals(NUMBERS):
-            # Memory-mapped: the optimizer's state, twice the weights, is not read.
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        raise UnsafeFileError(path, wanted[1] if wanted else f"something that is not allowed ({error})") from error
-    except Exception as error:  # torch's reader of archives raises RuntimeError and more on damaged ones
-        raise CheckpointError(f"Cannot read {path}: {error!r}. Is the file complete?") from error
 
 
 def _checkpoint(
@@ -94,13 +86,11 @@ def _checkpoint(
     for key, encoder in encoders.items():
         tensors |= encoder_tensors(key, encoder)
     tensors |= _obs_normaliser(payload, shapes, where)
-    parts, action_dims, absolute = _actions(config, payload, sizes.action_dim, where)
+    keys = _action_keys(config, where)
+    parts, action_dims = _actions(config, payload, keys, sizes.action_dim, where)
     tensors |= _action_normaliser(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
-    metadata = entry(payload, "env_metadata", where)
-    version = _robosuite_version(metadata)
-    frame = "base" if version >= robots.NEW_CONTROLLERS else "world"
-    env = env_id(str(entry(metadata, "env_name", where)), frame if absolute else None)
+    env, env_notes = _environment(entry(payload, "env_metadata", where), keys, where)
     policy = PolicyConfig(
         env_id=env,
         obs_keys=obs_keys,
@@ -114,13 +104,31 @@ def _checkpoint(
         action_parts=parts,
         images=tuple(image for image, _ in images.values()),
     )
-    return Checkpoint(path, FORMAT, policy, tensors, notes + (robots.pose_notes(env, version) if absolute else ()))
+    return Checkpoint(path, FORMAT, policy, tensors, notes + env_notes)
 
 
-def _robosuite_version(metadata: Mapping[str, Any]) -> tuple[int, int]:
-    """Major and minor; robomimic 0.5 writes it, and is used with 1.5."""
-    found = re.match(r"(\d+)\.(\d+)", str(metadata.get("env_version", "")))
-    return (int(found[1]), int(found[2])) if found else robots.NEW_CONTROLLERS
+def _environment(metadata: Any, keys: list[str], where: str) -> tuple[str, tuple[str, ...]]:
+    """The environment that takes the policy's actions, and what to know before it is run there.
+
+    The controller in the metadata says what `actions` are; of other keys robomimic's names do (`abs_pos`).
+    """
+    name = str(entry(metadata, "env_name", where))
+    if metadata.get("type", ROBOSUITE) != ROBOSUITE:
+        return name, ()
+    try:
+        recording = Recording.of({"env_kwargs": {}, **metadata}, where)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    if any("abs" in key.rpartition("/")[2].split("_") for key in keys):
+        absolute, env = True, recording.env_for(absolute=True)
+    elif CONTROLLED in keys:
+        absolute, env = recording.absolute, recording.env_id
+    else:  # deltas that robomimic computed
+        absolute, env = False, env_id(name) if recording.poses else name
+    notes = robots.version_notes(env, recording.version)
+    if absolute and not env.startswith("asd/"):
+        notes += (robots.POSES_ELSEWHERE,)
+    return env, notes + recording.controller_notes
 
 
 def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
@@ -128,7 +136,7 @@ def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
     shapes = entry(payload, "shape_metadata.all_shapes", where)
     found = {key: tuple(shapes.get(key, ())) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))}
     for key, shape in found.items():
-        if len(shape) not in (1, 3):
+        if len(shape) not in (1, 3) or not all(type(size) is int and size > 0 for size in shape):
             raise CheckpointError(f"{where}: observation {key!r} has shape {shape}; expected a vector or an image.")
     return found
 
@@ -155,16 +163,16 @@ def _image(
     return image_key(key, (channels, height, width), encoder, where, place, backbone=BACKBONES[backbone])
 
 
-def _affine(stats: Mapping[str, Any], key: str, dim: int, where: str) -> tuple[Tensor, Tensor]:
-    """robomimic's (x - offset) / scale as scale and offset of x * scale + offset, each (D,) float64."""
-    found = entry(stats, key, where)
-    values = [torch.tensor(found[name], dtype=torch.float64) for name in ("scale", "offset")]
-    if any(value.shape != (1, dim) for value in values):
-        raise CheckpointError(
-            f"{where}: normalisation of {key!r} has shape {tuple(values[0].shape)}; expected (1, {dim})."
-        )
-    scale, offset = values[0][0], values[1][0]
-    return 1 / scale, -offset / scale
+def _statistics(stats: Any, key: str, dim: int, where: str, is_action: bool = False) -> Statistics:
+    """robomimic's (x - offset) / scale. An action, x * scale + offset, may have scale 0: it is always the offset."""
+    scale, offset = (numbers(entry(stats, (key, name), where), key, where) for name in ("scale", "offset"))
+    if scale.shape != (1, dim) or offset.shape != (1, dim):
+        shapes = f"{tuple(scale.shape)} and {tuple(offset.shape)}"
+        raise CheckpointError(f"{where}: normalisation of {key!r} has shapes {shapes}; expected (1, {dim}).")
+    scale, offset = scale[0], offset[0]
+    check_finite({"scale": scale, "offset": offset}, key, where)
+    check_spread(scale, "scale", key, where, may_be_zero=is_action)
+    return Statistics(reciprocal(scale), torch.zeros(dim), offset)
 
 
 def _obs_normaliser(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
@@ -174,33 +182,35 @@ def _obs_normaliser(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: 
         dim, image = shape[0], len(shape) == 3
         if image and stats is not None:
             raise CheckpointError(f"{where}: {key!r} is normalised pixel by pixel, which is not supported.")
-        affine = (torch.ones(dim), torch.zeros(dim)) if stats is None else _affine(stats, key, dim, where)
-        tensors |= affine_field(key, *(image_field(*affine, dim) if image else affine))
+        found = Statistics.identity(dim) if stats is None else _statistics(stats, key, dim, where)
+        tensors |= affine_field(key, *(image_field(found, dim) if image else found))
     return tensors
 
 
 def _action_normaliser(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
     stats = payload.get("action_normalization_stats")
     if stats is None:
-        total = sum(dims.values())
-        return affine_field("action", torch.ones(total), torch.zeros(total))
-    pieces = [_affine(stats, key, dim, where) for key, dim in dims.items()]
-    return affine_field(
-        "action", torch.cat([scale for scale, _ in pieces]), torch.cat([offset for _, offset in pieces])
-    )
+        return affine_field("action", *Statistics.identity(sum(dims.values())))
+    pieces = [_statistics(stats, key, dim, where, is_action=True) for key, dim in dims.items()]
+    return affine_field("action", *Statistics.joined(pieces))
+
+
+def _action_keys(config: dict[str, Any], where: str) -> list[str]:
+    keys = entry(config, "train", where).get("action_keys", [CONTROLLED])  # robomimic 0.3 has none
+    if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
+        raise CheckpointError(f"{where}: its action_keys are {keys!r:.200}; expected names.")
+    return keys
 
 
 def _actions(
-    config: dict[str, Any], payload: Any, action_dim: int, where: str
-) -> tuple[tuple[ActionPart, ...], dict[str, int], bool]:
-    """How actions are composed: parts, sizes by key in order, and whether they are absolute poses."""
-    train = entry(config, "train", where)
-    keys: list[str] = train.get("action_keys", ["actions"])  # robomimic 0.3 has neither
-    settings = train.get("action_config", {})
+    config: dict[str, Any], payload: Any, keys: list[str], action_dim: int, where: str
+) -> tuple[tuple[ActionPart, ...], dict[str, int]]:
+    """How actions are composed: parts, and sizes by key in order."""
+    settings = entry(config, "train", where).get("action_config") or {}
     stats = payload.get("action_normalization_stats")
     if stats is None and len(keys) > 1:
         raise CheckpointError(f"{where} has actions {keys} but no action_normalization_stats to tell their sizes.")
-    dims = {key: action_dim if stats is None else len(entry(stats, key, where)["offset"][0]) for key in keys}
+    dims = {key: action_dim if stats is None else len(entry(stats, (key, "offset"), where)[0]) for key in keys}
     if sum(dims.values()) != action_dim:
         raise CheckpointError(f"{where}: actions {dims} do not add up to the network's {action_dim}.")
     rotated = {key for key in keys if (settings.get(key) or {}).get("format") == "rot_6d"}
@@ -210,17 +220,13 @@ def _actions(
     parts = (
         tuple(ActionPart("rot6d" if key in rotated else "keep", dim) for key, dim in dims.items()) if rotated else ()
     )
-    return parts, dims, any("abs" in key.rpartition("/")[2].split("_") for key in keys)
+    return parts, dims
 
 
 def _scheduler(algo: Any, where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
-    name = "ddpm" if entry(algo, "ddpm.enabled", where) else "ddim"
-    values = entry(algo, name, where)
-    total = entry(values, "num_train_timesteps", where)
-    scheduler = SchedulerConfig(
-        num_train_timesteps=total,
-        beta_schedule=entry(values, "beta_schedule", where),
-        clip_sample=entry(values, "clip_sample", where),
-        prediction_type=entry(values, "prediction_type", where),
-    )
-    return scheduler, robots.scheduler_notes(name.upper(), entry(values, "num_inference_timesteps", where), total)
+    """The scheduler with the settings that robomimic hands to diffusers; it looks at no others."""
+    name = next((kind for kind in SCHEDULERS if entry(algo, f"{kind}.enabled", where)), None)
+    if name is None:
+        raise CheckpointError(f"{where} enables neither {' nor '.join(SCHEDULERS)}; expected one of them.")
+    values = {setting: entry(algo, f"{name}.{setting}", where) for setting in SCHEDULERS[name]}
+    return read_scheduler(name.upper(), values, entry(algo, f"{name}.num_inference_timesteps", where), where)

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from asd_policy.errors import CheckpointError
+from asd_policy.policies.recording import NEW_CONTROLLERS
 from asd_policy.policies.tasks import ARM_DIMS, takes_poses
-
-NEW_CONTROLLERS = (1, 5)
-"""The robosuite that the environments here are made with, and which changed the arms' controllers."""
 
 
 def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, int]:
@@ -31,20 +29,13 @@ def action_bound(env: str) -> float | None:
     return None if takes_poses(env) or not env.startswith("asd/") else 1.0
 
 
-def pose_notes(env: str, robosuite: tuple[int, int]) -> tuple[str, ...]:
-    """What somebody should know of a policy whose actions are absolute poses."""
-    if not takes_poses(env):
-        return ("Actions are absolute poses: run them in an environment whose controller takes absolute input.",)
-    if robosuite < NEW_CONTROLLERS:
-        version = ".".join(map(str, robosuite))
-        return (f"Trained in robosuite {version}, with other controllers than {env} has: success may not carry over.",)
-    return ()
+def version_notes(env: str, robosuite: tuple[int, int]) -> tuple[str, ...]:
+    """What somebody should know who runs a policy of this robosuite, (0, 0) if it is not told, in our environment."""
+    if not env.startswith("asd/") or robosuite >= NEW_CONTROLLERS:
+        return ()
+    version = ".".join(map(str, robosuite)) if robosuite > (0, 0) else "of an unknown version"
+    return (f"Trained in robosuite {version}, with other controllers than {env} has: success may not carry over.",)
 
 
-def scheduler_notes(name: str, steps: int | None, total: int) -> tuple[str, ...]:
-    """What the file samples with where this package, by default, does otherwise."""
-    if "DDIM" in name:
-        return (f'The file samples with DDIM in {steps} steps; so does sampler="ddim", num_steps={steps}.',)
-    if steps not in (None, total):
-        return (f"The file samples with {steps} of {total} DDPM steps; here all {total} are taken.",)
-    return ()
+POSES_ELSEWHERE = "Actions are absolute poses: run them in an environment whose controller takes absolute input."
+"""A note for policies of environments that are not among ours."""

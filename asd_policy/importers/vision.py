@@ -10,16 +10,18 @@ from torch import Tensor
 
 from asd_policy.errors import CheckpointError
 from asd_policy.importers.files import TensorPool
+from asd_policy.importers.statistics import Statistics
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.policies.keyed import module_name
 
 PIXEL = 255
 """Other libraries normalise pixels from 0 to 1, this one from 0 to 255."""
 
 
-def image_field(scale: Tensor, offset: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset (C,) of pixels from 0 to 255, given those of pixels from 0 to 1: numbers, or (C, 1, 1)."""
-    scale, offset = (value.double().flatten().expand(channels) for value in (scale, offset))
-    return scale / PIXEL, offset
+def image_field(statistics: Statistics, channels: int) -> Statistics:
+    """Those (C,) of pixels from 0 to 255, given those of pixels from 0 to 1: numbers, or (C, 1, 1)."""
+    scale, offset, center = (value.double().flatten().expand(channels) for value in statistics)
+    return Statistics(scale / PIXEL, offset, center * PIXEL)
 
 
 def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -83,4 +85,9 @@ def rgb_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encoder_tensors(key: str, encoder: Mapping[str, Tensor]) -> dict[str, Any]:
     """The encoder's tensors as a checkpoint names them."""
-    return {f"encoders.{key}.{name}": value for name, value in encoder.items()}
+    return {f"{encoder_prefix(key)}{name}": value for name, value in encoder.items()}
+
+
+def encoder_prefix(key: str) -> str:
+    """What the names of an encoder's tensors begin with in a checkpoint."""
+    return f"encoders.{module_name(key)}."

@@ -15,7 +15,11 @@ from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
-MAX_LAYERS, MAX_IMAGES, MAX_OCTAVES = 1000, 32, 16  # more would be no network, but an attempt to keep its reader busy
+# More would be no network, but an attempt to keep its reader busy or to fill its memory.
+MAX_LAYERS, MAX_LEVELS, MAX_IMAGES, MAX_OCTAVES = 1000, 16, 32, 16
+MAX_TIMESTEPS, MAX_HORIZON, MAX_SIZE, MAX_NUMBERS = 100_000, 4096, 2**20, 2**26
+SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "use_clipped_model_output")
+"""Fields of SchedulerConfig that files written before them lack."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,12 @@ class NetworkConfig:
         object.__setattr__(self, "down_dims", tuple(self.down_dims))
         _expect(self.name == "unet1d", "network.name", self.name, "'unet1d'")
         _expect(_is_size(self.n_groups), "network.n_groups", self.n_groups, "a positive integer")
+        levels = 0 < len(self.down_dims) <= MAX_LEVELS
         _expect(
-            len(self.down_dims) > 0 and all(_is_size(dim) and dim % self.n_groups == 0 for dim in self.down_dims),
+            levels and all(_is_size(dim) and dim % self.n_groups == 0 for dim in self.down_dims),
             "network.down_dims",
-            self.down_dims,
-            f"multiples of n_groups ({self.n_groups})",
+            self.down_dims[: MAX_LEVELS + 1],
+            f"1 to {MAX_LEVELS} multiples of n_groups ({self.n_groups})",
         )
         first = self.down_dims[0]
         _expect(first % FINAL_GROUPS == 0, "network.down_dims[0]", first, f"a multiple of {FINAL_GROUPS}")
@@ -86,7 +91,12 @@ NETWORKS: Mapping[str, type[NetworkConfig] | type[TransformerConfig]] = {
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The diffusion, in the vocabulary of diffusers' DDPMScheduler."""
+    """The diffusion, in the vocabulary of diffusers' DDPMScheduler.
+
+    The last four say how fewer steps than `num_train_timesteps` are sampled: `timestep_spacing` and `steps_offset`
+    which they are, `set_alpha_to_one` where DDIM's last step ends, and `use_clipped_model_output` whether DDIM
+    recomputes the noise from the clipped sample.
+    """
 
     num_train_timesteps: int = 100
     beta_schedule: str = "squaredcos_cap_v2"
@@ -96,10 +106,24 @@ class SchedulerConfig:
     prediction_type: str = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = 1.0
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    use_clipped_model_output: bool = True
 
     def __post_init__(self) -> None:
         timesteps = self.num_train_timesteps
-        _expect(_is_size(timesteps), "scheduler.num_train_timesteps", timesteps, "a positive integer")
+        few = _is_size(timesteps) and timesteps <= MAX_TIMESTEPS
+        _expect(few, "scheduler.num_train_timesteps", timesteps, f"a positive integer up to {MAX_TIMESTEPS}")
+        offset = self.steps_offset
+        fits = isinstance(offset, int) and not isinstance(offset, bool) and 0 <= offset < timesteps
+        _expect(fits, "scheduler.steps_offset", offset, f"an integer from 0 to {timesteps - 1}")
+        for name in ("clip_sample", "set_alpha_to_one", "use_clipped_model_output"):
+            _expect(isinstance(getattr(self, name), bool), f"scheduler.{name}", getattr(self, name), "true or false")
+        for name in ("beta_start", "beta_end", "clip_sample_range"):
+            _expect(_is_number(getattr(self, name)), f"scheduler.{name}", getattr(self, name), "a finite number")
+        for name in ("beta_schedule", "variance_type", "timestep_spacing"):
+            _expect(isinstance(getattr(self, name), str), f"scheduler.{name}", getattr(self, name), "a name")
         _expect(
             0 < self.beta_start <= self.beta_end < 1,
             "scheduler.beta_start, beta_end",
@@ -116,7 +140,9 @@ class SchedulerConfig:
         try:
             Schedule.from_diffusers(dataclasses.asdict(self))
         except ConfigError as error:
-            raise ConfigError(f"scheduler.beta_schedule or variance_type cannot be used: {error}") from error
+            raise ConfigError(
+                f"scheduler.beta_schedule, variance_type or timestep_spacing cannot be used: {error}"
+            ) from error
 
 
 PARTS: Mapping[str, type[ActionPart] | type[Quaternion] | type[ImageKey]] = {
@@ -166,15 +192,22 @@ class PolicyConfig:
         for name in PARTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _expect(self.format_version == FORMAT_VERSION, "format_version", self.format_version, str(FORMAT_VERSION))
+        _expect(isinstance(self.env_id, str), "env_id", self.env_id, "a name")
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
         bound = self.action_bound
-        _expect(bound is None or bound > 0, "action_bound", bound, "a positive number or null")
+        _expect(bound is None or (_is_number(bound) and bound > 0), "action_bound", bound, "a positive number or null")
         _expect(len(self.obs_keys) > 0, "obs_keys", dict(self.obs_keys), "at least one key")
         for key, dim in self.obs_keys.items():
-            _expect(_is_size(dim) and "." not in key and key != "action", f"obs_keys[{key!r}]", dim, "a positive size")
+            named = isinstance(key, str) and key not in ("", "action")
+            _expect(
+                _is_size(dim) and named, f"obs_keys[{key!r}]", dim, "a positive size, of a key that is not 'action'"
+            )
+        self._expect_memory()
         parts_dim = sum(part.dim for part in self.action_parts)
         _expect(parts_dim in (0, self.action_dim), "action_parts", parts_dim, f"dims that sum to {self.action_dim}")
+        few = len(self.quaternions) <= self.obs_dim
+        _expect(few, "quaternions", f"{len(self.quaternions)} of them", f"at most {self.obs_dim}")
         for quaternion in self.quaternions:
             dim = self.obs_keys.get(quaternion.key, 0)
             _expect(quaternion.first + SIZE <= dim, "quaternions", quaternion, f"entries of {dict(self.obs_keys)}")
@@ -192,6 +225,16 @@ class PolicyConfig:
             self.n_action_steps,
             f"n_obs_steps - 1 + n_action_steps <= horizon ({self.horizon})",
         )
+
+    def _expect_memory(self) -> None:
+        """Raise ConfigError where a chunk, its noise or its condition would be absurdly large."""
+        _expect(self.horizon <= MAX_HORIZON, "horizon", self.horizon, f"at most {MAX_HORIZON}")
+        chunk = self.horizon * self.action_dim
+        noise = self.scheduler.num_train_timesteps * chunk
+        _expect(noise <= MAX_NUMBERS, "action_dim", self.action_dim, f"at most {MAX_NUMBERS} numbers of noise a chunk")
+        _expect(self.obs_dim <= MAX_SIZE, "obs_keys", dict(self.obs_keys), f"at most {MAX_SIZE} numbers")
+        cond = self.n_obs_steps * self.obs_dim
+        _expect(cond <= MAX_NUMBERS, "n_obs_steps", self.n_obs_steps, f"at most {MAX_NUMBERS} observed numbers")
 
     @property
     def obs_dim(self) -> int:
@@ -231,7 +274,8 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PolicyConfig":
-        """The inverse of `to_dict`. Every field but `octaves` and those of `PARTS` must be there, and no other.
+        """The inverse of `to_dict`. Every field but `octaves` and those of `PARTS` and `SAMPLING` must be there,
+        and no other.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
@@ -241,10 +285,10 @@ class PolicyConfig:
         for name, kind in PARTS.items():
             values[name] = tuple(kind(**_strict_fields(kind, entry, name)) for entry in values[name])
         name = values["network"].get("name")
-        _expect(name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
+        _expect(isinstance(name, str) and name in NETWORKS, "network.name", name, " or ".join(map(repr, NETWORKS)))
         network = NETWORKS[name]
         values["network"] = network(**_strict_fields(network, values["network"], "network"))
-        values["scheduler"] = SchedulerConfig(**_strict_fields(SchedulerConfig, data["scheduler"], "scheduler"))
+        values["scheduler"] = SchedulerConfig(**_scheduler_fields(values["scheduler"]))
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -256,7 +300,7 @@ class PolicyConfig:
         """Read `config.json`."""
         try:
             data = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"Cannot read the policy config {path}: {error}") from error
         return cls.from_dict(data)
 
@@ -292,12 +336,23 @@ def _strict_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
     return dict(data)
 
 
+def _scheduler_fields(data: Any) -> dict[str, Any]:
+    """The fields of SchedulerConfig; those of `SAMPLING` may be missing."""
+    _expect(isinstance(data, Mapping), "scheduler", data, "a JSON object")
+    defaults = {field.name: field.default for field in dataclasses.fields(SchedulerConfig) if field.name in SAMPLING}
+    return _strict_fields(SchedulerConfig, {**defaults, **data}, "scheduler")
+
+
 def _type_name(annotation: Any) -> str:
     return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _expect(condition: bool, name: str, got: Any, expected: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from asd_policy.errors import ConfigError
 
 NORMS = ("group", "batch")
+MAX_SIDE = 2**13  # pixels; more would be no camera, but an attempt to fill memory
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -38,6 +39,8 @@ class ImageKey:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._expect(_are_sizes(self.shape, 3), "shape", self.shape, "a height, width and number of channels")
         self._expect(not self.resize or _are_sizes(self.resize, 2), "resize", self.resize, "a height and a width")
+        sides = max((*self.shape, *self.resize))
+        self._expect(sides <= MAX_SIDE, "shape or resize", sides, f"at most {MAX_SIDE}")
         seen = self.resize or self.shape[:2]
         self._expect(not self.crop or self._crop_fits(seen), "crop", self.crop, f"(top, left, height, width) in {seen}")
         self._expect(self.backbone in BACKBONES, "backbone", self.backbone, f"one of {', '.join(BACKBONES)}")

@@ -13,6 +13,7 @@ from asd_policy.nets import ConditionalTransformer, ConditionalUnet1D
 from asd_policy.nets.unet1d import Film
 from asd_policy.nets.unet1d_channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.keyed import KeyedModules
 
 
 def build_network(config: PolicyConfig, seed: int = 0) -> ConditionalUnet1D | ConditionalTransformer:
@@ -33,7 +34,7 @@ def build_encoders(config: PolicyConfig, seed: int = 0) -> nn.ModuleDict:
     Raises:
         ConfigError: if there are images, and no torchvision is installed.
     """
-    encoders = nn.ModuleDict()
+    encoders = KeyedModules()
     if config.images:
         try:
             from asd_policy.nets.vision import ImageEncoder

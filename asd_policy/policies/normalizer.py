@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from asd_policy.errors import ConfigError
+from asd_policy.policies.keyed import KeyedModules
 
 # A dimension that moves less than this in the demonstrations is constant: stretching it to [-1, 1] would
 # blow up the simulator's rounding errors.
@@ -15,21 +17,33 @@ CONSTANT_RANGE = 1e-4
 
 
 class Affine(nn.Module):
-    """y = x * scale + offset, and back, over the last dimension (D,)."""
+    """y = (x - center) * scale + offset, and back, over the last dimension (D,).
 
+    `center` keeps the digits that x * scale + offset would lose where scale * center is large: other libraries divide a
+    range of zero by 1e-8. In a dimension of scale 0, y is `offset` for every x, and x is `center` for every y. State
+    dicts written before `center` existed lack it; it is zero there.
+    """
+
+    center: Tensor
     scale: Tensor
     offset: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
+        self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
         self.register_buffer("offset", torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.offset
+        return (x - self.center) * self.scale + self.offset
 
     def inverse(self, y: Tensor) -> Tensor:
-        return (y - self.offset) / self.scale
+        return torch.where(self.scale == 0, self.center, (y - self.offset) / self.scale + self.center)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if f"{prefix}scale" in state_dict:
+            state_dict.setdefault(f"{prefix}center", torch.zeros_like(state_dict[f"{prefix}scale"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class LinearNormalizer(nn.Module):
@@ -37,12 +51,12 @@ class LinearNormalizer(nn.Module):
 
     An image's is one of its channels, and takes pixels from 0 to 255.
 
-    Buffers are named `fields.<field>.scale` and `fields.<field>.offset`, each of shape (D,).
+    Buffers are named `fields.<field>.center`, `.scale` and `.offset`, each of shape (D,); see `keyed.module_name`.
     """
 
     def __init__(self, dims: Mapping[str, int]):
         super().__init__()
-        self.fields = nn.ModuleDict({field: Affine(dim) for field, dim in dims.items()})
+        self.fields = KeyedModules({field: Affine(dim) for field, dim in dims.items()})
 
     def _field(self, field: str) -> Affine:
         if field not in self.fields:
@@ -54,13 +68,14 @@ class LinearNormalizer(nn.Module):
     def fit(self, field: str, data: Tensor, ignored: Sequence[int] = ()) -> None:
         """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred.
 
-        The `ignored` dimensions are mapped to zero, whatever their value, and so cannot be mapped back.
+        The `ignored` dimensions are mapped to zero, whatever their value, and back to zero.
         """
         affine = self._field(field)
         low, high = data.amin(dim=0), data.amax(dim=0)
         constant = high - low < CONSTANT_RANGE
         scale = torch.where(constant, 1.0, 2 / (high - low).clamp(min=CONSTANT_RANGE))
         scale[list(ignored)] = 0
+        affine.center.zero_()
         affine.scale.copy_(scale)
         affine.offset.copy_(-(low + high) / 2 * scale)
 

@@ -28,11 +28,17 @@ class Quaternion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "towards", tuple(self.towards))
-        numbers = all(isinstance(value, int | float) for value in self.towards)
-        if self.first < 0 or len(self.towards) != SIZE or not numbers or not any(self.towards):
+        numbers = all(isinstance(value, int | float) and abs(value) < 1e30 for value in self.towards)
+        if (
+            not isinstance(self.first, int)
+            or self.first < 0
+            or len(self.towards) != SIZE
+            or not numbers
+            or not any(self.towards)
+        ):
             raise ConfigError(
                 f"Quaternion of {self.key!r}: first is {self.first}, towards {self.towards}; "
-                f"expected an index of at least 0 and {SIZE} numbers, not all zero."
+                f"expected an index of at least 0 and {SIZE} numbers, finite and not all zero."
             )
 
     @classmethod

@@ -24,9 +24,17 @@ def env_id(name: str, poses: str | None = None) -> str:
         poses: a key of `POSES` where actions are target poses.
     """
     ours = ENV_IDS.get(name)
-    return name if ours is None else ours if poses is None else ours.replace("-", f"{POSES[poses]}-")
+    if ours is None or poses is None:
+        return name if ours is None else ours
+    task, _, version = ours.rpartition("-")
+    return f"{task}{POSES[poses]}-{version}"
+
+
+def arms_of(env: str) -> int:
+    """How many arms one of our environments has."""
+    return 2 if env.startswith("asd/Transport") else 1
 
 
 def takes_poses(env: str) -> bool:
     """Whether the actions of one of our environments are target poses."""
-    return env.startswith("asd/") and any(f"{name}-" in env for name in POSES.values())
+    return env.startswith("asd/") and env.rpartition("-")[0].endswith(tuple(POSES.values()))

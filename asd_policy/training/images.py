@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from asd_policy.core import Schedule
+from asd_policy.errors import CheckpointError
 from asd_policy.training.loop import Trainer, TrainSettings
 
 
@@ -86,13 +88,21 @@ def image_trainer(
         replace_folder(path, pipe.save_pretrained)
         on_snapshot(pipe, path)
 
-    return Trainer(unet.train(), settings, draw, Schedule.from_diffusers(scheduler), write, forward)
+    schedule, predicted = Schedule.from_diffusers(scheduler), scheduler.config.prediction_type
+    return Trainer(unet.train(), settings, draw, schedule, write, forward, predicted)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its place and move it there: what lies at `path` is always whole."""
+    """Write a folder beside its place and move it there: what lies at `path` is always whole.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk.
+    """
     partial = path.with_name(path.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot write {path}: {error}") from error

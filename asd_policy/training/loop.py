@@ -1,4 +1,4 @@
-"""The training loop: noise prediction, resumable bit for bit.
+"""The training loop, resumable bit for bit: of networks that predict the noise, the clean sample or the velocity.
 
 Loss: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239). Every random number of a step comes from a generator
 seeded by (seed, step), so a checkpoint holds no random state and a resumed run repeats the uninterrupted one exactly.
@@ -6,21 +6,21 @@ seeded by (seed, step), so a checkpoint holds no random state and a resumed run 
 
 import math
 import os
-import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asd_policy.core import Schedule
 from asd_policy.data.windows import Windows
-from asd_policy.errors import CheckpointError, NumericalError
+from asd_policy.errors import CheckpointError, NumericalError, UnknownNameError
 from asd_policy.interrupt import stop_requests
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.nets.unet1d_channels_last import store_channels_last
@@ -28,43 +28,19 @@ from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import make_ema
+from asd_policy.training.settings import TrainSettings, learning_rate
 
 HELD_OUT_BATCHES = 16
 
+TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda clean, noise, abar: noise,
+    "sample": lambda clean, noise, abar: clean,
+    "v_prediction": lambda clean, noise, abar: abar.sqrt() * noise - (1 - abar).sqrt() * clean,
+}
+"""What a network learns to return, by diffusers' `prediction_type`: the inverses of `asd_policy.core.DENOISERS`."""
+
 Draw = Callable[[torch.Generator], tuple[Any, Tensor]]
 """What is learned from at once: the condition of B samples, and the clean samples (B, *E)."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What decides the weights of a run, apart from the data and the policy's configuration.
-
-    Attributes:
-        steps: updates in the whole run; the learning rate follows a cosine down to zero over them.
-        batch_size: windows per update.
-        learning_rate: the peak, reached after `warmup_steps`.
-        bfloat16: compute the network in bfloat16 (weights, optimizer and EMA stay float32).
-        snapshot_every: updates between snapshots of the EMA.
-    """
-
-    steps: int
-    batch_size: int = 128
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-6
-    warmup_steps: int = 500
-    max_grad_norm: float = 1.0
-    bfloat16: bool = False
-    snapshot_every: int = 5000
-    log_every: int = 100
-    seed: int = 0
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -79,15 +55,17 @@ def noise_prediction_loss(
     clean: Tensor,
     alphas_cumprod: Tensor,
     generator: torch.Generator,
+    prediction_type: str = "epsilon",
 ) -> Tensor:
-    """Mean squared error of the predicted noise.
+    """Mean squared error of the network's prediction, of the noise unless `prediction_type` says otherwise.
 
     Args:
-        net: (sample (B, *E), timestep (B,), condition) -> noise (B, *E).
+        net: (sample (B, *E), timestep (B,), condition) -> prediction (B, *E).
         condition: what `net` is told of the B samples.
         clean: (B, *E) clean samples, of a policy chunks (B, H, A).
         alphas_cumprod: (T,) float32.
         generator: of the timesteps and the noise.
+        prediction_type: what `net` predicts, a key of `TARGETS`.
     """
     batch, total = len(clean), len(alphas_cumprod)
     # One timestep from each of B equal slices of the schedule: less variance than independent draws.
@@ -97,7 +75,8 @@ def noise_prediction_loss(
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     abar = alphas_cumprod[timestep].view((-1,) + (1,) * (clean.ndim - 1))
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-    return nn.functional.mse_loss(net(noisy, timestep, condition).float(), noise)
+    target = TARGETS[prediction_type](clean, noise, abar)
+    return nn.functional.mse_loss(net(noisy, timestep, condition).float(), target)
 
 
 class Trainer:
@@ -109,8 +88,12 @@ class Trainer:
         draw: what an update learns from.
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
-        forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> noise.
+        forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> prediction.
+        prediction_type: what the network predicts, a key of `TARGETS`.
         held_out: as `draw`, from data that is not learned from; None if there are no such data.
+
+    Raises:
+        UnknownNameError: on another prediction type.
     """
 
     def __init__(
@@ -121,12 +104,16 @@ class Trainer:
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
         forward: Callable[[Any, Tensor, Tensor, Any], Tensor],
+        prediction_type: str,
         held_out: Draw | None = None,
     ):
-        self.net, self.settings = net, settings
+        if prediction_type not in TARGETS:
+            raise UnknownNameError("prediction type", prediction_type, TARGETS)
+        self.net, self.settings, self._prediction_type = net, settings, prediction_type
         self.device = next(net.parameters()).device
         self._draw, self._write, self._forward, self._held_out = draw, write, forward, held_out
         self.ema = make_ema(self.net)
+        self.ema.eval()  # it is never trained: measuring its loss must not move running statistics
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
         )
@@ -152,7 +139,7 @@ class Trainer:
     def _loss(self, net: nn.Module, draw: Draw, generator: torch.Generator) -> Tensor:
         condition, clean = draw(generator)
         predict = partial(self._forward, net)
-        return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator)
+        return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator, self._prediction_type)
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, atomically."""
@@ -168,17 +155,29 @@ class Trainer:
         """Go on from `save`'s file."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            step = int(state["step"])
             self.net.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"Cannot resume from {path}: {error}") from error
+        except Exception as error:  # torch's readers raise whatever the damage leads them to
+            raise CheckpointError(f"Cannot resume from {path}: {type(error).__name__}: {error}") from error
         # The fused optimizer walks raw memory: its moments must lie as the weights do, whatever wrote the file.
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
                 if value.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter).copy_(value)
-        self.step = state["step"]
+        self.step = step
+
+    def check_finite(self) -> None:
+        """Raise NumericalError if a weight is NaN or infinite: a finite loss can have had an infinite gradient."""
+        named = [*self.net.named_parameters(), *self.ema.named_parameters()]
+        finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
+        if not bool(finite.all()):
+            name = named[int((~finite).nonzero()[0])][0]
+            raise NumericalError(
+                f"By step {self.step} training has made weights that are not finite, {name} the first. The last "
+                "snapshot is as it was. Start again with a lower learning rate."
+            )
 
     def snapshot(self, path: Path) -> None:
         """Write the averaged network to `path`, to which the kind of run adds a suffix."""
@@ -251,7 +250,8 @@ def policy_trainer(
 
     schedule = Schedule.from_diffusers(asdict(config.scheduler))
     unseen = None if held_out is None else partial(draw, held_out)
-    return Trainer(net, settings, partial(draw, windows), schedule, write, forward, unseen)
+    predicted = config.scheduler.prediction_type
+    return Trainer(net, settings, partial(draw, windows), schedule, write, forward, predicted, unseen)
 
 
 def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -266,10 +266,20 @@ def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: t
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """A reader sees the old file or the new one, never a half."""
+    """A reader sees the old file or the new one, never a half, even after a power cut.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk; the old file stays.
+    """
     partial = path.with_name(path.name + ".tmp")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"Cannot write {path}: {error}") from error
 
 
 def train(
@@ -285,7 +295,8 @@ def train(
         Whether the run is over.
 
     Raises:
-        NumericalError: when the loss is no longer finite; the last checkpoint stays as it was.
+        NumericalError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
+        CheckpointError: when a file cannot be written.
     """
     settings = trainer.settings
     total, count = torch.zeros((), device=trainer.device), 0
@@ -302,12 +313,14 @@ def train(
                     f"The mean loss of steps {step - count} to {step} is {mean}; expected a finite number. "
                     "Start again with a lower learning rate."
                 )
+            if snapshot or stopping:
+                trainer.check_finite()
             log(step, mean, trainer.held_out_loss() if snapshot else None)
             total, count = torch.zeros_like(total), 0
+            if snapshot:  # before last.pt, or a run killed between the two would go on without it
+                trainer.snapshot(out / f"ema_{step:06d}")
             if snapshot or stopping:
                 trainer.save(out / "last.pt")
-            if snapshot:
-                trainer.snapshot(out / f"ema_{step:06d}")
             if stopping:
                 break
     return trainer.step == settings.steps

@@ -13,198 +13,21 @@ All of it is written by `scripts/train.py`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
 
-from asd_policy.data.robomimic_hdf5 import RobomimicFile
-from asd_policy.data.store import EpisodeStore
-from asd_policy.data.windows import Windows, make_windows
-from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, from_env_poses
-from asd_policy.policies.config import NetworkConfig, PolicyConfig
-from asd_policy.policies.image_keys import ImageKey, central_crop
-from asd_policy.policies.normalizer import LinearNormalizer
-from asd_policy.policies.quaternions import Quaternion, with_steady_signs
-from asd_policy.policies.tasks import takes_poses
-from asd_policy.training.loop import TrainSettings
+from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.training.demonstrations import Demonstrations
+from asd_policy.training.loop import TrainSettings, write_atomically
+from asd_policy.training.settings import is_count
 
-IMAGE_FEATURES = 64
-"""What an image becomes, as in real-stanford's and robomimic's policies."""
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """The first episodes of a store, as tensors.
-
-    Attributes:
-        env_id: the environment.
-        obs: (N, D) per key, float32; of images (N, H, W, C), uint8.
-        actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
-        episode_ends: (E,) int64.
-        disturbance: (N,), by how much what was executed differs from the expert's action, in its largest entry.
-    """
-
-    env_id: str
-    obs: dict[str, Tensor]
-    actions: Tensor
-    episode_ends: Tensor
-    disturbance: Tensor
-
-    @classmethod
-    def read(
-        cls,
-        path: str | Path,
-        episodes: int | None = None,
-        filter_key: str | None = None,
-        absolute: bool = False,
-        obs_keys: Sequence[str] = (),
-    ) -> "Demonstrations":
-        """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
-
-        Args:
-            filter_key: the mask of an HDF5 file that names the demonstrations to read.
-            absolute: take the target poses that an HDF5 file keeps beside its delta actions.
-            obs_keys: the observations to read, in this order; if empty, all that a store has, and of an HDF5 file the
-                vectors that robomimic's policies see.
-
-        Raises:
-            UnknownNameError: on an observation that is not there.
-            DataError: if there are fewer, or they cannot be used.
-        """
-        if Path(path).is_file():
-            with RobomimicFile.open(path, filter_key, absolute, obs_keys) as file:
-                return cls._read_hdf5(file, episodes)
-        if filter_key is not None or absolute:
-            raise DataError(f"{path} is no HDF5 file: it has no filter {filter_key!r}, and one kind of actions.")
-        store = EpisodeStore.open(path)
-        available = store.num_episodes
-        episodes = available if episodes is None else episodes
-        if not 1 <= episodes <= available:
-            raise DataError(f"{path} holds {available} episodes; {episodes} are asked for.")
-        ends = torch.from_numpy(np.array(store.episode_ends[:episodes]))
-        steps = int(ends[-1])
-        unknown = [key for key in obs_keys if key not in store.obs_keys]
-        if unknown:
-            raise UnknownNameError(f"observation of {path}", unknown[0], store.obs_keys)
-        obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
-        actions = torch.from_numpy(store.actions()[:steps].copy())
-        disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
-        return cls._of(str(store.attrs["env_id"]), obs, actions, ends, disturbance)
-
-    @classmethod
-    def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
-        wanted = len(file.demos) if episodes is None else episodes
-        if not 1 <= wanted <= len(file.demos):
-            raise DataError(f"{file.path} holds {len(file.demos)} episodes; {wanted} are asked for.")
-        read = [file.episode(name) for name in file.demos[:wanted]]
-        obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
-        actions = torch.from_numpy(np.concatenate([one.action for one in read]))
-        ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(file.env_id, obs, actions, ends, torch.zeros(len(actions)))
-
-    @classmethod
-    def _of(
-        cls, env: str, obs: dict[str, Tensor], actions: Tensor, ends: Tensor, disturbance: Tensor
-    ) -> "Demonstrations":
-        return cls(env, obs, from_env_poses(actions) if takes_poses(env) else actions, ends, disturbance)
-
-    def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
-        """The configuration of a policy for this environment.
-
-        `quaternions` are the first indices of those in the observations whose sign is to be made steady.
-
-        Raises:
-            ConfigError: if the observations have no such entries.
-        """
-        self._check_entries(quaternions)
-        steady = tuple(
-            Quaternion.mean_of(key, first, self.obs[key]) for key, firsts in quaternions.items() for first in firsts
-        )
-        dim = self.actions.shape[1]
-        shapes = self.obs_shapes
-        images = tuple(_image_key(key, shape) for key, shape in shapes.items() if len(shape) == 3)
-        obs_keys = {key: shape[0] for key, shape in shapes.items()} | {image.key: IMAGE_FEATURES for image in images}
-        config = PolicyConfig(self.env_id, obs_keys, dim, network=network, quaternions=steady, images=images)
-        if takes_poses(self.env_id):
-            config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
-        return config
-
-    def split(self, held_out: int) -> tuple["Demonstrations", "Demonstrations | None"]:
-        """All episodes but the last `held_out`, and those; None if there are none.
-
-        Raises:
-            ConfigError: if that leaves no episode to learn from.
-        """
-        total = len(self.episode_ends)
-        if not 0 <= held_out < total:
-            raise ConfigError(f"{held_out} of {total} episodes are to be held out; expected 0 to {total - 1}.")
-        if held_out == 0:
-            return self, None
-        end = int(self.episode_ends[total - held_out - 1])
-
-        def part(steps: slice, ends: Tensor) -> Demonstrations:
-            obs = {key: values[steps] for key, values in self.obs.items()}
-            disturbance = self.disturbance[steps]
-            return replace(self, obs=obs, actions=self.actions[steps], episode_ends=ends, disturbance=disturbance)
-
-        ends = self.episode_ends
-        return part(slice(end), ends[:-held_out]), part(slice(end, None), ends[-held_out:] - end)
-
-    def as_seen_by(self, config: PolicyConfig) -> "Demonstrations":
-        """The demonstrations with the signs of quaternions as the policy is shown them."""
-        return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
-
-    def check_fit(self, config: PolicyConfig) -> None:
-        """Raise ConfigError unless a policy with this configuration can learn from these demonstrations."""
-        got, expected = (self.obs_shapes, self.actions.shape[1]), (config.obs_shapes, config.action_dim)
-        if got != expected:
-            raise ConfigError(f"The demonstrations have observations and actions {got}; the policy has {expected}.")
-
-    @property
-    def obs_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Observation keys and shapes: (D,), of images (H, W, C)."""
-        return {key: tuple(values.shape[1:]) for key, values in self.obs.items()}
-
-    def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
-        """Min-max normalisation of every observation key and of the actions; pixels go from 0 to 255.
-
-        `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
-        """
-        self._check_entries(ignored)
-        fields = {**self.obs, "action": self.actions}
-        normalizer = LinearNormalizer({name: values.shape[-1] for name, values in fields.items()})
-        for name, values in fields.items():
-            pixels = torch.tensor([[0.0], [255.0]]).expand(-1, values.shape[-1])
-            normalizer.fit(name, pixels if values.ndim == 4 else values, ignored.get(name, ()))
-        return normalizer
-
-    def _check_entries(self, wanted: Mapping[str, Sequence[int]]) -> None:
-        for key, entries in wanted.items():
-            shape = self.obs_shapes.get(key, ())
-            if len(shape) != 1 or not all(0 <= entry < shape[0] for entry in entries):
-                raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the shapes are {self.obs_shapes}.")
-
-    def windows(self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: float | None = None) -> Windows:
-        """The training windows, their actions normalised.
-
-        All, or those of `Windows.foreseeable`, where a disturbance up to `foreseeable` does not count.
-        """
-        actions = normalizer.normalize("action", self.actions)
-        lengths = config.n_obs_steps, config.horizon, config.n_action_steps
-        windows = make_windows(self.obs, actions, self.episode_ends, *lengths)
-        return windows if foreseeable is None else windows.foreseeable(self.disturbance > foreseeable)
-
-
-def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:
-    """An image as real-stanford's and robomimic's policies look at it: a crop of 76 of 84 pixels."""
-    size = shape[:2]
-    return ImageKey(key, shape, central_crop(size, [n * 76 // 84 for n in size]))
+__all__ = ["Demonstrations", "LossLog", "Machine", "RunInfo", "check_new", "check_same_data", "make_run"]
 
 
 @dataclass(frozen=True)
@@ -216,6 +39,16 @@ class Machine:
     """CPU threads; all cores unless given."""
     compile: bool = False
     """Run the network through torch.compile."""
+
+    def __post_init__(self) -> None:
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError as error:
+            raise ConfigError(f"device is {self.device!r}; expected cpu, cuda or another of torch's.") from error
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device!r}, but torch finds no CUDA device here. Take cpu.")
+        if self.threads is not None and not is_count(self.threads):
+            raise ConfigError(f"threads is {self.threads}; expected at least 1.")
 
     def set_threads(self) -> None:
         if self.threads:
@@ -236,35 +69,88 @@ class RunInfo:
     obs_keys: Sequence[str] = ()
     held_out: int = 0
     foreseeable: float | None = None
+    clip_actions: bool = False
+    fingerprint: str | None = None
+    """Of the demonstrations, so that a run is not resumed on others; older runs lack it."""
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
+    def read(self) -> Demonstrations:
+        """The run's demonstrations.
+
+        Raises:
+            DataError: if they are not there, or are others than those that the run began with.
+        """
+        demonstrations = Demonstrations.read(
+            self.data, self.episodes, self.filter_key, self.absolute, self.obs_keys, self.clip_actions
+        )
+        check_same_data(self.data, self.fingerprint, demonstrations.fingerprint())
+        return demonstrations
+
     @classmethod
     def load(cls, path: Path) -> "RunInfo":
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values = dict(json.loads(path.read_text()))
             values["obs_keys"] = tuple(values.get("obs_keys", ()))  # which older runs lack
             return cls(**{**values, "settings": TrainSettings(**values["settings"])})
-        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error
 
 
+def check_same_data(data: str, expected: str | None, got: str) -> None:
+    """Raise DataError unless data have the fingerprint that a run began with, if it is known."""
+    if expected not in (None, got):
+        raise DataError(
+            f"{data} has changed since the run began: its fingerprint is {got}; expected {expected}. Put the old data "
+            "back, or start a new run."
+        )
+
+
+def check_new(out: Path) -> None:
+    """Raise ConfigError if a run's directory exists."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
+
+
+def make_run(out: Path, write: Callable[[Path], object]) -> None:
+    """Make a run's directory with the files that `write` puts into a folder: with all of them or not at all.
+
+    So a run that is killed is either resumed (without a last.pt, from its beginning) or begun anew.
+    """
+    check_new(out)
+    partial = out.with_name(out.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        os.replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"Cannot make the run's directory {out}: {error}") from error
+
+
 class LossLog:
-    """`log.jsonl`: one line per logged step. Lines past the step that a run resumes from are dropped."""
+    """`log.jsonl`: one line per logged step. Lines past the step that a run resumes from are dropped.
+
+    So is a last line that was cut off while it was written.
+
+    Raises:
+        CheckpointError: if another line is damaged, or the file cannot be written.
+    """
 
     def __init__(self, path: Path, resumed_step: int):
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.entries: list[dict[str, float]] = [
-            entry for entry in map(json.loads, lines) if entry["step"] <= resumed_step
-        ]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        self.entries = [entry for entry in _read_log(path) if entry["step"] <= resumed_step]
+        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+        write_atomically(path, lambda target: target.write_text(text))
 
     def append(self, **entry: float) -> None:
         self.entries.append(entry)
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {self._path}: {error}") from error
 
     def plot(self, path: Path) -> None:
         """Draw the loss over the steps."""
@@ -279,3 +165,23 @@ class LossLog:
             axes.legend()
         axes.grid(alpha=0.3)
         figure.savefig(path, dpi=150)
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a log; none if there is no file."""
+    written = path.read_bytes().rstrip(b"\0\r\n ") if path.exists() else b""  # a power cut can leave zeros
+    lines = written.split(b"\n") if written else []
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["step"], int):
+                raise TypeError("its step is no integer")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):  # cut off while it was written
+                break
+            raise CheckpointError(
+                f"{path} is damaged at line {number}: {error}. Remove the line: it only serves the plot of the loss."
+            ) from error
+        entries.append(entry)
+    return entries

@@ -14,7 +14,7 @@ import pytest
 
 from asd_policy import load_policy
 from asd_policy.data.store import Episode, EpisodeStore
-from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.errors import ConfigError, DataError, UnknownNameError, WorkerError
 from envs.tasks import TASKS, Exploration
 
 ROOT = Path(__file__).parents[2]
@@ -211,3 +211,18 @@ def test_a_full_store_is_left_as_it_is(script, straight):
     before = straight.attrs
     script.main(script.Args(out=straight.path, num_episodes=2))
     assert (straight.num_episodes, straight.attrs) == (NUM_EPISODES, before)
+
+
+def lose_the_worker(task: str, seed: int, *_: object) -> Episode | None:
+    if seed == 2:
+        os._exit(9)
+    return None
+
+
+def test_a_lost_worker_is_an_error_that_keeps_what_came_before(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "roll_out", lose_the_worker)
+    monkeypatch.setattr(script, "ignore_interrupts", os.getpid)  # which a spawned process can import
+    args = script.Args(out=tmp_path / "demos.zarr", num_episodes=1, workers=1)
+    with pytest.raises(WorkerError, match="at seed 2 or soon after"):
+        script.collect(script.open_store(args), args)
+    assert script.failed_seeds(EpisodeStore.open(args.path)) == [0, 1]

@@ -1,6 +1,7 @@
 """Digits from both kinds of files, and files that hold none."""
 
 import gzip
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -43,6 +44,10 @@ def test_padding(tmp_path):
         ({"images": IMAGES.astype(np.float32), "labels": LABELS}, "float32"),
         ({"images": IMAGES, "labels": LABELS[:4]}, r"labels \(4,\)"),
         ({"images": IMAGES, "labels": LABELS + 1}, "from 1 to 10"),
+        ({"images": IMAGES, "labels": LABELS + 0.5}, "integers"),
+        ({"images": IMAGES, "labels": LABELS * np.nan}, "integers"),
+        ({"images": IMAGES, "labels": np.uint8(3)}, r"labels \(\)"),
+        ({"images": IMAGES, "labels": np.array(list("01234"))}, "integers"),
     ],
 )
 def test_refused_arrays(tmp_path, arrays, message):
@@ -58,3 +63,13 @@ def test_refused_paths(tmp_path):
     for name in ("text.npz", "missing.npz"):
         with pytest.raises(DataError, match=name):
             Digits.read(tmp_path / name)
+
+
+def test_cut_off_files(tmp_path):
+    np.savez_compressed(tmp_path / "digits.npz", images=IMAGES, labels=LABELS)
+    whole = (tmp_path / "digits.npz").read_bytes()
+    for place in range(0, len(whole), 5):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]):
+            (tmp_path / "digits.npz").write_bytes(damaged)
+            with suppress(DataError):
+                Digits.read(tmp_path / "digits.npz")

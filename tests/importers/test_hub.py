@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 from asd_policy.errors import CheckpointError
 from asd_policy.importers import Checkpoint, load_policy, read_checkpoint
 from asd_policy.importers.hub import PretrainedPolicy
+from tests.importers.originals import GOLDEN_LEROBOT
 from tests.tiny import tiny_checkpoint
 
 OBS_KEYS = {"object": 5, "robot0_eef_pos": 3}
@@ -36,6 +38,47 @@ def test_round_trip_through_a_folder(checkpoint, tmp_path):
     assert loaded.policy("ddpm").config.action_dim == 2
 
 
+def pretend_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, files: dict[str, bytes]) -> None:
+    """A repository with these files: a download takes those that are asked for, as links into a cache."""
+
+    def download(repo_id: str, allow_patterns: list[str], ignore_patterns: list[str] = [], **_: object) -> str:  # noqa: B006
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            blob, link = cache / "blobs" / name.replace("/", "-"), cache / "snapshot" / name
+            for path in (blob, link):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)
+            blob.write_bytes(files[name])
+            link.symlink_to(blob)
+        return str(cache / "snapshot")
+
+    def download_one(repo_id: str, filename: str, **_: object) -> str:
+        return str(Path(download(repo_id, [filename])) / filename)
+
+    monkeypatch.setattr("asd_policy.importers.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download_one)
+
+
+def test_a_repository_of_lerobots_is_loaded_with_all_its_files(monkeypatch, tmp_path):
+    files = {file.name: file.read_bytes() for file in GOLDEN_LEROBOT.iterdir() if file.name != "golden.safetensors"}
+    averaged = {f"pretrained_model_ema/{name}": data for name, data in files.items()}
+    others = {"training_state/optimizer_state.safetensors": b"", "README.md": b"", "videos/a.mp4": b""}
+    pretend_hub(monkeypatch, tmp_path, files | averaged | others)
+    loaded = PretrainedPolicy.from_pretrained("them/diffusion_real").checkpoint
+    assert same(loaded, read_checkpoint(GOLDEN_LEROBOT))
+    assert any("averaged weights lie in" in note for note in loaded.notes)
+    assert same(read_checkpoint(tmp_path / "snapshot" / "pretrained_model_ema"), loaded)
+    got = {str(path.relative_to(tmp_path / "snapshot")) for path in (tmp_path / "snapshot").rglob("*.*")}
+    assert got == files.keys() | averaged.keys()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 10**5])
+def test_a_damaged_config_is_of_the_error_family(checkpoint, tmp_path, text):
+    PretrainedPolicy(checkpoint).save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        PretrainedPolicy.from_pretrained(tmp_path / "saved")
+
+
 def test_push_uploads_the_folder(checkpoint, monkeypatch, tmp_path):
     pushed = {}
 
@@ -48,17 +91,7 @@ def test_push_uploads_the_folder(checkpoint, monkeypatch, tmp_path):
     assert PretrainedPolicy(checkpoint).push_to_hub("me/tiny", model_card_kwargs={"repo_id": "me/tiny"}) == "me/tiny"
     assert b'from_pretrained("me/tiny")' in pushed["README.md"]
 
-    def download(repo_id: str, allow_patterns: list[str], **_: object) -> str:
-        assert repo_id == "me/tiny"
-        for name in allow_patterns:
-            (tmp_path / name).write_bytes(pushed[name])
-        return str(tmp_path)
-
-    def download_one(repo_id: str, filename: str, **_: object) -> str:
-        return str(Path(download(repo_id, [filename])) / filename)
-
-    monkeypatch.setattr("asd_policy.importers.hub.snapshot_download", download)
-    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download_one)
+    pretend_hub(monkeypatch, tmp_path / "cache", pushed)
     assert same(PretrainedPolicy.from_pretrained("me/tiny").checkpoint, checkpoint)
 
 

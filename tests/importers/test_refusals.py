@@ -182,7 +182,7 @@ def lerobot_copy(folder: Path) -> Path:
         ({"n_groups": 3}, "no temporal U-Net that can be understood"),
         ({"normalization_mapping": {"STATE": "LOG"}}, "cannot normalise observation.state by LOG"),
         ({"horizon": "16"}, "horizon"),
-        ({"noise_scheduler_type": None}, "looks like lerobot"),
+        ({"noise_scheduler_type": None}, "expected DDPM or DDIM"),
     ],
 )
 def test_lerobot_configs_of_another_kind(tmp_path, change, message):

@@ -239,7 +239,9 @@ def test_encoders_that_fit_into_no_memory(tmp_path, image):
     config = json.loads((folder / "config.json").read_text())
     config["images"] = [asdict(ImageKey("object", (84, 84, 3))) | image]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"does not fit its configuration|impossible size"):
+    with pytest.raises(
+        (CheckpointError, ConfigError), match=r"does not fit its configuration|impossible size|at most 8192"
+    ):
         load_policy(folder)
 
 
@@ -249,7 +251,7 @@ def test_configuration_that_refers_to_itself(tmp_path):
         lists = [lists] * 10  # 10 ** 60 values, in a pickle of a few kilobytes
     loop: list[Any] = []
     loop.append(loop)
-    for cfg, message in ((lists, "lacks 'policy'"), (loop, "contains itself")):
+    for cfg, message in ((lists, "over 200000 values"), (loop, "contains itself")):
         payload = {"cfg": cfg, "state_dicts": {}, "pickles": {}}
         real_stanford.save_payload(tmp_path / "a.ckpt", payload)
         with pytest.raises(CheckpointError, match=message):

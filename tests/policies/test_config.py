@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.config import SAMPLING, NetworkConfig, PolicyConfig, SchedulerConfig
 
 OBS_KEYS = {"object": 14, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 
@@ -59,8 +59,28 @@ def test_unknown_and_missing_fields_are_named(where: tuple[str, ...]) -> None:
         ((), "n_action_steps", 16),
         ((), "obs_keys", {}),
         ((), "obs_keys", {"object": -1}),
-        ((), "obs_keys", {"a.b": 1}),
+        ((), "obs_keys", {"action": 1}),
+        ((), "obs_keys", {"": 1}),
         ((), "network", 1),
+        ((), "n_obs_steps", 17),
+        ((), "n_obs_steps", 10**30),
+        ((), "horizon", 8192),
+        ((), "horizon", 10**400),
+        ((), "action_dim", 2**20),
+        ((), "obs_keys", {"object": 2**21}),
+        ((), "action_bound", float("inf")),
+        ((), "action_bound", float("nan")),
+        ((), "quaternions", [{"key": "object", "first": 0, "towards": [0, 0, 0, 1]}] * 100),
+        (("network",), "down_dims", [8] * 17),
+        (("network",), "name", ["unet1d"]),
+        (("scheduler",), "num_train_timesteps", 10**9),
+        (("scheduler",), "clip_sample_range", float("inf")),
+        (("scheduler",), "beta_start", float("nan")),
+        (("scheduler",), "timestep_spacing", "middle"),
+        (("scheduler",), "steps_offset", -1),
+        (("scheduler",), "steps_offset", 100),
+        (("scheduler",), "set_alpha_to_one", 1),
+        (("scheduler",), "use_clipped_model_output", None),
         (("network",), "name", "mlp"),
         (("network",), "down_dims", [64, 100]),
         (("network",), "down_dims", []),
@@ -90,7 +110,14 @@ def test_whole_numbers_pass_for_floats() -> None:
     assert PolicyConfig.from_dict(data).scheduler == SchedulerConfig()
 
 
-@pytest.mark.parametrize("text", [None, "{not json"])
+def test_files_from_before_the_settings_of_fewer_steps_are_read() -> None:
+    data = make_config().to_dict()
+    for name in SAMPLING:
+        del data["scheduler"][name]
+    assert PolicyConfig.from_dict(data) == make_config()
+
+
+@pytest.mark.parametrize("text", [None, "{not json", "[" * 10**5, '{"horizon": ' + "9" * 10**4 + "}"])
 def test_an_unreadable_file_is_a_checkpoint_error(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "config.json"
     if text:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asd_policy.errors import ConfigError
-from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.normalizer import Affine, LinearNormalizer
 
 
 @settings(deadline=None, max_examples=50)
@@ -67,9 +67,35 @@ def test_state_travels_with_the_weights() -> None:
     fitted.fit("a", torch.rand(10, 2))
     loaded = LinearNormalizer({"a": 2})
     loaded.load_state_dict(fitted.state_dict())
-    assert sorted(fitted.state_dict()) == ["fields.a.offset", "fields.a.scale"]
+    assert sorted(fitted.state_dict()) == ["fields.a.center", "fields.a.offset", "fields.a.scale"]
     x = torch.rand(4, 2)
     assert torch.equal(loaded.normalize("a", x), fitted.normalize("a", x))
+
+
+def test_a_state_from_before_centers_is_read() -> None:
+    fitted = LinearNormalizer({"a": 2})
+    fitted.fit("a", torch.rand(10, 2))
+    old = {name: value for name, value in fitted.state_dict().items() if not name.endswith("center")}
+    loaded = LinearNormalizer({"a": 2})
+    loaded.fields["a"].center.fill_(3)
+    loaded.load_state_dict(old)
+    x = torch.rand(4, 2)
+    assert torch.equal(loaded.normalize("a", x), fitted.normalize("a", x))
+    assert torch.equal(loaded.unnormalize("a", x), fitted.unnormalize("a", x))
+
+
+def test_a_scale_of_zero_is_finite_both_ways() -> None:
+    affine = Affine(2)
+    affine.scale[0], affine.offset[0], affine.center[0] = 0.0, 0.5, 0.25
+    assert affine(torch.tensor([7.0, 7.0])).tolist() == [0.5, 7.0]
+    assert affine.inverse(torch.tensor([7.0, 7.0])).tolist() == [0.25, 7.0]
+
+
+def test_a_center_keeps_its_digits_under_a_large_scale() -> None:
+    affine = Affine(1)
+    affine.scale[0], affine.offset[0], affine.center[0] = 2e8, -1.0, 0.8
+    assert affine(torch.tensor([0.8])).item() == -1.0
+    assert affine.inverse(torch.tensor([-1.0])).item() == torch.tensor(0.8).item()
 
 
 def test_an_unknown_field_names_those_there_are() -> None:

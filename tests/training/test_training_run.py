@@ -1,12 +1,15 @@
 """A run on disk: from a store to a policy's weights, through the command line."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from asd_policy import load_policy
 from asd_policy.data.store import Episode, EpisodeStore
@@ -200,3 +203,123 @@ def test_the_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None
         log.append(step=step, loss=1 / step)
     assert [entry["step"] for entry in LossLog(path, 20).entries] == [10, 20]
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_log_that_was_cut_off_at_any_byte_does_not_stop_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = LossLog(path, 0)
+    for step in (10, 20, 30):
+        log.append(step=step, loss=1 / step, held_out_loss=float("nan"))
+    whole = path.read_bytes()
+    ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
+    for keep in range(len(whole) + 1):
+        for rest in (b"", b"\0" * 7, b"\xff") if keep % 9 == 0 or keep in ends else (b"",):
+            path.write_bytes(whole[:keep] + rest)
+            lines = sum(keep >= end for end in ends) - (rest == b"\xff" and keep in ends)
+            again = LossLog(path, 100)
+            assert [entry["step"] for entry in again.entries] == [10, 20, 30][:lines]
+            again.append(step=40, loss=0.1)
+            assert [entry["step"] for entry in LossLog(path, 100).entries] == [*[10, 20, 30][:lines], 40]
+
+
+@pytest.mark.parametrize("line", ["{", "7", "{}", '{"step": "x"}', "[" * 100_000, "\0"])
+def test_a_log_that_is_damaged_elsewhere_is_reported(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 3, "loss": 0.5}}\n')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged at line 2"):
+        LossLog(tmp_path / "log.jsonl", 10)
+
+
+KILLED_AT = ("write_run", "train_with_progress", "snapshot")
+
+
+@pytest.mark.parametrize("place", KILLED_AT)
+def test_a_run_that_is_killed_before_its_first_snapshot_goes_on(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """In a process of its own, which is gone at once, as by SIGKILL: one of the two commands takes what is left."""
+    out, machine = tmp_path / "run", Machine(device="cpu")
+    settings = TrainSettings(steps=4, batch_size=4, warmup_steps=1, snapshot_every=2, log_every=1)
+    new = New(store, out, settings, network=NETWORK, machine=machine)
+    whole = replace(new, out=tmp_path / "whole")
+    assert main(whole) == 0
+    program = f"""
+import os
+from pathlib import Path
+from scripts import train
+from asd_policy.policies.config import NetworkConfig
+from asd_policy.training.loop import Trainer, TrainSettings
+from asd_policy.training.run import Machine
+def die(*_): os._exit(9)
+def half(folder, info, *rest):
+    info.save(folder / "train.json")
+    die()
+target = Trainer if {place!r} == "snapshot" else train
+setattr(target, {place!r}, half if {place!r} == "write_run" else die)
+settings = TrainSettings(steps=4, batch_size=4, warmup_steps=1, snapshot_every=2, log_every=1)
+network = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
+train.main(train.New(Path({str(store)!r}), Path({str(out)!r}), settings, network=network, machine=Machine("cpu")))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=100, check=False).returncode == 9
+    assert not (out / "last.pt").exists()
+    assert out.exists() == (place != "write_run")
+    assert main(Resume(out, machine) if out.exists() else new) == 0
+    for name in ("ema_000002.safetensors", "ema_000004.safetensors", "config.json", "normalizer.safetensors"):
+        assert (out / name).read_bytes() == (whole.out / name).read_bytes()
+    assert [entry["step"] for entry in LossLog(out / "log.jsonl", 4).entries] == [1, 2, 3, 4]
+
+
+def test_a_killed_run_begins_anew_from_its_checkpoint(store: Path, tmp_path: Path) -> None:
+    machine, settings = Machine(device="cpu"), TrainSettings(steps=12, batch_size=4, snapshot_every=12)
+    assert main(New(store, tmp_path / "first", settings, network=NETWORK, machine=machine)) == 0
+    out = tmp_path / "tuned"
+    init = checkpoint_of(tmp_path / "first")
+    assert main(New(store, out, settings, init=init, octaves=2, machine=machine)) == 0
+    whole = (out / "ema_000012.safetensors").read_bytes()
+    for name in ("last.pt", "ema_000012.safetensors"):
+        (out / name).unlink()
+    assert main(Resume(out, machine)) == 0
+    assert (out / "ema_000012.safetensors").read_bytes() == whole
+
+
+def test_a_run_is_not_resumed_on_other_data(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, out = Machine(device="cpu"), tmp_path / "run"
+    settings = TrainSettings(steps=2, batch_size=4, warmup_steps=1, snapshot_every=2)
+    assert main(New(store, out, settings, network=NETWORK, machine=machine)) == 0
+    writer = EpisodeStore.open(store, writable=True)  # more episodes are no other data
+    writer.append(writer.episode(0))
+    writer.close()
+    assert main(Resume(out, machine)) == 0
+    root = zarr.open_group(store, mode="r+")
+    root["data/obs/object"][3, 1] += 0.5
+    capsys.readouterr()
+    assert main(Resume(out, machine)) == 1
+    assert "has changed since the run began" in " ".join(capsys.readouterr().out.split())
+    store.rename(tmp_path / "moved.zarr")
+    assert main(Resume(out, machine)) == 1
+    assert "No episode store" in capsys.readouterr().out
+    (out / "normalizer.safetensors").unlink()
+    (tmp_path / "moved.zarr").rename(store)
+    assert main(Resume(out, machine)) == 1
+    assert "normalizer.safetensors" in "".join(capsys.readouterr().out.split())
+
+
+def test_target_poses_of_another_frame_are_not_learned(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    kinds = []
+    for frame in ("Base", "World"):
+        path = tmp_path / f"{frame}.zarr"
+        episodes = EpisodeStore.create(path, SHAPES, 7, {"env_id": f"asd/Square{frame}Pose-v0"})
+        obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
+        action = generator.uniform(-1, 1, size=(30, 7)).astype(np.float32)
+        episodes.append(Episode(0, obs, action, action, 30))
+        kinds.append(Demonstrations.read(path))
+    base, world = kinds
+    base.check_fit(base.policy_config(NETWORK, {}))
+    with pytest.raises(ConfigError, match=r"SquareBasePose-v0.*SquareWorldPose-v0"):
+        base.check_fit(world.policy_config(NETWORK, {}))
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"device": "cpu", "threads": 0}, {"device": "cpu:x"}])
+def test_machines_that_do_not_exist(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"device is|threads is"):
+        Machine(**options)

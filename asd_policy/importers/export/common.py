@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from asd_policy.errors import ConfigError
-from asd_policy.importers.checkpoint import Checkpoint, field_name
+from asd_policy.importers.checkpoint import Checkpoint
+from asd_policy.importers.statistics import reciprocal
+from asd_policy.policies.config import SchedulerConfig
 
 NEVER_MOVES = 1e30
 """Range of an entry that the policy ignores: whatever its value, it is normalised to the same number."""
@@ -26,12 +28,25 @@ def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     }
 
 
-def affine(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tensor]:
-    """Scale and offset of y = x * scale + offset over the keys side by side, float64: both survive the way back."""
-    scale, offset = (
-        torch.cat([checkpoint.tensors[field_name(key, kind)].double() for key in keys]) for kind in ("scale", "offset")
-    )
-    return torch.where(scale == 0, 1 / NEVER_MOVES, scale), offset
+def spread_and_center(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tensor]:
+    """y = (x - center) / spread over the keys side by side, float64: both survive the way back.
+
+    The spread of an action that has one value only is 0.
+    """
+    fields = [checkpoint.affine(key) for key in keys]
+    scale, offset, center = (torch.cat(values) for values in zip(*fields, strict=True))
+    if keys == ("action",):
+        still = scale == 0
+        return reciprocal(scale), torch.where(still, center, center - offset * reciprocal(scale))
+    scale = torch.where(scale == 0, 1 / NEVER_MOVES, scale)
+    return 1 / scale, center - offset / scale
+
+
+def require_whole_chain(scheduler: SchedulerConfig) -> None:
+    """Raise ConfigError where fewer steps than all would be others than these libraries take."""
+    expected = {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
+    found = {name: getattr(scheduler, name) for name in expected}
+    require(found == expected, "the scheduler's steps", found, expected)
 
 
 def require(condition: bool, what: str, got: Any, expected: Any) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from asd_policy.importers import lerobot
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint
-from asd_policy.importers.export.common import OCTAVES, STEADY_SIGNS, affine, require, tensors_below
+from asd_policy.importers.export.common import (
+    OCTAVES,
+    STEADY_SIGNS,
+    require,
+    require_whole_chain,
+    spread_and_center,
+    tensors_below,
+)
 from asd_policy.importers.vision import PIXEL
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
@@ -39,6 +46,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
     require(config.octaves == 0, *OCTAVES)
     variance = config.scheduler.variance_type
     require(variance == "fixed_small", "the variance", variance, "fixed_small")
+    require_whole_chain(config.scheduler)
     require(isinstance(config.network, NetworkConfig), "the network", config.network, "a temporal U-Net")
     state, images, environment = _split(checkpoint)
     stats = {"observation.state": _bounds(checkpoint, *state)}
@@ -54,10 +62,11 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
         network |= {f"diffusion.rgb_encoder.{index}.{name}": value for name, value in encoder.items()}
     save_file(network, folder / WEIGHTS)
     features = {name: _feature(name, values, images) for name, values in stats.items()}
-    _write(folder / CONFIG, _config(checkpoint, features) | _vision(images))
+    modes = MODES if "min" in stats["action"] else MODES | {"ACTION": "MEAN_STD"}
+    _write(folder / CONFIG, _config(checkpoint, features, modes) | _vision(images))
     sidecar = {name: config.to_dict()[name] for name in ("env_id", "obs_keys", "action_bound", "action_parts")}
     _write(folder / lerobot.SIDECAR, sidecar)
-    _write_processors(folder, stats, features)
+    _write_processors(folder, stats, features, modes)
 
 
 def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]]:
@@ -91,26 +100,30 @@ def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
 
 
 def _bounds(checkpoint: Checkpoint, *keys: str) -> dict[str, Tensor]:
-    scale, offset = affine(checkpoint, *keys)
-    return {"min": (-1 - offset) / scale, "max": (1 - offset) / scale}
+    spread, center = spread_and_center(checkpoint, *keys)
+    if bool((spread == 0).any()):  # lerobot's bounds cannot say that an action never moves, its deviation can
+        return {"mean": center, "std": spread}
+    return {"min": center - spread, "max": center + spread}
 
 
 def _pixels(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """Mean and deviation of pixels from 0 to 1, each (C, 1, 1)."""
-    scale, offset = (value.view(-1, 1, 1) for value in affine(checkpoint, image.key))
-    return {"mean": -offset / (scale * PIXEL), "std": 1 / (scale * PIXEL) - lerobot.DEFAULT_EPS}
+    spread, center = (value.view(-1, 1, 1) for value in spread_and_center(checkpoint, image.key))
+    return {"mean": center / PIXEL, "std": spread / PIXEL - lerobot.DEFAULT_EPS}
 
 
 def _feature(name: str, values: dict[str, Tensor], images: Sequence[ImageKey]) -> dict[str, Any]:
     """What lerobot's configuration says of an observation or of the action."""
     kinds = {"observation.state": "STATE", "observation.environment_state": "ENV", "action": "ACTION"}
     if name in kinds:
-        return {"type": kinds[name], "shape": list(values["min"].shape)}
+        return {"type": kinds[name], "shape": list(next(iter(values.values())).shape)}
     height, width, channels = images[0].shape
     return {"type": "VISUAL", "shape": [channels, height, width]}
 
 
-def _write_processors(folder: Path, stats: dict[str, dict[str, Tensor]], features: dict[str, Any]) -> None:
+def _write_processors(
+    folder: Path, stats: dict[str, dict[str, Tensor]], features: dict[str, Any], modes: dict[str, str]
+) -> None:
     """lerobot's pipelines before and after the network, with the statistics that they normalise by."""
     tensors = {f"{key}.{name}": value for key, values in stats.items() for name, value in values.items()}
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
@@ -124,12 +137,12 @@ def _write_processors(folder: Path, stats: dict[str, dict[str, Tensor]], feature
     ):
         state_file = f"{pipeline}_step_{len(around)}_{step}.safetensors"
         save_file(tensors, folder / state_file)
-        settings = {"eps": lerobot.DEFAULT_EPS, "features": features, "norm_map": MODES}
+        settings = {"eps": lerobot.DEFAULT_EPS, "features": features, "norm_map": modes}
         steps = [*around, {"registry_name": step, "config": settings, "state_file": state_file}]
         _write(folder / f"{pipeline}.json", {"name": pipeline, "steps": steps})
 
 
-def _config(checkpoint: Checkpoint, features: dict[str, Any]) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, features: dict[str, Any], modes: dict[str, str]) -> dict[str, Any]:
     config, network, scheduler = checkpoint.config, checkpoint.config.network, checkpoint.config.scheduler
     assert isinstance(network, NetworkConfig)
     return {
@@ -139,7 +152,7 @@ def _config(checkpoint: Checkpoint, features: dict[str, Any]) -> dict[str, Any]:
         "n_action_steps": config.n_action_steps,
         "input_features": {name: feature for name, feature in features.items() if name != "action"},
         "output_features": {"action": features["action"]},
-        "normalization_mapping": MODES,
+        "normalization_mapping": modes,
         "device": "cpu",
         "down_dims": list(network.down_dims),
         "kernel_size": network.kernel_size,

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from asd_policy.importers import robomimic
 from asd_policy.importers.checkpoint import Checkpoint
-from asd_policy.importers.export.common import OCTAVES, STEADY_SIGNS, affine, require, tensors_below
-from asd_policy.policies.config import NetworkConfig, SchedulerConfig
-from asd_policy.policies.tasks import ENV_IDS
+from asd_policy.importers.export.common import (
+    OCTAVES,
+    STEADY_SIGNS,
+    require,
+    require_whole_chain,
+    spread_and_center,
+    tensors_below,
+)
+from asd_policy.policies.config import SAMPLING, NetworkConfig, SchedulerConfig
+from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE
+from asd_policy.policies.tasks import ENV_IDS, POSES, takes_poses
 
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
 """The only one that robomimic builds."""
@@ -27,10 +35,11 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
         ConfigError: if robomimic has no such network, scheduler or order of observations.
     """
     config = checkpoint.config
-    free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")
+    free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type", *SAMPLING)
     fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
     require(not config.quaternions, *STEADY_SIGNS)
     require(config.octaves == 0, *OCTAVES)
+    require_whole_chain(config.scheduler)
     require(not config.images, "observations", "with images", "vectors")
     require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
     require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
@@ -45,7 +54,7 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
         "model": {"nets": network, "optimizers": {}, "lr_schedulers": {}, "ema": None},
         "config": _robomimic_config(checkpoint, list(dims), formats),
         "algo_name": "diffusion_policy",
-        "env_metadata": {"env_name": _robosuite_name(config.env_id), "type": 1, "env_kwargs": {}},
+        "env_metadata": _env_metadata(config.env_id),
         "shape_metadata": {
             "ac_dim": config.action_dim,
             "all_shapes": {key: [dim] for key, dim in config.obs_keys.items()},
@@ -53,19 +62,36 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
             "use_images": False,
         },
         "variable_state": None,
-        "obs_normalization_stats": {key: _robomimic_stats(*affine(checkpoint, key)) for key in config.obs_keys},
+        "obs_normalization_stats": {
+            key: _robomimic_stats(*spread_and_center(checkpoint, key)) for key in config.obs_keys
+        },
         "action_normalization_stats": {
-            key: _robomimic_stats(scale, offset)
-            for key, scale, offset in zip(
-                dims, *(whole.split(list(dims.values())) for whole in affine(checkpoint, "action")), strict=True
+            key: _robomimic_stats(spread, center)
+            for key, spread, center in zip(
+                dims,
+                *(whole.split(list(dims.values())) for whole in spread_and_center(checkpoint, "action")),
+                strict=True,
             )
         },
     }
     torch.save(payload, path)
 
 
-def _robomimic_stats(scale: Tensor, offset: Tensor) -> dict[str, Any]:
-    return {"scale": [(1 / scale).tolist()], "offset": [(-offset / scale).tolist()]}
+def _robomimic_stats(spread: Tensor, center: Tensor) -> dict[str, Any]:
+    return {"scale": [spread.tolist()], "offset": [center.tolist()]}
+
+
+def _env_metadata(env_id: str) -> dict[str, Any]:
+    """What the actions are: deltas, or target poses in a frame."""
+    controller: dict[str, Any] = {"type": POSE_CONTROLLER, "input_type": "delta"}
+    name = env_id
+    for frame, poses in POSES.items():
+        if takes_poses(env_id) and poses in env_id:
+            controller |= {"input_type": "absolute", "input_ref_frame": frame}
+            name = env_id.replace(poses, "")
+    names = {ours: theirs for theirs, ours in ENV_IDS.items()}  # the last name of each id is robosuite's
+    known = {"controller_configs": {"type": "BASIC", COMPOSITE: {"right": controller}}} if name in names else {}
+    return {"env_name": names.get(name, env_id), "env_version": "1.5", "type": ROBOSUITE, "env_kwargs": known}
 
 
 def _robomimic_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[str, str | None]) -> str:
@@ -90,8 +116,3 @@ def _robomimic_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[
         for name in ("num_train_batches", "num_epochs"):  # without them robomimic cannot build its optimizer's schedule
             config.algo.optim_params["policy"][name] = 1
     return str(config.dump())
-
-
-def _robosuite_name(env_id: str) -> str:
-    names = {ours: theirs for theirs, ours in ENV_IDS.items()}  # the last name of each id is robosuite's
-    return names.get(env_id, env_id)

@@ -1,0 +1,145 @@
+"""HDF5 files that nobody vouches for: nothing outside the file is opened, and no more is allocated than it can hold.
+
+A file may link to other files, map its datasets onto them, and declare petabytes that it does not hold. All of this is
+refused before anything is read. What no check here can prevent is a fault of libhdf5 itself on a file whose bytes were
+forged: read files from strangers in a process of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from asd_policy.errors import AsdPolicyError, DataError
+
+MAX_RATIO = 1032  # of deflate, HDF5's densest filter: https://zlib.net/zlib_tech.html
+SMALL = 1 << 24  # bytes that nobody misses
+MAX_LINKS = 16
+
+
+class UntrustedHdf5:
+    """An open file, read with care. Every method raises DataError, and no other error, on a file that is not sound."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"Cannot read {path}: there is no such file. Expected a robomimic HDF5 file.")
+        try:
+            self._file = h5py.File(path, "r")
+        except Exception as error:
+            raise DataError(f"Cannot read {path}: {error}. Expected a robomimic HDF5 file. Is it complete?") from error
+        self._budget = SMALL + MAX_RATIO * path.stat().st_size
+        self._sizes, self._declared = dict[str, int](), 0  # of each dataset that was read, and of all
+        self._groups: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def names(self, group: str) -> list[str]:
+        """What lies in a group, or an error that it is missing."""
+        with self._reading(group):
+            return [str(name) for name in self._group(group)]
+
+    def has(self, name: str) -> bool:
+        with self._reading(name):
+            return self._find(name) is not None
+
+    def attribute(self, name: str, attribute: str) -> Any:
+        """An attribute of a group or a dataset; None if it has none of this name."""
+        with self._reading(f"{name}, attribute {attribute}"):
+            return self._node(name).attrs.get(attribute)
+
+    def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape and the type of a dataset, nothing of which has been read."""
+        with self._reading(name):
+            dataset = self._dataset(name)
+            return tuple(dataset.shape), dataset.dtype
+
+    def read(self, name: str, check_dtype: Callable[[np.dtype[Any]], None] = lambda dtype: None) -> NDArray[Any]:
+        """All of a dataset, once its type has passed a check."""
+        with self._reading(name):
+            dataset = self._dataset(name)
+            check_dtype(dataset.dtype)
+            self._check_held(name, dataset)
+            return np.asarray(dataset[()])
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Whatever h5py makes of damage, from RuntimeError to MemoryError, becomes a DataError."""
+        try:
+            yield
+        except AsdPolicyError:
+            raise
+        except Exception as error:
+            raise DataError(f"{self.path} is damaged at {name}: {error}.") from error
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        node = self._node(name)
+        if not isinstance(node, h5py.Dataset) or node.shape is None or node.ndim == 0:
+            raise DataError(f"{self.path}: {name} is no array; expected one with a row for each step.")
+        return node
+
+    def _group(self, name: str) -> h5py.Group:
+        node = self._node(name)
+        if not isinstance(node, h5py.Group):
+            raise DataError(f"{self.path}: {name} is no group.")
+        return node
+
+    def _node(self, name: str) -> Any:
+        node = self._find(name)
+        if node is None:
+            raise DataError(f"{self.path} lacks {name!r}, so it is no robomimic file; it has {', '.join(self._file)}.")
+        return node
+
+    def _find(self, name: str) -> Any:
+        """What lies at `name`, or None."""
+        folder, _, leaf = name.rpartition("/")
+        if folder not in self._groups:
+            self._groups[folder] = self._follow(self._file, folder, MAX_LINKS)
+        return self._follow(self._groups[folder], leaf, MAX_LINKS)
+
+    def _follow(self, start: Any, path: str, links: int) -> Any:
+        """What `path` leads to from `start`, over at most so many links and without ever leaving the file; or None."""
+        node = self._file if path.startswith("/") else start
+        for part in filter(None, path.split("/")):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if link is None:
+                return None
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(f"{self.path}: {path} lies in another file, {link.filename!r}, which is not opened.")
+            if isinstance(link, h5py.SoftLink):
+                target = self._follow(node, link.path, links - 1) if links else None
+                if target is None:
+                    raise DataError(f"{self.path}: {path} is a link to {link.path!r}, which leads nowhere.")
+                node = target
+            else:
+                node = node[part]
+        return node
+
+    def _check_held(self, name: str, dataset: h5py.Dataset) -> None:
+        """Raise DataError if the file cannot hold what the dataset declares: it would be made of fill values."""
+        creation = dataset.id.get_create_plist()
+        if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
+            raise DataError(f"{self.path}: {name} is mapped onto other files, which are not opened. Copy it in.")
+        stored, declared = dataset.id.get_storage_size(), prod(dataset.shape) * dataset.dtype.itemsize
+        whole = stored >= declared
+        if dataset.chunks is not None:
+            chunks = prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+            largest = max(declared, prod(dataset.chunks) * dataset.dtype.itemsize)
+            whole = dataset.id.get_num_chunks() == chunks and largest <= SMALL + MAX_RATIO * stored
+        if not whole:
+            raise DataError(
+                f"{self.path}: {name} declares shape {dataset.shape} of {dataset.dtype}, of which the file holds "
+                f"{stored} bytes: steps were never written, or are lost."
+            )
+        self._declared += declared - self._sizes.get(name, 0)
+        self._sizes[name] = declared
+        if self._declared > self._budget:
+            raise DataError(f"{self.path}: up to {name}, more is declared than a file of this size can hold.")

@@ -1,0 +1,170 @@
+"""How robomimic's files, demonstrations and checkpoints, say what their actions are: the environment's metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asd_policy.errors import DataError
+from asd_policy.policies.tasks import POSES, env_id
+
+ROBOSUITE = 1  # robomimic's number for robosuite's environments
+CONTROL_HZ = 20
+COMPOSITE = "body_parts"  # robosuite 1.5 nests the arms' controllers below this
+POSE_CONTROLLER = "OSC_POSE"
+NEW_CONTROLLERS = (1, 5)
+"""The robosuite that the environments here are made with, and which changed the arms' controllers."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the metadata says.
+
+    Attributes:
+        env_name: robosuite's name of the environment.
+        env_id: ours that takes the actions, or robosuite's name where there is none.
+        version: robosuite's, as (major, minor); (0, 0) where it is not told.
+        absolute: actions are target poses, not deltas.
+        frame: of target poses, "base" or "world".
+        notes: what somebody who trains on the file should know.
+        poses: actions are poses or deltas of them, as the environments here take; joints, for example, are not.
+        controller_notes: those of the notes that tell of the arms' controllers.
+    """
+
+    env_name: str
+    env_id: str
+    version: tuple[int, int]
+    absolute: bool
+    frame: str
+    notes: tuple[str, ...]
+    poses: bool = True
+    controller_notes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> Recording:
+        """Read `env_args`, the metadata as JSON.
+
+        Raises:
+            DataError: if it is not robosuite's, or incomplete.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{where}: its env_args cannot be understood: {error!r:.300}.") from error
+        return cls.of(values, where)
+
+    @classmethod
+    def of(cls, values: Any, where: str) -> Recording:
+        """Read the metadata.
+
+        Raises:
+            DataError: if it is not robosuite's, or incomplete.
+        """
+        try:
+            name, kind, kwargs = values["env_name"], values.get("type", ROBOSUITE), values["env_kwargs"]
+            controllers = _arm_controllers(kwargs.get("controller_configs") or {})
+            version = _version(values.get("env_version"))
+            freq = kwargs.get("control_freq", CONTROL_HZ)
+            types = {str(controller.get("type"))[:100] for controller in controllers}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: its env_args cannot be understood: {error!r:.300}.") from error
+        if kind != ROBOSUITE:
+            raise DataError(
+                f"{where} was recorded in an environment of type {str(kind)[:100]}; expected robosuite's ({ROBOSUITE})."
+            )
+        if not isinstance(name, str):
+            raise DataError(f"{where}: its env_name is {type(name).__name__}; expected robosuite's name.")
+        new = version >= NEW_CONTROLLERS or (version == (0, 0) and any("input_type" in c for c in controllers))
+        poses = types <= {POSE_CONTROLLER}
+        absolute = poses and _are_absolute(controllers, new, where)
+        frame = _frame(controllers, new, where)
+        ours = env_id(name, frame if absolute else None) if poses else name
+        controller_notes = _controller_notes(controllers, new)
+        notes = (*_version_notes(values.get("env_version"), version), *controller_notes)
+        if freq != CONTROL_HZ:
+            notes += (f"Recorded at {str(freq)[:100]} Hz; the environments here run at {CONTROL_HZ} Hz.",)
+        if env_id(name) == name:
+            notes += (f"There is no environment for {name} here: a policy can be trained, but not rolled out.",)
+        return cls(name, ours, version, absolute, frame, notes, poses, controller_notes)
+
+    def env_for(self, absolute: bool) -> str:
+        """Our environment that takes the demonstrations' actions, or with `absolute` target poses put beside them."""
+        return env_id(self.env_name, self.frame) if absolute and self.poses else self.env_id
+
+
+def _arm_controllers(configs: Any) -> list[Mapping[str, Any]]:
+    """The arms' controllers: nested below `body_parts` since robosuite 1.5, the configuration itself before.
+
+    Of several robots it is a list.
+    """
+    if isinstance(configs, list):
+        return [controller for config in configs for controller in _arm_controllers(config)]
+    if COMPOSITE not in configs:
+        return [configs] if configs else []
+    parts = configs[COMPOSITE]
+    parts = parts.get("arms", parts)
+    return [part for name, part in parts.items() if name in ("right", "left")]
+
+
+def _are_absolute(controllers: list[Mapping[str, Any]], new: bool, where: str) -> bool:
+    """Whether the arms' controllers take target poses.
+
+    Raises:
+        DataError: if one does and another does not.
+    """
+    modes = {
+        controller.get("input_type") == "absolute" if new else controller.get("control_delta") is False
+        for controller in controllers
+    }
+    if len(modes) > 1:
+        raise DataError(f"{where}: one arm takes absolute poses and the other deltas, which is not supported.")
+    return modes == {True}
+
+
+def _frame(controllers: list[Mapping[str, Any]], new: bool, where: str) -> str:
+    """Of target poses: the controllers' since robosuite 1.5, the world's before."""
+    frames = {str(controller.get("input_ref_frame", "base"))[:100] for controller in controllers} or {"base"}
+    if not new:
+        return "world"
+    if len(frames) > 1 or not frames <= POSES.keys():
+        raise DataError(f"{where}: poses are given in the frame {sorted(frames)}; expected one of {', '.join(POSES)}.")
+    return frames.pop()
+
+
+def _version(text: Any) -> tuple[int, int]:
+    """(1, 5) of "1.5.1"; (0, 0) where it is not told."""
+    if text is None:
+        return 0, 0
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
+    if found is None:
+        raise ValueError(f"env_version is {str(text)[:100]!r}")
+    return int(found[1]), int(found[2])
+
+
+def _version_notes(text: str | None, version: tuple[int, int]) -> tuple[str, ...]:
+    if version >= NEW_CONTROLLERS:
+        return ()
+    return (
+        f"Recorded with robosuite {text or '(unknown)'}. robosuite 1.5 has other controllers: the same actions "
+        "move the arm differently there, and replaying them need not succeed. robomimic offers the same "
+        "demonstrations for 1.5 (low_dim_v15.hdf5).",
+    )
+
+
+def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[str, ...]:
+    notes = []
+    if new and any("control_delta" in controller for controller in controllers):
+        mode = str(controllers[0].get("input_type", "delta"))[:100]
+        notes.append(
+            "The controller says control_delta, which robosuite 1.5 ignores silently: what counts is input_type, "
+            f"here {mode!r}. Actions are taken as {'absolute poses' if mode == 'absolute' else 'deltas'}."
+        )
+    other = {str(c.get("type"))[:100] for c in controllers} - {POSE_CONTROLLER}
+    if other:
+        notes.append(
+            f"Recorded with the controller {', '.join(sorted(other))}; the environments here use {POSE_CONTROLLER}."
+        )
+    return tuple(notes)
