@@ -27,6 +27,9 @@ from asd_policy.policies.quaternions import with_steady_signs
 from asd_policy.policies.samplers import make_sampler
 from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of
 
+DDIM_SETTINGS = ("use_clipped_model_output", "set_alpha_to_one")
+"""Options of sampler="ddim" that are the config's unless given."""
+
 
 @dataclass(frozen=True)
 class ChunkStats:
@@ -58,8 +61,8 @@ class DiffusionPolicy:
             another network: the sampler, which computes in float32 all the same, is exact for that one.
         windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them.
         encoders: of the images among the observations, by key; see `asd_policy.nets.vision.ImageEncoder`.
-        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `use_clipped_model_output`, `set_alpha_to_one`.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, and
+            `use_clipped_model_output` and `set_alpha_to_one`, if not those of the config.
 
     Raises:
         ConfigError: on an unknown sampler or option, or a device that this machine lacks.
@@ -92,7 +95,9 @@ class DiffusionPolicy:
         run = for_inference(network, dtype, compiled_on_cpu)
         denoiser = DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
         event_shape = (config.horizon, config.action_dim)
-        self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **sampler_options)
+        as_trained = {name: getattr(scheduler, name) for name in DDIM_SETTINGS} if sampler == "ddim" else {}
+        options = as_trained | sampler_options
+        self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
         self._generators: list[torch.Generator] = []
         self._batched = False
         if self._automatic is not None:

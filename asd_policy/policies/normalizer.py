@@ -30,9 +30,9 @@ class Affine(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("center", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-        self.register_buffer("offset", torch.zeros(dim))
+        self.register_buffer("center", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float32))
+        self.register_buffer("offset", torch.zeros(dim, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.center) * self.scale + self.offset

@@ -339,7 +339,9 @@ def test_observations_that_are_no_numbers_are_refused(checkpoint, value):
     policy.act(observation(0))
 
 
-@pytest.mark.parametrize(("name", "value"), [("scale", 0), ("scale", 1e-45), ("offset", np.inf), ("offset", np.nan)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("scale", 1e-45), ("scale", np.nan), ("offset", np.inf), ("center", np.nan)]
+)
 def test_the_last_thing_computed_is_checked(checkpoint, name, value):
     """Under a bound, which would make a number of infinity."""
     policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
