@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 # More would be no network, but an attempt to keep its reader busy or to fill its memory.
 MAX_LAYERS, MAX_LEVELS, MAX_IMAGES, MAX_OCTAVES = 1000, 16, 32, 16
 MAX_TIMESTEPS, MAX_HORIZON, MAX_SIZE, MAX_NUMBERS = 100_000, 4096, 2**20, 2**26
+MAX_NUMBER = 2**62  # torch takes no larger integer
 SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "use_clipped_model_output")
 """Fields of SchedulerConfig that files written before them lack."""
 
@@ -352,7 +353,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _expect(condition: bool, name: str, got: Any, expected: str) -> None:

@@ -28,7 +28,7 @@ class Quaternion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "towards", tuple(self.towards))
-        numbers = all(isinstance(value, int | float) and abs(value) < 1e30 for value in self.towards)
+        numbers = all(isinstance(value, int | float) and abs(value) < 2**62 for value in self.towards)
         if (
             not isinstance(self.first, int)
             or self.first < 0

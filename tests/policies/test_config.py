@@ -70,6 +70,7 @@ def test_unknown_and_missing_fields_are_named(where: tuple[str, ...]) -> None:
         ((), "obs_keys", {"object": 2**21}),
         ((), "action_bound", float("inf")),
         ((), "action_bound", float("nan")),
+        ((), "action_bound", 10**30),
         ((), "quaternions", [{"key": "object", "first": 0, "towards": [0, 0, 0, 1]}] * 100),
         (("network",), "down_dims", [8] * 17),
         (("network",), "name", ["unet1d"]),
