@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
+from asd_policy.policies.config import MAX_KEYS
 
 MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
@@ -84,6 +85,12 @@ def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
             )
         data = data[key]
     return data
+
+
+def check_count(observations: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError on more observations than a policy has: each is looked up among all tensors."""
+    if len(observations) > MAX_KEYS:
+        raise CheckpointError(f"{where} has {len(observations)} observations; expected at most {MAX_KEYS}.")
 
 
 def unwrapped(name: str) -> str:
