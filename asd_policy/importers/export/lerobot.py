@@ -23,7 +23,7 @@ from asd_policy.importers.export.common import (
     spread_and_center,
     tensors_below,
 )
-from asd_policy.importers.vision import PIXEL
+from asd_policy.importers.vision import PIXEL, encoder_prefix
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 
@@ -90,7 +90,7 @@ def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]
 
 def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """The image's encoder under lerobot's names, with the coordinates of its last features."""
-    tensors = tensors_below(checkpoint, f"encoders.{image.key}.")
+    tensors = tensors_below(checkpoint, encoder_prefix(image.key))
     height, width = (math.ceil(n / STRIDE) for n in image.crop[2:] or image.shape[:2])
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     grid = torch.stack([columns.flatten(), rows.flatten()], dim=-1)
@@ -109,7 +109,7 @@ def _bounds(checkpoint: Checkpoint, *keys: str) -> dict[str, Tensor]:
 def _pixels(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """Mean and deviation of pixels from 0 to 1, each (C, 1, 1)."""
     spread, center = (value.view(-1, 1, 1) for value in spread_and_center(checkpoint, image.key))
-    return {"mean": center / PIXEL, "std": spread / PIXEL - lerobot.DEFAULT_EPS}
+    return {"mean": center / PIXEL, "std": (spread / PIXEL - lerobot.DEFAULT_EPS).clamp(min=0)}
 
 
 def _feature(name: str, values: dict[str, Tensor], images: Sequence[ImageKey]) -> dict[str, Any]:
