@@ -216,7 +216,7 @@ def _statistics(tensors: Mapping[str, Tensor], where: str) -> dict[str, Statisti
             continue
         field = unquote(key)
         offset = tensors[f"{FIELDS}{key}.offset"]
-        if scale.ndim > 1 or scale.shape != offset.shape:
+        if scale.ndim != 1 or scale.shape != offset.shape:
             shapes = f"{tuple(scale.shape)} and {tuple(offset.shape)}"
             raise CheckpointError(f"{where}: the normalisation of {field!r} has shapes {shapes}; expected vectors.")
         scale, offset = numbers(scale, field, where), numbers(offset, field, where)

@@ -111,7 +111,9 @@ class TensorPool:
             raise CheckpointError(f"{where} holds no tensors by name but {type(tensors).__name__}.")
         self._left: dict[str, Any] = {}
         for name, value in tensors.items():
-            if not isinstance(name, str) or (not isinstance(value, Tensor) and not hasattr(value, "shape")):
+            if not isinstance(name, str):
+                raise CheckpointError(f"{where}: a tensor is called {name!r:.200}; expected a name.")
+            if not isinstance(value, Tensor) and not hasattr(value, "shape"):
                 raise CheckpointError(f"{where}: {name} is no tensor but {type(value).__name__}.")
             plain = unwrapped(name)
             if plain in self._left:

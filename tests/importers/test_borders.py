@@ -1,6 +1,7 @@
 """What a file says at the border of what is read: other versions, other controllers, and what no format can express."""
 
 import json
+import zipfile
 from dataclasses import replace
 from unittest import mock
 
@@ -232,3 +233,34 @@ def test_a_black_camera_comes_back_from_lerobots_format(all_originals, tmp_path)
         export.to_lerobot(still, tmp_path / f"{scale:.4f}")
         again = read_checkpoint(tmp_path / f"{scale:.4f}")
         torch.testing.assert_close(again.tensors[name], still.tensors[name], rtol=1e-6, atol=0)
+
+
+# ---- files that can be read in two ways
+
+
+def test_a_record_twice(tmp_path):
+    """torch reads the one, zipfile the other."""
+    path = tmp_path / "a.ckpt"
+    small_real_stanford(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        record = next(entry for entry in archive.infolist() if entry.filename.endswith("/data/0"))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(record.filename, bytes(record.file_size))
+    with pytest.raises(CheckpointError, match="two records of one name"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({5: torch.ones(1)}, "a tensor is called 5; expected a name"),
+        (
+            {f"normalizer.params_dict.obs.{kind}": torch.tensor(1.0) for kind in ("scale", "offset")},
+            r"the normalisation of 'obs' has shapes \(\) and \(\); expected vectors",
+        ),
+    ],
+)
+def test_tensors_of_real_stanford_that_are_refused(tmp_path, changes, message):
+    small_real_stanford(tmp_path / "a.ckpt", state=lambda state: state | changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path / "a.ckpt")
