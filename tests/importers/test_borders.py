@@ -17,6 +17,7 @@ from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.recording import Recording
 from tests.data.robomimic_file import env_args
 from tests.importers.small import AFTER, changed_lerobot, small_real_stanford
+from tests.importers.test_statistics import lerobots
 from tests.tiny import tiny_checkpoint
 
 # ---- errors that name what is wrong
@@ -233,6 +234,26 @@ def test_a_black_camera_comes_back_from_lerobots_format(all_originals, tmp_path)
         export.to_lerobot(still, tmp_path / f"{scale:.4f}")
         again = read_checkpoint(tmp_path / f"{scale:.4f}")
         torch.testing.assert_close(again.tensors[name], still.tensors[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX"])
+def test_lerobot_makes_the_same_of_observations_that_never_move(tmp_path, mode):
+    """It reads what we write in float32, where a range of 1e-8 between two bounds is lost."""
+    first = torch.linspace(0.5, 0.9, 9)
+    second = torch.zeros(9) if mode == "MEAN_STD" else first.clone()
+    kinds = ("mean", "std") if mode == "MEAN_STD" else ("min", "max")
+    stats = {f"observation.state.{kind}": value for kind, value in zip(kinds, (first, second), strict=True)}
+    modes = {"STATE": mode, "ENV": "MEAN_STD", "ACTION": "MIN_MAX"}
+    path = changed_lerobot(tmp_path / "a", {"normalization_mapping": modes}, stats)
+    export.to_lerobot(read_checkpoint(path), tmp_path / "b")
+    mode = json.loads((tmp_path / "b" / "config.json").read_text())["normalization_mapping"]["STATE"]
+    kinds = ("mean", "std") if mode == "MEAN_STD" else ("min", "max")
+    written = load_file(tmp_path / "b" / "policy_preprocessor_step_2_normalizer_processor.safetensors")
+    low, high = (written[f"observation.state.{kind}"].float() for kind in kinds)
+    expected = 0 if "mean" in next(iter(stats)) else -1
+    for shift, gain in ((0.0, 0.0), (0.01, 1e8 if expected == 0 else 2e8)):
+        ours = lerobots(mode, low, high, first + shift, inverse=False, legacy=False)
+        torch.testing.assert_close(ours, expected + gain * ((first + shift) - first), rtol=1e-2, atol=0.1)
 
 
 # ---- files that can be read in two ways
