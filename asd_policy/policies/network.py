@@ -106,9 +106,9 @@ def _layers(network: nn.Module) -> list[tuple[str, type[nn.Module], int]]:
 
 
 def kinds_of_tensors(*modules: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
-    """Where the modules' parameters and buffers lie, and of which types they are."""
+    """Where the modules' weights and buffers of floating point lie, and of which types they are."""
     tensors = (tensor for module in modules for tensor in chain(module.parameters(), module.buffers()))
-    return frozenset((tensor.device, tensor.dtype) for tensor in tensors)
+    return frozenset((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point())
 
 
 def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool) -> nn.Module:
