@@ -107,6 +107,6 @@ CAPTURES: dict[str, Callable[[], Loop]] = {"eager": Eager, "compile": Compiled, 
 
 def make_loop(name: str) -> Loop:
     """The backend called `name`. Raises UnknownNameError, which lists them all."""
-    if name not in CAPTURES:
+    if name not in tuple(CAPTURES):  # a name may be anything, hashable or not
         raise UnknownNameError("capture", name, CAPTURES)
     return CAPTURES[name]()

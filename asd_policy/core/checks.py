@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from operator import index
 
 import torch
@@ -13,6 +15,15 @@ from asd_policy.errors import ConfigError
 def as_count(value: int, name: str) -> int:
     """The value as an int; NumPy's integers are fine. Raises ConfigError unless it is an integer of at least 1."""
     return _as_integer(value, 1, name)
+
+
+def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape as a tuple of ints. Raises ConfigError unless it is a sequence of integers of at least 1."""
+    try:
+        sizes = tuple(event_shape)
+    except TypeError as error:
+        raise ConfigError(f"event_shape is {event_shape!r}; expected a tuple of sizes, such as (16, 7).") from error
+    return tuple(as_count(size, "each entry of event_shape") for size in sizes)
 
 
 def as_seed(value: int) -> int:
@@ -36,6 +47,11 @@ def check_condition(cond: Tensor | None, batch_size: int) -> None:
         raise ConfigError(f"cond is {cond!r:.80}; expected a tensor with one row per sample, or None.")
     if len(cond) != batch_size:
         raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a real number, of Python or NumPy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from asd_policy.core.checks import as_device
+from asd_policy.core.checks import as_device, is_number
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError, NumericalError
 
@@ -59,8 +59,8 @@ class AffineDenoiser(nn.Module):
 
     def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
         super().__init__()
-        if clip is not None and not 0 < clip < math.inf:
-            raise ConfigError(f"clip is {clip}; expected a positive number, or None for predictions without bounds.")
+        if clip is not None and not (is_number(clip) and 0 < clip < math.inf):
+            raise ConfigError(f"clip is {clip!r}; expected a positive number, or None for predictions without bounds.")
         self.net = net
         self.clip = clip
         self.register_buffer("x_weight", x_weight.float(), persistent=False)
@@ -119,9 +119,24 @@ class Context(NamedTuple):
     prepared: Any = None  # what the network has made of the two, if it can
 
 
+def can_prepare(net: Network) -> bool:
+    """Whether `prepare` and `predict` may stand in for calling the network.
+
+    Not where its call does more: a subclass or a wrapper with a `forward` of its own, or hooks on the call.
+    """
+    if not isinstance(net, PreparedNetwork) or not isinstance(net, nn.Module):
+        return isinstance(net, PreparedNetwork)
+    if "forward" in vars(net) or net._forward_hooks or net._forward_pre_hooks:
+        return False
+    defined = {name: next((c for c in type(net).__mro__ if name in vars(c)), None) for name in ("forward", "predict")}
+    forward, predict = defined["forward"], defined["predict"]
+    return forward is not None and predict is not None and issubclass(predict, forward)
+
+
 def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
     """Compute once what `denoise` would repeat at every step: timesteps (K,) int64, cond (B, ...) or None."""
-    if cond is not None and isinstance(denoiser, AffineDenoiser) and isinstance(denoiser.net, PreparedNetwork):
+    if cond is not None and isinstance(denoiser, AffineDenoiser) and can_prepare(denoiser.net):
+        assert isinstance(denoiser.net, PreparedNetwork)
         return Context(timesteps, cond, denoiser.net.prepare(timesteps, cond))
     return Context(timesteps, cond)
 

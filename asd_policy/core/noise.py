@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core.checks import as_count, as_seed
+from asd_policy.core.checks import as_count, as_event_shape, as_seed
 from asd_policy.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ class NoiseTape(NamedTuple):
         Raises:
             ConfigError: unless `batch_size` and the event's sizes are 1 or more, and the generators or the tape fit.
         """
-        event_shape = tuple(as_count(size, "each entry of event_shape") for size in event_shape)
+        event_shape = as_event_shape(event_shape)
         batch_size = as_count(batch_size, "batch_size")
         if isinstance(generator, NoiseTape):
             return generator._checked((batch_size, num_steps, *event_shape), device)

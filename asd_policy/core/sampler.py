@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from asd_policy.core.capture import Eager, make_loop
-from asd_policy.core.checks import as_count, as_device, check_condition
+from asd_policy.core.checks import as_count, as_device, as_event_shape, as_seed, check_condition
 from asd_policy.core.denoiser import Denoiser, check_finite, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
@@ -43,7 +43,7 @@ class SampleStats:
         """Read a finished run."""
         verified_in, accepted = state.verified_in.cpu(), state.accepted.cpu()
         loops = verified_in[:, -1] + 1  # (B,)
-        counted = torch.arange(int(loops.max())).view(-1, 1, 1)
+        counted = torch.arange(int(loops.max()), device="cpu").view(-1, 1, 1)
         return SampleStats(
             rounds=draft.calls * loops,
             evaluations=state.evaluations.cpu(),
@@ -100,11 +100,11 @@ class AsdSampler:
     ):
         self.denoiser = denoiser
         self._schedule = schedule
-        self.event_shape = tuple(as_count(size, "each entry of event_shape") for size in event_shape)
+        self.event_shape = as_event_shape(event_shape)
         self._device = None if device is None else as_device(device)
         self._coefficients = schedule.a.float(), schedule.b.float(), schedule.s.float()
         self.draft = make_draft(draft)
-        self.windows = None if window == "auto" else as_windows(window, schedule.num_steps)
+        self.windows = None if isinstance(window, str) and window == "auto" else as_windows(window, schedule.num_steps)
         self.capture = capture
         self._loop = make_loop(capture)
 
@@ -165,8 +165,9 @@ class AsdSampler:
         """
         check_condition(cond, batch_size)
         expected = (batch_size, self.schedule.num_steps, *self.event_shape)
-        if warm is not None and warm.shape != expected:
-            raise ConfigError(f"warm has shape {tuple(warm.shape)}; expected {expected}.")
+        if warm is not None and (not isinstance(warm, Tensor) or warm.shape != expected):
+            got = f"shape {tuple(warm.shape)}" if isinstance(warm, Tensor) else f"type {type(warm).__name__}"
+            raise ConfigError(f"warm has {got}; expected a tensor of shape {expected}, or None.")
         chain = self.chain(batch_size, cond, generator)
         state = self._watched(on_round)(chain, self.draft, begin(chain, self.draft, warm), self.windows_run(chain))
         stats = SampleStats.of(state, self.draft)
@@ -211,7 +212,7 @@ class AsdSampler:
             batch_size: how many samples will be drawn at a time; at most N where there are conditions.
             seed: of the noise.
         """
-        batch_size, num_steps = as_count(batch_size, "batch_size"), self.num_steps
+        batch_size, num_steps, seed = as_count(batch_size, "batch_size"), self.num_steps, as_seed(seed)
         count = CALIBRATION_SAMPLES if cond is None else len(cond)
         acceptance = self._with_every_step().draw(count, cond, Generator().manual_seed(seed)).stats.acceptance.tolist()
         fixed = {choice: (choice,) * num_steps for choice in WINDOW_CHOICES if choice < num_steps}

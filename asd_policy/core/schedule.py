@@ -18,6 +18,8 @@ from asd_policy.core.checks import as_count, is_integer
 from asd_policy.errors import ConfigError, UnknownNameError
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
+NOISE_LEVEL_SETTINGS = {"snr_shift_scale": 1.0, "use_flow_sigmas": False, "timestep_type": "discrete"}
+"""Settings of diffusers' schedulers that change the noise levels -> the value that leaves them alone."""
 SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -39,6 +41,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         abar, timesteps = self.alphas_cumprod, self.timesteps
+        for name, value in (("alphas_cumprod", abar), ("timesteps", timesteps)):
+            if not isinstance(value, Tensor) or value.is_floating_point() != (name == "alphas_cumprod"):
+                kind = "floats" if name == "alphas_cumprod" else "integers"
+                raise ConfigError(f"{name} is {value!r:.80}; expected a tensor of {kind}.")
+        object.__setattr__(self, "alphas_cumprod", abar := abar.to("cpu", torch.float64))
+        object.__setattr__(self, "timesteps", timesteps := timesteps.to("cpu", torch.int64))
+        if self.variance not in VARIANCES:
+            raise UnknownNameError("variance", self.variance, VARIANCES)
+        if self.spacing not in SPACINGS:
+            raise UnknownNameError("timestep spacing", self.spacing, SPACINGS)
+        if not is_integer(self.steps_offset):
+            raise ConfigError(f"steps_offset is {self.steps_offset!r}; expected an integer.")
         falling = bool((abar > 0).all() and (abar < 1).all() and (abar.diff() < 0).all())
         if abar.ndim != 1 or len(abar) == 0 or not falling:
             raise ConfigError(f"alphas_cumprod must fall from below 1 to above 0; got {abar}.")
@@ -112,7 +126,7 @@ class Schedule:
         """
         total = len(self.alphas_cumprod)
         if num_steps is None:
-            return replace(self, timesteps=torch.arange(total - 1, -1, -1))
+            return replace(self, timesteps=torch.arange(total - 1, -1, -1, device="cpu"))
         if not is_integer(num_steps) or not 1 <= num_steps <= total:
             raise ConfigError(f"num_steps is {num_steps}; expected 1 to {total}, the number of training timesteps.")
         num_steps = int(num_steps)
@@ -144,13 +158,7 @@ class Schedule:
             raise ConfigError(f"betas must be a vector of numbers; got {betas!r:.80}: {error}.") from error
         if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ConfigError(f"betas must be a vector with values in (0, 1); got shape {tuple(betas.shape)}: {betas}.")
-        if variance not in VARIANCES:
-            raise UnknownNameError("variance", variance, VARIANCES)
-        if spacing not in SPACINGS:
-            raise UnknownNameError("timestep spacing", spacing, SPACINGS)
-        if not is_integer(steps_offset):
-            raise ConfigError(f"steps_offset is {steps_offset!r}; expected an integer.")
-        every_step = torch.arange(len(betas) - 1, -1, -1)
+        every_step = torch.arange(len(betas) - 1, -1, -1, device="cpu")
         schedule = Schedule(torch.cumprod(1 - betas, dim=0), every_step, variance, spacing, steps_offset)
         return schedule.with_num_steps(num_steps)
 
@@ -166,19 +174,39 @@ class Schedule:
                 does not sample exactly.
         """
         config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
-        saved_without_betas = "_class_name" in config and not {"beta_schedule", "trained_betas"} & set(config)
-        if saved_without_betas or not (isinstance(scheduler, Mapping) or hasattr(scheduler, "betas")):
+        saved_without_betas = "_class_name" in config and (
+            config.get("beta_schedule") is None and config.get("trained_betas") is None
+        )
+        if saved_without_betas or not (isinstance(scheduler, Mapping) or hasattr(scheduler, "alphas_cumprod")):
             name = config.get("_class_name", type(scheduler).__name__)
             raise ConfigError(f"{name} has no betas: it belongs to another family than DDPMScheduler.")
         if config.get("rescale_betas_zero_snr"):
             raise ConfigError("rescale_betas_zero_snr=True is not supported: its first step has no signal at all.")
+        for name, plain in NOISE_LEVEL_SETTINGS.items():
+            if config.get(name) not in (None, plain):
+                raise ConfigError(f"{name}={config[name]!r} is not supported: its noise levels are not its betas'.")
         variance = config.get("variance_type", "fixed_small")
-        return Schedule.from_betas(
+        schedule = Schedule.from_betas(
             _betas_from_config(config),
             variance="fixed_small" if variance is None else variance,
             num_steps=num_steps,
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=config.get("steps_offset", 0),
+        )
+        _check_noise_levels(scheduler, schedule)
+        return schedule
+
+
+def _check_noise_levels(scheduler: Any, schedule: Schedule) -> None:
+    """Raise ConfigError if a scheduler's own noise levels, in float32, are not those that its config leads to."""
+    actual = getattr(scheduler, "alphas_cumprod", None)
+    if actual is None:
+        return
+    actual, expected = torch.as_tensor(actual, dtype=torch.float64, device="cpu"), schedule.alphas_cumprod
+    if actual.shape != expected.shape or not torch.allclose(actual, expected, rtol=1e-3, atol=1e-6):
+        raise ConfigError(
+            f"The alphas_cumprod of the {type(scheduler).__name__} are not those of its configuration. Do not change "
+            "them in place: make a scheduler with trained_betas."
         )
 
 
@@ -189,16 +217,16 @@ def _strided_timesteps(total: int, num_steps: int, spacing: str, steps_offset: i
     """
     if spacing == "linspace":
         stride = (total - 1) / max(1, num_steps - 1)
-        return (torch.arange(num_steps, dtype=torch.float64) * stride).round().long().flip(0)
+        return (torch.arange(num_steps, dtype=torch.float64, device="cpu") * stride).round().long().flip(0)
     if spacing == "leading":
-        return (torch.arange(num_steps) * (total // num_steps)).flip(0) + steps_offset
+        return (torch.arange(num_steps, device="cpu") * (total // num_steps)).flip(0) + steps_offset
     if math.ceil(total / (total / num_steps)) != num_steps:  # how many np.arange(total, 0, -total / num_steps) has
         raise ConfigError(
             f"diffusers rounds trailing timesteps for num_steps {num_steps} of {total} to {num_steps + 1} of them, the "
             "last one -1. Take another number of steps, or another timestep_spacing."
         )
     stride = (total - total / num_steps) - total  # as np.arange rounds it
-    return (total + torch.arange(num_steps, dtype=torch.float64) * stride).round().long() - 1
+    return (total + torch.arange(num_steps, dtype=torch.float64, device="cpu") * stride).round().long() - 1
 
 
 def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
@@ -210,11 +238,11 @@ def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
     start, end = (_number(config, *entry) for entry in (("beta_start", 1e-4), ("beta_end", 0.02)))
     name = config.get("beta_schedule", "linear")
     if name == "linear":
-        return torch.linspace(start, end, total, dtype=torch.float64)
+        return torch.linspace(start, end, total, dtype=torch.float64, device="cpu")
     if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, total, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, total, dtype=torch.float64, device="cpu") ** 2
     if name == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
-        edges = torch.arange(total + 1, dtype=torch.float64) / total
+        edges = torch.arange(total + 1, dtype=torch.float64, device="cpu") / total
         abar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
     raise UnknownNameError("beta_schedule", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))

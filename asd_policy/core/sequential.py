@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from asd_policy.core.checks import check_condition
+from asd_policy.core.checks import check_condition, is_number
 from asd_policy.core.denoiser import AffineDenoiser, Denoiser, check_finite, clipped, denoise, device_of, prepare
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
@@ -90,8 +90,7 @@ def sample_ddim(
     predictions before clipping are asked of a denoiser that cannot tell them.
     """
     check_condition(cond, batch_size)
-    if not 0 <= eta < math.inf:
-        raise ConfigError(f"eta is {eta}; expected a number of at least 0.")
+    check_eta(eta)
     device = device_of(denoiser, device)
     strided = schedule.with_num_steps(num_steps)
     num_steps = strided.num_steps
@@ -111,6 +110,12 @@ def sample_ddim(
         if on_round is not None:
             on_round(step[k] + 1, x)
     return check_finite(x)
+
+
+def check_eta(eta: float) -> None:
+    """Raise ConfigError unless DDIM's `eta` is a finite number of at least 0."""
+    if not is_number(eta) or not 0 <= eta < math.inf:
+        raise ConfigError(f"eta is {eta!r}; expected a number of at least 0.")
 
 
 def _ddim_abar_next(strided: Schedule, set_alpha_to_one: bool) -> Tensor:

@@ -50,7 +50,7 @@ class State(NamedTuple):
 def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
     """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`, 0 where it is not finite."""
     start, u = chain.tape.start, chain.tape.u
-    warm = None if warm is None else warm.nan_to_num(posinf=0, neginf=0)
+    warm = None if warm is None else warm.to(start).nan_to_num(posinf=0, neginf=0)  # where and as the chain is
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,

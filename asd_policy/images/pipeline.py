@@ -177,9 +177,15 @@ class AsdImagePipeline:
             raise ConfigError(f"guidance_scale {guidance_scale} needs class_labels, and a negative_label to move from.")
         if labels is None:
             return None
-        with as_config_errors():
-            row = [index(label) for label in (labels if negative is None else [*labels, negative])]
-        if len(labels) != batch_size or not all(0 <= label < classes for label in row):
+        try:
+            given = list(labels)
+            row = [index(label) for label in (given if negative is None else [*given, negative])]
+        except TypeError as error:
+            raise ConfigError(
+                f"class_labels is {labels!r:.80} and negative_label is {negative!r:.80}; expected whole numbers, "
+                f"one for each image: {error}."
+            ) from error
+        if len(given) != batch_size or not all(0 <= label < classes for label in row):
             raise ConfigError(f"Got labels {row} for {batch_size} images; expected one each, from 0 to {classes - 1}.")
         pairs = [[row[-1], label] if guidance_scale > 1 else [label] for label in row[:batch_size]]
         return torch.tensor(pairs, device=self.pipe._execution_device)

@@ -46,7 +46,7 @@ def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMSchedu
     if isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler):
         # from_config skips entries that were left to the class's defaults, even if a pipeline has replaced them since.
         config.pop("_use_default_values", None)
-    with as_config_errors():
+    with as_config_errors(), torch.device("cpu"):  # its noise levels are made on torch's default device
         ddpm = DDPMScheduler.from_config(config, **overrides)
     _check_noise_levels(scheduler, ddpm)
     return ddpm

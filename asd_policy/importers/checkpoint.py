@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.importers.robots import action_bound
 from asd_policy.policies.actions import POSE_ARM
-from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.config import MAX_KEYS, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.keyed import module_name
 from asd_policy.policies.network import build_encoders, build_network
@@ -102,13 +103,18 @@ class Checkpoint:
         return scale, offset, center
 
     def with_env_id(self, env_id: str) -> Checkpoint:
-        """The same policy for another environment, with the bound and the parts of the actions that it takes."""
+        """The same policy for another environment, with the bound and the parts of the actions that it takes.
+
+        A bound that deltas have already is kept, and so are bound and parts for environments that are not among ours.
+        """
         config = replace(self.config, env_id=env_id)
         if takes_poses(env_id):  # the bound is that of deltas, and networks predict rotations in six numbers
             arms = POSE_ARM * arms_of(env_id)
             predicted = config.action_dim == sum(part.dim for part in arms)
             parts = arms if predicted and not config.action_parts else config.action_parts
             config = replace(config, action_bound=None, action_parts=parts)
+        elif config.action_bound is None:
+            config = replace(config, action_bound=action_bound(env_id))
         return replace(self, config=config)
 
     def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
@@ -122,6 +128,8 @@ class Checkpoint:
         """
         config = self.config
         told = f"the policy in {self.source} observes {config.obs_dim}: {dict(config.obs_keys)}"
+        if len(obs_keys or ()) > MAX_KEYS:
+            raise ConfigError(f"obs_keys are {len(obs_keys)}; expected at most {MAX_KEYS}.")
         sizes = isinstance(obs_keys, Mapping) and all(type(dim) is int and dim > 0 for dim in obs_keys.values())
         if not sizes or sum(obs_keys.values()) != config.obs_dim:
             total = f"{sum(obs_keys.values())} entries" if sizes else "sizes that are no positive integers"

@@ -18,7 +18,7 @@ from torch import Tensor
 from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import FIELDS, Checkpoint, affine_field, field_name
-from asd_policy.importers.files import TensorPool, entry
+from asd_policy.importers.files import TensorPool, check_count, entry
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
 from asd_policy.importers.restricted import TensorReader, plain, read_restricted
 from asd_policy.importers.schedulers import read_scheduler
@@ -64,7 +64,7 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
     where = str(path)
     cfg = _plain_cfg(entry(payload, "cfg", where), where)
     _check_supported(cfg, where)
-    name = "ema_model" if _value(cfg, "training.use_ema", where) else "model"
+    name = "ema_model" if _flag(entry(cfg, "training", where), "use_ema", where, required=True) else "model"
     states = entry(payload, "state_dicts", where)
     if name == "ema_model" and isinstance(states, Mapping) and name not in states:
         raise CheckpointError(f"{where} was trained with averaged weights (training.use_ema), but holds none.")
@@ -91,6 +91,9 @@ def _check_supported(cfg: Any, where: str) -> None:
     wrong = {name: value for name, value in found.items() if value != REQUIRED[target][name]}
     if wrong:
         raise CheckpointError(f"{where} was trained with {wrong}, which is not supported.")
+    latency = cfg.get("n_latency_steps") or 0
+    if latency != 0:  # its runners leave out so many of the actions that the policy returns
+        raise CheckpointError(f"{where} was trained for n_latency_steps = {latency!s:.100}; only 0 is supported.")
 
 
 def _target(cfg: Any, where: str) -> str:
@@ -102,7 +105,9 @@ def _images(cfg: Any, where: str) -> dict[str, tuple[int, ...]]:
     if _target(cfg, where) != HYBRID:
         return {}
     found: dict[str, tuple[int, ...]] = {}
-    for key, meta in _value(cfg, "policy.shape_meta.obs", where).items():
+    observations = _value(cfg, "policy.shape_meta.obs", where)
+    check_count(observations, where)
+    for key, meta in observations.items():
         kind = meta.get("type", "low_dim")
         if kind not in ("low_dim", "rgb"):
             raise CheckpointError(f"{where}: observation {key!r} is of type {kind}; expected low_dim or rgb.")
@@ -211,7 +216,7 @@ def _statistics(tensors: Mapping[str, Tensor], where: str) -> dict[str, Statisti
             continue
         field = unquote(key)
         offset = tensors[f"{FIELDS}{key}.offset"]
-        if scale.ndim > 1 or scale.shape != offset.shape:
+        if scale.ndim != 1 or scale.shape != offset.shape:
             shapes = f"{tuple(scale.shape)} and {tuple(offset.shape)}"
             raise CheckpointError(f"{where}: the normalisation of {field!r} has shapes {shapes}; expected vectors.")
         scale, offset = numbers(scale, field, where), numbers(offset, field, where)
@@ -231,9 +236,9 @@ def _scheduler(policy: Mapping[str, Any], where: str) -> tuple[SchedulerConfig, 
     return read_scheduler(name, values, steps, where)
 
 
-def _flag(settings: Mapping[str, Any], name: str, where: str) -> bool:
-    """A setting that is true or false, and false where it is missing."""
-    value = _value(settings, (name,), where) if name in settings else False
+def _flag(settings: Mapping[str, Any], name: str, where: str, required: bool = False) -> bool:
+    """A setting that is true or false, and false where it is null, or missing though not required."""
+    value = _value(settings, (name,), where) if required or name in settings else False
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{where}: {name} is {value!r:.200}; expected true or false.")
     return bool(value)

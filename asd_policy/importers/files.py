@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
+from asd_policy.policies.config import MAX_KEYS
 
 MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
@@ -86,6 +87,12 @@ def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
     return data
 
 
+def check_count(observations: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError on more observations than a policy has: each is looked up among all tensors."""
+    if len(observations) > MAX_KEYS:
+        raise CheckpointError(f"{where} has {len(observations)} observations; expected at most {MAX_KEYS}.")
+
+
 def unwrapped(name: str) -> str:
     """A tensor's name without the modules that torch.compile and data-parallel training wrap around others."""
     parts = name.split(".")
@@ -104,7 +111,9 @@ class TensorPool:
             raise CheckpointError(f"{where} holds no tensors by name but {type(tensors).__name__}.")
         self._left: dict[str, Any] = {}
         for name, value in tensors.items():
-            if not isinstance(name, str) or (not isinstance(value, Tensor) and not hasattr(value, "shape")):
+            if not isinstance(name, str):
+                raise CheckpointError(f"{where}: a tensor is called {name!r:.200}; expected a name.")
+            if not isinstance(value, Tensor) and not hasattr(value, "shape"):
                 raise CheckpointError(f"{where}: {name} is no tensor but {type(value).__name__}.")
             plain = unwrapped(name)
             if plain in self._left:

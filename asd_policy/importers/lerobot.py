@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asd_policy.errors import CheckpointError
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
-from asd_policy.importers.files import TensorPool, entry, read_json, read_safetensors
+from asd_policy.importers.files import TensorPool, check_count, entry, read_json, read_safetensors
 from asd_policy.importers.network_sizes import check_claims, unet_sizes
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
@@ -62,6 +62,7 @@ class Normalisation(NamedTuple):
     Attributes:
         stats: of each feature.
         eps: of the way in.
+        eps_out: of the way out.
         legacy: the formulas are those of lerobot before processors, which add eps to every range.
         observed: the observations that are normalised; None for all of them.
         modes: normalisation by type of feature as the processors tell it; nothing where there are none.
@@ -69,6 +70,7 @@ class Normalisation(NamedTuple):
 
     stats: dict[str, Stats]
     eps: float = DEFAULT_EPS
+    eps_out: float = DEFAULT_EPS
     legacy: bool = False
     observed: tuple[str, ...] | None = None
     modes: tuple[Mapping[str, str], ...] = ()
@@ -85,6 +87,7 @@ def read(path: Path) -> Checkpoint:
     if config.get("type", "diffusion") != "diffusion":
         raise CheckpointError(f"{where} holds a lerobot policy of type {config['type']!r}; expected 'diffusion'.")
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
+    check_count(features, where)
     shapes = {name: _shape(feature, name, where) for name, feature in features.items()}
     weights = read_safetensors(path / WEIGHTS)
     pool = TensorPool(weights, where)
@@ -170,11 +173,13 @@ def _processor_stats(path: Path, features: Iterable[str]) -> Normalisation:
             feature, _, statistic = key.rpartition(".")
             if feature == name:
                 stats[name][statistic] = value
-    eps, observed = settings.get("eps", DEFAULT_EPS), settings.get("normalize_observation_keys")
-    if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: the normaliser's eps is {eps!s:.100}; expected a number between 0 and 1.")
+    eps, eps_out = (step.get("eps", DEFAULT_EPS) for step in (settings, others))
+    for value in (eps, eps_out):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+            raise CheckpointError(f"{path}: a normaliser's eps is {value!s:.100}; expected a number between 0 and 1.")
+    observed = settings.get("normalize_observation_keys")
     modes = tuple(step.get("norm_map") or {} for step in (settings, others))
-    return Normalisation(stats, eps, observed=None if observed is None else tuple(observed), modes=modes)
+    return Normalisation(stats, eps, eps_out, observed=None if observed is None else tuple(observed), modes=modes)
 
 
 def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -236,7 +241,7 @@ def _statistics(name: str, mode: Any, dim: int, found: Normalisation, where: str
     spread = second - first
     check_spread(spread, " - ".join(reversed(kinds)), name, where, may_be_zero=True)
     if not found.legacy:
-        spread = torch.where(spread == 0, found.eps, spread)
+        spread = torch.where(spread == 0, found.eps_out if is_action else found.eps, spread)
     elif not is_action:
         spread = spread + found.eps
     return Statistics(2 * reciprocal(spread), -torch.ones(dim), first)
@@ -255,7 +260,10 @@ def _notes(path: Path, config: dict[str, Any], found: Normalisation) -> tuple[st
     told = {kind: mode for others in found.modes for kind, mode in others.items() if modes.get(kind, mode) != mode}
     notes: tuple[str, ...] = ()
     if told:
-        notes += (f"{CONFIG} normalises by {modes}, the processors by {told}, as lerobot does; {CONFIG} is followed.",)
+        notes += (
+            f"{CONFIG} normalises by {modes}, the processors by {told}. lerobot follows the processors; here {CONFIG} "
+            "is followed.",
+        )
     averaged = next((folder for folder in (path / AVERAGED, path.parent / AVERAGED) if folder.is_dir()), None)
     if averaged is not None and path.name != AVERAGED:
         notes += (f"The averaged weights lie in {averaged}; pass that folder to load them.",)

@@ -39,19 +39,24 @@ def detect_format(path: str | Path) -> str:
 
     Raises:
         UnknownNameError: if there is no such file or folder.
-        CheckpointError: if it is in none of the formats, or damaged.
+        CheckpointError: if it is in none of the formats or in several, damaged, or cannot be looked at.
     """
     path = Path(path)
-    if (path / CONFIG).is_file():
+    try:
+        folder, single = (path / CONFIG).is_file(), path.is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise CheckpointError(f"Cannot read the checkpoint {str(path)[:1000]}: {error.strerror}.") from error
+    if folder:
         marks, found = FOLDER_MARKS, set(read_json(path / CONFIG))
-    elif path.is_file():
+    elif single:
         marks, found = FILE_MARKS, TorchFile.open(path).strings()
     else:
         raise UnknownNameError("checkpoint", str(path), _checkpoints_beside(path))
     formats = [name for name, mark in marks.items() if mark <= found]
     if len(formats) != 1:
         expected = "; ".join(f"{name}: {', '.join(sorted(mark))}" for name, mark in marks.items())
-        raise CheckpointError(f"{path} is in no format that is known. Expected the entries of one of them: {expected}.")
+        told = f"has the entries of {' and '.join(formats)} at once" if formats else "is in no format that is known"
+        raise CheckpointError(f"{path} {told}. Expected the entries of one of them: {expected}.")
     return formats[0]
 
 

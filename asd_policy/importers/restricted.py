@@ -227,9 +227,11 @@ class _Machine:
             raise ValueError(f"the operation {operation}, which torch.save does not write")
 
     def _named(self, module: Any, name: Any) -> Name:
-        module = {"__builtin__": "builtins"}.get(str(module), str(module))  # as Python 2 called it
+        if type(module) is not str or type(name) is not str:  # to print or hash another value can take for ever
+            raise TypeError(f"a global named by {type(module).__name__} and {type(name).__name__}")
+        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
         if (module, name) not in ALLOWED:
-            raise UnsafeFileError(self._path, f"{module}.{name}"[:200])
+            raise UnsafeFileError(self._path, f"{module:.200}.{name:.200}")
         return Name(module, name)
 
     def _top(self, kind: type) -> Any:

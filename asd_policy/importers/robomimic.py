@@ -12,7 +12,7 @@ from torch import Tensor
 from asd_policy.errors import CheckpointError, DataError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
-from asd_policy.importers.files import TensorPool, entry, json_object
+from asd_policy.importers.files import TensorPool, check_count, entry, json_object
 from asd_policy.importers.network_sizes import unet_sizes
 from asd_policy.importers.restricted import TensorReader, plain, read_restricted
 from asd_policy.importers.schedulers import read_scheduler
@@ -135,6 +135,7 @@ def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
     """Observation keys in the order in which robomimic concatenates them: (D,), of images (C, H, W)."""
     shapes = entry(payload, "shape_metadata.all_shapes", where)
     found = {key: tuple(shapes.get(key, ())) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))}
+    check_count(found, where)
     for key, shape in found.items():
         if len(shape) not in (1, 3) or not all(type(size) is int and size > 0 for size in shape):
             raise CheckpointError(f"{where}: observation {key!r} has shape {shape}; expected a vector or an image.")

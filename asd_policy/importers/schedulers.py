@@ -80,7 +80,7 @@ def _notes(name: str, scheduler: SchedulerConfig, steps: int | None, where: str)
     total = scheduler.num_train_timesteps
     steps = total if steps is None else steps
     if type(steps) is not int or not 1 <= steps <= total:
-        raise CheckpointError(f"{where} samples in {str(steps)[:100]} steps; expected 1 to {total}.")
+        raise CheckpointError(f"{where} samples in {steps!r:.100} steps; expected 1 to {total}.")
     if name == "DDIM":
         return (
             f'The file samples with DDIM in {steps} steps; sampler="ddim", num_steps={steps} draws what the file\'s '

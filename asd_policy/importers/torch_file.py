@@ -42,7 +42,7 @@ class TorchFile:
         """Check the file's directory of records.
 
         Raises:
-            CheckpointError: if it is no such file, incomplete, compressed, or big-endian.
+            CheckpointError: if it is no such file, incomplete, compressed, ambiguous, or big-endian.
         """
         path = Path(path)
         try:
@@ -61,6 +61,8 @@ class TorchFile:
                 f"{path} holds records that unpack to more than they are ({', '.join(packed[:3]) or 'overlapping'}): "
                 "torch.save writes no such files, and it is not opened."
             )
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise CheckpointError(f"{path} holds two records of one name, of which different readers take another one.")
         roots = [entry.filename.removesuffix("/data.pkl") for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(roots) != 1:
             raise CheckpointError(f"{path} is a zip file with {len(roots)} data.pkl, but torch.save writes one.")

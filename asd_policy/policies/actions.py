@@ -28,9 +28,9 @@ class ActionPart:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UnknownNameError("kind of action part", self.kind, KINDS)
-        if self.dim < 1 or (self.kind == "rot6d" and self.dim != ROT6D):
+        if type(self.dim) is not int or self.dim < 1 or (self.kind == "rot6d" and self.dim != ROT6D):
             raise ConfigError(
-                f"Action part {self.kind!r} has dim {self.dim}; expected {ROT6D} for rot6d, else above 0."
+                f"Action part {self.kind!r} has dim {self.dim!r}; expected {ROT6D} for rot6d, else an integer above 0."
             )
 
     @property

@@ -16,7 +16,7 @@ from asd_policy.policies.quaternions import SIZE, Quaternion
 
 FORMAT_VERSION = 1
 # More would be no network, but an attempt to keep its reader busy or to fill its memory.
-MAX_LAYERS, MAX_LEVELS, MAX_IMAGES, MAX_OCTAVES = 1000, 16, 32, 16
+MAX_LAYERS, MAX_LEVELS, MAX_IMAGES, MAX_OCTAVES, MAX_KEYS = 1000, 16, 32, 16, 1000
 MAX_TIMESTEPS, MAX_HORIZON, MAX_SIZE, MAX_NUMBERS = 100_000, 4096, 2**20, 2**26
 MAX_NUMBER = 2**62  # torch takes no larger integer
 SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "use_clipped_model_output")
@@ -198,7 +198,10 @@ class PolicyConfig:
             _expect(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
         bound = self.action_bound
         _expect(bound is None or (_is_number(bound) and bound > 0), "action_bound", bound, "a positive number or null")
-        _expect(len(self.obs_keys) > 0, "obs_keys", dict(self.obs_keys), "at least one key")
+        few = 0 < len(self.obs_keys) <= MAX_KEYS
+        _expect(few, "obs_keys", f"{len(self.obs_keys)} of them", f"at least one key, and at most {MAX_KEYS}")
+        few = len(self.action_parts) <= MAX_KEYS
+        _expect(few, "action_parts", f"{len(self.action_parts)} of them", f"at most {MAX_KEYS}")
         for key, dim in self.obs_keys.items():
             named = isinstance(key, str) and key not in ("", "action")
             _expect(
@@ -207,8 +210,8 @@ class PolicyConfig:
         self._expect_memory()
         parts_dim = sum(part.dim for part in self.action_parts)
         _expect(parts_dim in (0, self.action_dim), "action_parts", parts_dim, f"dims that sum to {self.action_dim}")
-        few = len(self.quaternions) <= self.obs_dim
-        _expect(few, "quaternions", f"{len(self.quaternions)} of them", f"at most {self.obs_dim}")
+        few = len(self.quaternions) <= min(self.obs_dim, MAX_KEYS)
+        _expect(few, "quaternions", f"{len(self.quaternions)} of them", f"at most {min(self.obs_dim, MAX_KEYS)}")
         for quaternion in self.quaternions:
             dim = self.obs_keys.get(quaternion.key, 0)
             _expect(quaternion.first + SIZE <= dim, "quaternions", quaternion, f"entries of {dict(self.obs_keys)}")
@@ -282,6 +285,12 @@ class PolicyConfig:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
         _expect(isinstance(data, Mapping), "policy config", data, "a JSON object")
+        version = data.get("format_version", FORMAT_VERSION)
+        if type(version) is int and version > FORMAT_VERSION:  # whose fields are not known here
+            raise ConfigError(
+                f"The policy config has format_version {version}; this package reads up to {FORMAT_VERSION}. A newer "
+                "asd-policy wrote it: update the package."
+            )
         values = _strict_fields(cls, {**dict.fromkeys(PARTS, ()), "octaves": 0, **data}, "policy config")
         for name, kind in PARTS.items():
             values[name] = tuple(kind(**_strict_fields(kind, entry, name)) for entry in values[name])

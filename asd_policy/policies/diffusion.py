@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asd_policy.core import DENOISERS, AsdSampler, Calibration, Schedule, seeded_generator
-from asd_policy.core.checks import as_device
+from asd_policy.core.checks import as_count, as_device
 from asd_policy.errors import ConfigError, NumericalError, ObservationError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.episodes import History, Plan
-from asd_policy.policies.network import evaluating, for_inference
+from asd_policy.policies.episodes import History, Plan, as_mask, as_seeds
+from asd_policy.policies.network import evaluating, for_inference, kinds_of_tensors
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import Observation, checked
 from asd_policy.policies.quaternions import with_steady_signs
@@ -98,6 +98,7 @@ class DiffusionPolicy:
         as_trained = {name: getattr(scheduler, name) for name in DDIM_SETTINGS} if sampler == "ddim" else {}
         options = as_trained | sampler_options
         self.sampler = make_sampler(sampler, denoiser, self.schedule, event_shape, **options)
+        self._kinds = self._kinds_now()
         self._generators: list[torch.Generator] = []
         self._batched = False
         if self._automatic is not None:
@@ -128,7 +129,7 @@ class DiffusionPolicy:
         return self.__dict__ | {"_generators": [generator.get_state().numpy() for generator in self._generators]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        generators = [torch.Generator() for _ in state["_generators"]]
+        generators = [torch.Generator("cpu") for _ in state["_generators"]]
         for generator, saved in zip(generators, state["_generators"], strict=True):
             generator.set_state(torch.from_numpy(saved))
         self.__dict__ = state | {"_generators": generators}
@@ -161,19 +162,23 @@ class DiffusionPolicy:
         Raises:
             ConfigError: if the sampler is not "asd", or there are fewer observations than `batch_size`.
             ObservationError: as `act`.
+            CheckpointError: if the windows cannot be kept beside the checkpoint; they are used all the same.
         """
         sampler = self.sampler
         if not isinstance(sampler, AsdSampler):
             raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
-        if not 1 <= batch_size <= len(observations):
+        observations, batch_size = list(observations), as_count(batch_size, "batch_size")
+        if batch_size > len(observations):
             raise ConfigError(
                 f"batch_size is {batch_size} for {len(observations)} observations; expected 1 or more each."
             )
         conds = torch.cat([self.condition([obs]) for obs in observations])
         with evaluating(self.network):
             calibration = copy.copy(sampler).calibrate(conds, batch_size)
-        self._windows.keep(self._calibrated(batch_size), calibration)
-        self._use_calibrated_windows(len(self._generators) or batch_size)
+        try:
+            self._windows.keep(self._calibrated(batch_size), calibration)
+        finally:
+            self._use_calibrated_windows(len(self._generators) or batch_size)
         return calibration
 
     def reset(
@@ -192,13 +197,14 @@ class DiffusionPolicy:
                 B. Without `seeds` their generators go on, which gives new noise too.
 
         Raises:
-            ConfigError: if `seed` and `seeds` are given both, `seeds` is empty, a seed is no such integer, or `mask` is
-                not of the batch that was reset before.
+            ConfigError: if `seed` and `seeds` are given both, `seeds` is empty (without `mask`) or no sequence, a seed
+                is no such integer, or `mask` is not of the batch that was reset before.
         """
-        if seeds is not None and (seed is not None or len(seeds) == 0):
+        seeds = None if seeds is None else as_seeds(seeds)
+        if seeds is not None and (seed is not None or (mask is None and len(seeds) == 0)):
             raise ConfigError(f"Got seed={seed} and seeds={seeds}; expected one of them, and at least one seed.")
         if mask is not None:
-            self._reset_rows(np.asarray(mask), seed, seeds)
+            self._reset_rows(mask, seed, seeds)
             return
         generators = [seeded_generator(value) for value in (seeds if seeds is not None else [seed])]
         self._batched = seeds is not None
@@ -214,9 +220,9 @@ class DiffusionPolicy:
         self._warm: Tensor | None = None  # (B, K, H, A), from where the next chunk's drafts start
         self._stats = None
 
-    def _reset_rows(self, mask: NDArray[Any], seed: int | None, seeds: Sequence[int] | None) -> None:
-        """Begin an episode in the rows of `mask` (B,)."""
-        batch_size = len(self._generators)
+    def _reset_rows(self, rows_reset: Sequence[bool], seed: int | None, seeds: Sequence[int] | None) -> None:
+        """Begin an episode in the rows of the mask (B,)."""
+        batch_size, mask = len(self._generators), as_mask(rows_reset)
         if not self._batched or seed is not None or mask.dtype != bool or mask.shape != (batch_size,):
             raise ConfigError(
                 f"Got seed={seed} and mask {mask} after a reset of {batch_size} environments; expected a bool for each "
@@ -234,10 +240,10 @@ class DiffusionPolicy:
         self._history.begin(mask)
         self._plan.forget(mask)
         if self._warm is not None:
-            self._warm[torch.from_numpy(rows).to(self.device)] = 0  # as at the first chunk
+            self._warm = _with_rows(self._warm, torch.from_numpy(rows).to(self.device), 0)  # as at the first chunk
 
     def act(self, obs: Observation) -> NDArray[np.float32]:
-        """The next action.
+        """The next action. If this raises, the policy is as it was before: the observation can be given again.
 
         Args:
             obs: for each of the policy's keys an array (D,), of an image (H, W, C) uint8, and (B, ...) after
@@ -248,16 +254,18 @@ class DiffusionPolicy:
 
         Raises:
             ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
-            ConfigError: if `reset` was not called, or `window="auto"` has not been calibrated for this batch size.
+            ConfigError: if `reset` was not called, `window="auto"` has not been calibrated for this batch size, or the
+                weights are of another type, size or device than when the policy was made.
             NumericalError: if the network returned NaN or infinity, or the action is not finite.
         """
         if not self._generators:
             raise ConfigError("act() was called before reset(). Call reset(seed=...) at the start of each episode.")
         started = time.perf_counter()
-        self._history.append(self._tensors(obs, (len(self._generators),) if self._batched else ()))
+        history = self._history.followed_by(self._tensors(obs, (len(self._generators),) if self._batched else ()))
         due = self._plan.due
         if len(due):
-            self._sample(due, started)
+            self._sample(history, due, started)
+        self._history = history
         action = self._plan.pop()
         return action if self._batched else action[0]
 
@@ -285,35 +293,57 @@ class DiffusionPolicy:
     @torch.no_grad()
     def _condition(self, history: Sequence[dict[str, Tensor]]) -> Tensor:
         """The network's condition (B, global_cond_dim) of the last To observations, oldest first."""
+        self._check_weights()
         keys = self.config.obs_keys
         steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
         with evaluating(self.encoders):
             return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)
 
-    def _sample(self, rows: NDArray[np.intp], started: float) -> None:
-        """Sample a chunk for the environments `rows` (N,) and plan the part of it that is executed."""
+    def _kinds_now(self) -> frozenset[tuple[torch.device, torch.dtype]]:
+        return kinds_of_tensors(self.network, self.normalizer, self.encoders)
+
+    def _check_weights(self) -> None:
+        """Raise ConfigError if weights were moved or converted, or the normaliser is another policy's."""
+        now = self._kinds_now()
+        if not now <= self._kinds:
+            got, expected = (", ".join(sorted(f"{d} on {w}" for w, d in kinds)) for kinds in (now, self._kinds))
+            raise ConfigError(
+                f"The weights are {got}; when the policy was made they were {expected}. Move them back, or make "
+                "another policy (device=, dtype=)."
+            )
+        sizes = {key: shape[-1] for key, shape in self.config.obs_shapes.items()}
+        self.normalizer.check_sizes({**sizes, "action": self.config.action_dim})
+
+    def _sample(self, history: History, rows: NDArray[np.intp], started: float) -> None:
+        """Sample a chunk for the environments `rows` (N,) and plan the part of it that is executed.
+
+        Nothing of the policy changes before all that can fail is done.
+        """
         config, batch_size = self.config, len(self._generators)
         if self._automatic is not None and self._automatic.windows is None:
             raise ConfigError(
                 f"window='auto' has no windows for batches of {batch_size} with these weights, on this device: call "
                 f"calibrate(observations, batch_size={batch_size}) or choose a window."
             )
-        cond = self._condition(self._history.of(rows))
+        cond = self._condition(history.of(rows))
         index = torch.from_numpy(rows).to(self.device)
         warm = None if self._warm is None else self._warm[index]
-        generators = [self._generators[row] for row in rows]
+        generators = [self._generators[row].clone_state() for row in rows]
         missing = batch_size - len(rows)
         if missing and self.sampler.fixed_batch:  # a smaller batch would be captured anew: copies of a row fill it up
             cond, warm = _filled_up(cond, missing), None if warm is None else _filled_up(warm, missing)
             generators += [generators[0].clone_state() for _ in range(missing)]
         with evaluating(self.network):
             chunk, cost, predictions = self.sampler.draw(len(cond), cond, generators, warm)
+        actions = self._executed(chunk[: len(rows)])
         if predictions is not None:
             shifted = _shifted(predictions[: len(rows)], config.n_action_steps)
-            self._warm = shifted.new_zeros(batch_size, *shifted.shape[1:]) if self._warm is None else self._warm
-            self._warm[index] = shifted
-        self._plan.fill(rows, self._executed(chunk[: len(rows)]))
-        rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64)
+            before = shifted.new_zeros(batch_size, *shifted.shape[1:]) if self._warm is None else self._warm
+            self._warm = _with_rows(before, index, shifted)
+        self._plan.fill(rows, actions)
+        for row, generator in zip(rows, generators, strict=False):  # those that fill up a batch are dropped
+            self._generators[row] = generator
+        rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64, device="cpu")
         rounds[rows], evaluations[rows] = cost.rounds[: len(rows)], cost.evaluations[: len(rows)]
         self._stats = ChunkStats(time.perf_counter() - started, rounds, evaluations, cost.acceptance)
 
@@ -350,6 +380,13 @@ class DiffusionPolicy:
         sampler = self._automatic
         if sampler is not None:
             sampler.windows = self._windows.find(self._calibrated(batch_size), sampler.num_steps)
+
+
+def _with_rows(x: Tensor, rows: Tensor, value: Tensor | float) -> Tensor:
+    """A copy of x (B, ...) with `value` in the `rows` (N,). In place would fail where x comes from inference mode."""
+    changed = x.clone()
+    changed[rows] = value
+    return changed
 
 
 def _filled_up(x: Tensor, missing: int) -> Tensor:

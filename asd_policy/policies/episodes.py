@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asd_policy.errors import ConfigError
+
 
 class History:
     """The last To observations of each environment; an episode's first one fills it."""
 
     def __init__(self, batch_size: int, length: int):
-        self._steps: deque[Mapping[str, Tensor]] = deque(maxlen=length)
+        self._length = length
+        self._steps: list[Mapping[str, Tensor]] = []
         self._begins = np.ones(batch_size, dtype=bool)
 
     def begin(self, rows: NDArray[np.bool_]) -> None:
         """Forget what was observed in the rows (B,): their next observation is an episode's first."""
-        self._begins |= rows
+        self._begins = self._begins | rows
 
-    def append(self, obs: Mapping[str, Tensor]) -> None:
-        """Add an observation of every environment, (B, ...) for each key."""
-        length = self._steps.maxlen
-        assert length is not None
-        if not self._steps:
-            self._steps.extend([obs] * length)
-        elif self._begins.any():
+    def followed_by(self, obs: Mapping[str, Tensor]) -> History:
+        """The history after one more observation of every environment, (B, ...) for each key. This one stays."""
+        steps = self._steps or [obs] * self._length
+        if self._begins.any():
             begins = torch.from_numpy(self._begins)
-            self._steps.extend([{key: _replaced(step[key], obs[key], begins) for key in obs} for step in self._steps])
-        self._steps.append(obs)
-        self._begins = np.zeros_like(self._begins)
+            steps = [{key: _replaced(step[key], obs[key], begins) for key in obs} for step in steps]
+        after = History(len(self._begins), self._length)
+        after._steps = [*steps[1:], obs]
+        after._begins = np.zeros_like(self._begins)
+        return after
 
     def of(self, rows: NDArray[np.intp]) -> list[dict[str, Tensor]]:
         """The observations of the rows (N,), oldest first: (N, ...) for each key."""
@@ -71,3 +73,21 @@ class Plan:
 def _replaced(old: Tensor, new: Tensor, rows: Tensor) -> Tensor:
     """`new` in the rows (B,), `old` elsewhere: (B, ...)."""
     return torch.where(rows.to(old.device).view(-1, *(1,) * (old.ndim - 1)), new, old)
+
+
+def as_seeds(seeds: Iterable[int]) -> list[int]:
+    """A seed for each environment, in their order. Raises ConfigError on anything without an order."""
+    if isinstance(seeds, Mapping | Set | str | bytes) or not isinstance(seeds, Iterable):
+        raise ConfigError(f"seeds is {seeds!r:.80}; expected a sequence of integers, one for each environment.")
+    try:
+        return list(seeds)
+    except TypeError as error:  # an array of no dimensions
+        raise ConfigError(f"seeds is {seeds!r:.80}; expected a sequence of integers: {error}.") from error
+
+
+def as_mask(mask: Any) -> NDArray[Any]:
+    """The mask as an array, wherever it lies. Raises ConfigError if it is none."""
+    try:
+        return np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"mask is {mask!r:.80}; expected a bool for each environment: {error}.") from error

@@ -4,16 +4,20 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from asd_policy.core.denoiser import can_prepare
 from asd_policy.errors import ConfigError
 from asd_policy.nets import ConditionalTransformer, ConditionalUnet1D
 from asd_policy.nets.unet1d import Film
 from asd_policy.nets.unet1d_channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.keyed import KeyedModules
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build_network(config: PolicyConfig, seed: int = 0) -> ConditionalUnet1D | ConditionalTransformer:
@@ -65,10 +69,12 @@ class InferenceCopy(nn.Module):
     def __init__(self, network: ConditionalUnet1D, dtype: torch.dtype, channels_last: bool):
         super().__init__()
         self.original = network
-        self.copy = copy.deepcopy(network).requires_grad_(False)
-        self.copy.trunk_to(dtype)
-        if channels_last:
-            store_channels_last(self.copy)
+        self._layers = _layers(network)
+        with torch.inference_mode(False):  # tensors made in inference mode could not be refreshed outside
+            self.copy = copy.deepcopy(network).requires_grad_(False)
+            self.copy.trunk_to(dtype)
+            if channels_last:
+                store_channels_last(self.copy)
 
     def forward(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> Tensor:
         """As `ConditionalUnet1D`."""
@@ -87,18 +93,33 @@ class InferenceCopy(nn.Module):
     @torch.no_grad()
     def _refresh(self) -> None:
         now, copied = ([*net.parameters(), *net.buffers()] for net in (self.original, self.copy))
-        if [tensor.shape for tensor in now] != [tensor.shape for tensor in copied]:
-            raise ConfigError("The network's layers have other sizes than when the policy was made: make a new policy.")
+        same_sizes = [tensor.shape for tensor in now] == [tensor.shape for tensor in copied]
+        if not same_sizes or _layers(self.original) != self._layers:
+            raise ConfigError("The network's layers are not those it had when the policy was made: make a new policy.")
         torch._foreach_copy_(copied, [tensor.detach() for tensor in now])
+
+
+def _layers(network: nn.Module) -> list[tuple[str, type[nn.Module], int]]:
+    """What a copy does not follow: each layer's name, its type, and how many hooks it has."""
+    modules = network.named_modules()
+    return [(name, type(m), len(m._forward_hooks) + len(m._forward_pre_hooks)) for name, m in modules]
+
+
+def kinds_of_tensors(*modules: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
+    """Where the modules' weights and buffers of floating point lie, and of which types they are."""
+    tensors = (tensor for module in modules for tensor in chain(module.parameters(), module.buffers()))
+    return frozenset((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point())
 
 
 def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool) -> nn.Module:
     """The network as a sampler runs it: itself, or an `InferenceCopy`.
 
     Raises:
-        ConfigError: if the network can only be run in float32.
+        ConfigError: if it is no type to run a network in, or the network can only be run in float32.
     """
-    if not isinstance(network, ConditionalUnet1D):
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(map(str, DTYPES))}.")
+    if not isinstance(network, ConditionalUnet1D) or not can_prepare(network):
         if dtype != torch.float32:
             raise ConfigError(f"dtype is {dtype}, but a {type(network).__name__} runs in torch.float32 alone.")
         return network
@@ -127,7 +148,7 @@ def fresh_weights(seed: int) -> Iterator[None]:
     Layers take neither a generator nor, all of them, a type.
     """
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float32)
         try:

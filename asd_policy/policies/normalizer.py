@@ -30,9 +30,9 @@ class Affine(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("center", torch.zeros(dim, dtype=torch.float32))
-        self.register_buffer("scale", torch.ones(dim, dtype=torch.float32))
-        self.register_buffer("offset", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("center", torch.zeros(dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("offset", torch.zeros(dim, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.center) * self.scale + self.offset
@@ -64,6 +64,13 @@ class LinearNormalizer(nn.Module):
         affine = self.fields[field]
         assert isinstance(affine, Affine)
         return affine
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise ConfigError unless there is a field of each size; one of another might be broadcast silently."""
+        for field, size in sizes.items():
+            got = len(self._field(field).scale)
+            if got != size:
+                raise ConfigError(f"The normalizer's field {field!r} has {got} dimensions; the policy's has {size}.")
 
     def fit(self, field: str, data: Tensor, ignored: Sequence[int] = ()) -> None:
         """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred.

@@ -26,6 +26,8 @@ def checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> 
     Raises:
         ObservationError: if it is missing, no array of real numbers, of another shape or not finite.
     """
+    if not isinstance(obs, Mapping):
+        raise ObservationError(f"The observation is a {type(obs).__name__}; expected a dict of arrays by key.")
     if key not in obs:
         raise ObservationError(f"The observation lacks {key!r}; it has {', '.join(map(repr, obs)) or 'nothing'}.")
     value = _tensor(obs[key], key, image)
@@ -37,12 +39,14 @@ def checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> 
 
 
 def _tensor(value: Any, key: str, image: bool) -> Tensor:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = (value if value.dtype == torch.uint8 or value.is_complex() else value.float()).numpy()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ObservationError(f"Observation {key!r} has masked values; expected all of them.")
     try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().resolve_conj().resolve_neg()
+            value = (value.float() if value.is_floating_point() else value).numpy()
         array = np.array(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
     if image and array.dtype != np.uint8:
         raise ObservationError(

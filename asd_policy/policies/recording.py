@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from asd_policy.errors import DataError
-from asd_policy.policies.tasks import POSES, env_id
+from asd_policy.policies.tasks import POSES, arms_of, env_id
 
 ROBOSUITE = 1  # robomimic's number for robosuite's environments
 CONTROL_HZ = 20
 COMPOSITE = "body_parts"  # robosuite 1.5 nests the arms' controllers below this
+APART = (None, "BASIC", "HYBRID_MOBILE_BASE")
+"""Composite controllers of robosuite 1.5 that hand each arm's actions to its own controller, and no name at all."""
+
 POSE_CONTROLLER = "OSC_POSE"
 NEW_CONTROLLERS = (1, 5)
 """The robosuite that the environments here are made with, and which changed the arms' controllers."""
@@ -83,6 +86,11 @@ class Recording:
         frame = _frame(controllers, new, where)
         ours = env_id(name, frame if absolute else None) if poses else name
         controller_notes = _controller_notes(controllers, new)
+        if poses and not absolute and frame != "base" and new and arms_of(ours) > 1:
+            ours = name  # bases are turned, so that deltas along the world's axes are others
+            controller_notes += (
+                f"Its deltas are along the axes of the {frame}; those of {env_id(name)} are each arm's.",
+            )
         notes = (*_version_notes(values.get("env_version"), version), *controller_notes)
         if freq != CONTROL_HZ:
             notes += (f"Recorded at {str(freq)[:100]} Hz; the environments here run at {CONTROL_HZ} Hz.",)
@@ -104,6 +112,8 @@ def _arm_controllers(configs: Any) -> list[Mapping[str, Any]]:
         return [controller for config in configs for controller in _arm_controllers(config)]
     if COMPOSITE not in configs:
         return [configs] if configs else []
+    if configs.get("type") not in APART:  # one for the whole body, which hands joints on to the arms
+        return [{"type": configs["type"]}]
     parts = configs[COMPOSITE]
     parts = parts.get("arms", parts)
     return [part for name, part in parts.items() if name in ("right", "left")]
@@ -156,13 +166,13 @@ def _version_notes(text: str | None, version: tuple[int, int]) -> tuple[str, ...
 
 def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[str, ...]:
     notes = []
-    if new and any("control_delta" in controller for controller in controllers):
+    other = {str(c.get("type"))[:100] for c in controllers} - {POSE_CONTROLLER}
+    if new and not other and any("control_delta" in controller for controller in controllers):
         mode = str(controllers[0].get("input_type", "delta"))[:100]
         notes.append(
             "The controller says control_delta, which robosuite 1.5 ignores silently: what counts is input_type, "
             f"here {mode!r}. Actions are taken as {'absolute poses' if mode == 'absolute' else 'deltas'}."
         )
-    other = {str(c.get("type"))[:100] for c in controllers} - {POSE_CONTROLLER}
     if other:
         notes.append(
             f"Recorded with the controller {', '.join(sorted(other))}; the environments here use {POSE_CONTROLLER}."

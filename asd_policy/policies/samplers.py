@@ -24,6 +24,7 @@ from asd_policy.core import (
     sample_ddpm,
 )
 from asd_policy.core.capture import CAPTURES
+from asd_policy.core.sequential import check_eta
 from asd_policy.errors import ConfigError, UnknownNameError
 
 
@@ -80,8 +81,14 @@ def make_sampler(
     if name == "ddpm":
         return Sequential(partial(sample_ddpm, denoiser, schedule, event_shape), schedule.num_steps)
     options.setdefault("num_steps", 10)
-    schedule.with_num_steps(options["num_steps"])  # refuses now what would fail at the first chunk
+    schedule.with_num_steps(options["num_steps"])  # these refuse now what would fail at the first chunk
+    check_eta(options.get("eta", 0.0))
     return Sequential(partial(sample_ddim, denoiser, schedule, event_shape, **options), options["num_steps"])
+
+
+def _no_drafts(num_steps: int) -> Tensor:
+    """(K,) the acceptance of a sampler without drafts; on the CPU, whatever torch's default device."""
+    return torch.zeros(num_steps, dtype=torch.float32, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,9 @@ class Sequential:
     ) -> Draws:
         """As `ChunkSampler.draw`; there is nothing to start warm."""
         x = self.sample(batch_size, cond, generator, on_round=on_round)
-        every_step = torch.full((batch_size,), self.num_steps)
-        ones = torch.ones(self.num_steps, batch_size, dtype=torch.int64)
-        stats = SampleStats(
-            every_step, every_step, advance=ones, acceptance=torch.zeros(self.num_steps, dtype=torch.float32)
-        )
+        every_step = torch.full((batch_size,), self.num_steps, device="cpu")
+        ones = torch.ones(self.num_steps, batch_size, dtype=torch.int64, device="cpu")
+        stats = SampleStats(every_step, every_step, advance=ones, acceptance=_no_drafts(self.num_steps))
         return Draws(x, stats, predictions=None)
 
 
@@ -139,7 +144,7 @@ class CapturedDdpm:
     ) -> Draws:
         """As `ChunkSampler.draw`; there is nothing to start warm."""
         x, stats, _ = self.loop.draw(batch_size, cond, generator, on_round=on_round)
-        return Draws(x, replace(stats, acceptance=torch.zeros(self.num_steps, dtype=torch.float32)), predictions=None)
+        return Draws(x, replace(stats, acceptance=_no_drafts(self.num_steps)), predictions=None)
 
 
 @dataclass(frozen=True)

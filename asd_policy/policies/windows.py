@@ -73,10 +73,21 @@ class WindowsFile:
             raise self._unreadable(error) from error
 
     def keep(self, calibrated: Calibrated, calibration: Calibration) -> None:
-        """Add a calibration, in place of an earlier one. The file is replaced as a whole, or stays as it was."""
+        """Add a calibration, in place of an earlier one. The file is replaced as a whole, or stays as it was.
+
+        Raises:
+            CheckpointError: if the file cannot be read or written; the calibration is kept in memory all the same.
+        """
         self._here[calibrated.key] = asdict(calibration)
         if self.path is not None:
-            write_atomically(self.path, json.dumps(self.read() | self._here, indent=1) + "\n")
+            text = json.dumps(self.read() | self._here, indent=1) + "\n"
+            try:
+                write_atomically(self.path, text)
+            except OSError as error:
+                raise CheckpointError(
+                    f"Cannot write the calibrated windows {self.path}: {error}. They are used as long as this policy "
+                    "lives; to keep them, allow writing there."
+                ) from error
 
     def read(self) -> dict[str, Any]:
         """Every entry by its key. Raises CheckpointError if the file cannot be read."""

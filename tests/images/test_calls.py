@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 
 from asd_policy.errors import ConfigError
-from asd_policy.images import AsdStableDiffusion, accelerate_pipeline
+from asd_policy.images import AsdImagePipeline, AsdStableDiffusion, accelerate_pipeline
 from tests.images.tiny_models import EVENT, LATENT, pixel_pipeline, quiet, stable_diffusion
 
 WITHOUT_SPECULATION = {"draft": "frozen", "window": 1}
@@ -314,3 +314,27 @@ def test_images_are_ordinary_tensors_in_float32_whatever_the_default(pipe):
         image.mul_(0.5)
         image.requires_grad_().square().sum().backward()
         assert torch.equal(image.grad, 2 * image)
+
+
+@pytest.mark.parametrize("labels", [1, "12", [0.0, 1.0], [[1], [2]], [None, 1]], ids=repr)
+def test_labels_that_are_no_numbers_are_named(labels):
+    images = AsdImagePipeline(quiet(pixel_pipeline(num_class_embeds=4, num_train_timesteps=5)))
+    with pytest.raises(ConfigError, match="class_labels"):
+        images(2, labels)
+
+
+def test_labels_may_be_an_iterator():
+    images = AsdImagePipeline(quiet(pixel_pipeline(num_class_embeds=4, num_train_timesteps=5)))
+    first, again = (
+        images(2, labels, generator=torch.Generator().manual_seed(0), output_type="np").images
+        for labels in ([1, 2], iter([1, 2]))
+    )
+    np.testing.assert_array_equal(first, again)
+
+
+def test_the_default_device_does_not_matter():
+    images = AsdImagePipeline(quiet(pixel_pipeline(num_train_timesteps=5)))
+    expected = images(2, generator=torch.Generator().manual_seed(0), output_type="np").images
+    with torch.device("meta"):  # whatever is made there has no values
+        actual = images(2, generator=torch.Generator().manual_seed(0), output_type="np").images
+    np.testing.assert_array_equal(actual, expected)

@@ -63,6 +63,8 @@ VALUES = {
     "a counter": called("collections", "Counter", doubled(60, TUPLES) + b"\x85"),
     "a dict of pairs": called("collections", "OrderedDict", b"]" + doubled(60, TUPLES) + b"N\x86a\x85"),
     "a call of a tuple": doubled(60, TUPLES) + b")R",
+    "a global of a tuple": doubled(60, TUPLES) + text("x") + b"\x93",
+    "a global named by a tuple": text("torch") + doubled(60, TUPLES) + b"\x93",
     "an object of a tuple": doubled(60, TUPLES) + b")\x81",
     "a bytearray": called("builtins", "bytearray", b"J\xff\xff\xff\x7f\x85"),
     "an odd encoding": called("_codecs", "encode", text("x" * 10**6) + text("utf-32") + b"\x86"),
@@ -207,6 +209,29 @@ def test_json_within_a_pickle(all_originals, tmp_path, name):
     payload["config"] = edits.get(name, JSONS[name])(payload["config"])
     torch.save(payload, tmp_path / "a.pth")
     check_refused(tmp_path / "a.pth")
+
+
+MANY = range(30_000)
+
+
+def test_observations_without_end(tmp_path):
+    """Each of them is looked up among all tensors, and has modules of its own."""
+    native, lerobot = made("native", tmp_path / "native"), made("lerobot", tmp_path / "lerobot")
+    config = json.loads((native / "config.json").read_text())
+    (native / "config.json").write_text(json.dumps(config | {"obs_keys": {f"k{i}": 1 for i in MANY}}))
+    config = json.loads((lerobot / "config.json").read_text())
+    config["input_features"] |= {f"observation.images.{i}": {"type": "VISUAL", "shape": [3, 84, 84]} for i in MANY}
+    (lerobot / "config.json").write_text(json.dumps(config | {"use_separate_rgb_encoder_per_camera": True}))
+    for path in (lerobot / "model.safetensors", native / "model.safetensors"):
+        save_file(load_file(path) | {f"x{i}": torch.zeros(1) for i in MANY}, path)
+    shape_meta = {"obs": {f"k{i}": {"shape": [1]} for i in MANY}}
+    target = "diffusion_policy.policy.DiffusionUnetHybridImagePolicy"
+    small_real_stanford(
+        tmp_path / "a.ckpt",
+        cfg=lambda cfg: cfg["policy"].update(_target_=target, shape_meta=shape_meta),
+        state=lambda state: state | {f"x{i}": state["normalizer.params_dict.obs.scale"] for i in MANY},
+    )
+    check_refused(native, lerobot, tmp_path / "a.ckpt")
 
 
 # ---- safetensors, and what is no file

@@ -13,6 +13,6 @@ DRAFTS: dict[str, type[Draft]] = {"frozen": Frozen, "reuse": Reuse, "path": Path
 
 def make_draft(name: str) -> Draft:
     """The draft called `name`. Raises UnknownNameError, which lists them all."""
-    if name not in DRAFTS:
+    if name not in tuple(DRAFTS):  # a name may be anything, hashable or not
         raise UnknownNameError("draft", name, DRAFTS)
     return DRAFTS[name]()

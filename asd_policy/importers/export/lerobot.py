@@ -23,11 +23,12 @@ from asd_policy.importers.export.common import (
     spread_and_center,
     tensors_below,
 )
-from asd_policy.importers.vision import PIXEL
+from asd_policy.importers.vision import PIXEL, encoder_prefix
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 
 MODES = {"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX", "VISUAL": "MEAN_STD"}
+ROUNDING = 0.01  # of a range between two bounds in float32, from which on it is told as a deviation
 STRIDE = 32  # pixels to a place of a ResNet's last features
 
 
@@ -62,7 +63,7 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
         network |= {f"diffusion.rgb_encoder.{index}.{name}": value for name, value in encoder.items()}
     save_file(network, folder / WEIGHTS)
     features = {name: _feature(name, values, images) for name, values in stats.items()}
-    modes = MODES if "min" in stats["action"] else MODES | {"ACTION": "MEAN_STD"}
+    modes = MODES | {features[name]["type"]: "MEAN_STD" for name, values in stats.items() if "mean" in values}
     _write(folder / CONFIG, _config(checkpoint, features, modes) | _vision(images))
     sidecar = {name: config.to_dict()[name] for name in ("env_id", "obs_keys", "action_bound", "action_parts")}
     _write(folder / lerobot.SIDECAR, sidecar)
@@ -90,7 +91,7 @@ def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]
 
 def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """The image's encoder under lerobot's names, with the coordinates of its last features."""
-    tensors = tensors_below(checkpoint, f"encoders.{image.key}.")
+    tensors = tensors_below(checkpoint, encoder_prefix(image.key))
     height, width = (math.ceil(n / STRIDE) for n in image.crop[2:] or image.shape[:2])
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     grid = torch.stack([columns.flatten(), rows.flatten()], dim=-1)
@@ -101,15 +102,20 @@ def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
 
 def _bounds(checkpoint: Checkpoint, *keys: str) -> dict[str, Tensor]:
     spread, center = spread_and_center(checkpoint, *keys)
-    if bool((spread == 0).any()):  # lerobot's bounds cannot say that an action never moves, its deviation can
-        return {"mean": center, "std": spread}
-    return {"min": center - spread, "max": center + spread}
+    bounds = {"min": center - spread, "max": center + spread}
+    if keys == ("action",):  # lerobot's bounds cannot say that an action never moves, its deviation can
+        return {"mean": center, "std": spread} if bool((spread == 0).any()) else bounds
+    low, high = (bound.float().double() for bound in bounds.values())  # lerobot reads them in float32
+    found = torch.where(low == high, lerobot.DEFAULT_EPS, high - low)
+    if torch.allclose(found, 2 * spread, rtol=ROUNDING, atol=0) or bool((spread < lerobot.DEFAULT_EPS / 1.01).any()):
+        return bounds
+    return {"mean": center, "std": (spread - lerobot.DEFAULT_EPS).clamp(min=0)}
 
 
 def _pixels(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """Mean and deviation of pixels from 0 to 1, each (C, 1, 1)."""
     spread, center = (value.view(-1, 1, 1) for value in spread_and_center(checkpoint, image.key))
-    return {"mean": center / PIXEL, "std": spread / PIXEL - lerobot.DEFAULT_EPS}
+    return {"mean": center / PIXEL, "std": (spread / PIXEL - lerobot.DEFAULT_EPS).clamp(min=0)}
 
 
 def _feature(name: str, values: dict[str, Tensor], images: Sequence[ImageKey]) -> dict[str, Any]:

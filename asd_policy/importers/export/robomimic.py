@@ -20,9 +20,10 @@ from asd_policy.importers.export.common import (
     spread_and_center,
     tensors_below,
 )
+from asd_policy.importers.robots import action_bound
 from asd_policy.policies.config import SAMPLING, NetworkConfig, SchedulerConfig
 from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE
-from asd_policy.policies.tasks import ENV_IDS, POSES, takes_poses
+from asd_policy.policies.tasks import ENV_IDS, POSES, env_id, takes_poses
 
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
 """The only one that robomimic builds."""
@@ -46,8 +47,14 @@ def to_robomimic(checkpoint: Checkpoint, path: Path) -> None:
     require(
         list(config.obs_keys) == sorted(config.obs_keys), "the order of observations", list(config.obs_keys), "sorted"
     )
+    env = config.env_id
+    told = env_id(env) == env  # in the metadata; a task's own name says that its controller takes no poses
+    require(told, "the actions of", env, "target poses, deltas of them, and what the controller is not told of")
+    bound = action_bound(env)
+    require(config.action_bound == bound, f"actions in {env} bounded by", config.action_bound, bound)
     parts = config.action_parts
-    dims = {f"action_dict/abs_{i}": part.dim for i, part in enumerate(parts)} or {"actions": config.action_dim}
+    kind = "rel" if env.startswith("asd/") and not takes_poses(env) else "abs"
+    dims = {f"action_dict/{kind}_{i}": part.dim for i, part in enumerate(parts)} or {"actions": config.action_dim}
     formats = dict(zip(dims, ("rot_6d" if part.kind == "rot6d" else None for part in parts), strict=False))
     network = {robomimic.NETWORK + name: value for name, value in tensors_below(checkpoint, "model.").items()}
     payload = {
@@ -81,17 +88,17 @@ def _robomimic_stats(spread: Tensor, center: Tensor) -> dict[str, Any]:
     return {"scale": [spread.tolist()], "offset": [center.tolist()]}
 
 
-def _env_metadata(env_id: str) -> dict[str, Any]:
+def _env_metadata(env: str) -> dict[str, Any]:
     """What the actions are: deltas, or target poses in a frame."""
     controller: dict[str, Any] = {"type": POSE_CONTROLLER, "input_type": "delta"}
-    name = env_id
+    name = env
     for frame, poses in POSES.items():
-        if takes_poses(env_id) and poses in env_id:
+        if takes_poses(env) and poses in env:
             controller |= {"input_type": "absolute", "input_ref_frame": frame}
-            name = env_id.replace(poses, "")
+            name = env.replace(poses, "")
     names = {ours: theirs for theirs, ours in ENV_IDS.items()}  # the last name of each id is robosuite's
     known = {"controller_configs": {"type": "BASIC", COMPOSITE: {"right": controller}}} if name in names else {}
-    return {"env_name": names.get(name, env_id), "env_version": "1.5", "type": ROBOSUITE, "env_kwargs": known}
+    return {"env_name": names.get(name, env), "env_version": "1.5", "type": ROBOSUITE, "env_kwargs": known}
 
 
 def _robomimic_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[str, str | None]) -> str:
