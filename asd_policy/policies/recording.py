@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,19 @@ ROBOSUITE = 1  # robomimic's number for robosuite's environments
 CONTROL_HZ = 20
 COMPOSITE = "body_parts"  # robosuite 1.5 nests the arms' controllers below this
 POSE_CONTROLLER = "OSC_POSE"
+ROBOT = "Panda"
 NEW_CONTROLLERS = (1, 5)
 """The robosuite that the environments here are made with, and which changed the arms' controllers."""
+
+
+OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)  # metres and radians
+LIMITS: Mapping[str, float | Sequence[float]] = {
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": OUTPUT,
+    "output_min": tuple(-limit for limit in OUTPUT),
+}
+"""How far a delta of 1 moves the arm in the environments here, as robosuite's controllers say it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,13 @@ class Recording:
         Raises:
             DataError: if it is not robosuite's, or incomplete.
         """
+        missing = [key for key in ("env_name", "env_kwargs") if not isinstance(values, Mapping) or key not in values]
+        if missing:
+            got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise DataError(
+                f"{where}: its env_args cannot be understood: they lack {' and '.join(missing)}; got {got:.200}. "
+                "Expected what robomimic writes."
+            )
         try:
             name, kind, kwargs = values["env_name"], values.get("type", ROBOSUITE), values["env_kwargs"]
             controllers = _arm_controllers(kwargs.get("controller_configs") or {})
@@ -83,9 +101,15 @@ class Recording:
         frame = _frame(controllers, new, where)
         ours = env_id(name, frame if absolute else None) if poses else name
         controller_notes = _controller_notes(controllers, new)
+        if poses and not absolute:
+            controller_notes += _limit_notes(controllers)
         notes = (*_version_notes(values.get("env_version"), version), *controller_notes)
         if freq != CONTROL_HZ:
             notes += (f"Recorded at {str(freq)[:100]} Hz; the environments here run at {CONTROL_HZ} Hz.",)
+        robots = kwargs.get("robots") or ROBOT
+        other = {str(robot)[:100] for robot in (robots if isinstance(robots, list) else [robots])} - {ROBOT}
+        if other:
+            notes += (f"Recorded with the robot {', '.join(sorted(other))}; the environments here have {ROBOT}.",)
         if env_id(name) == name:
             notes += (f"There is no environment for {name} here: a policy can be trained, but not rolled out.",)
         return cls(name, ours, version, absolute, frame, notes, poses, controller_notes)
@@ -115,6 +139,9 @@ def _are_absolute(controllers: list[Mapping[str, Any]], new: bool, where: str) -
     Raises:
         DataError: if one does and another does not.
     """
+    types = {str(controller.get("input_type", "delta"))[:100] for controller in controllers} if new else set()
+    if odd := types - {"absolute", "delta"}:
+        raise DataError(f"{where}: its controller's input_type is {odd.pop()!r}; expected absolute or delta.")
     modes = {
         controller.get("input_type") == "absolute" if new else controller.get("control_delta") is False
         for controller in controllers
@@ -168,3 +195,25 @@ def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[
             f"Recorded with the controller {', '.join(sorted(other))}; the environments here use {POSE_CONTROLLER}."
         )
     return tuple(notes)
+
+
+def _limit_notes(controllers: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of deltas, where 1 moves the arm by another amount than here."""
+    notes = []
+    for name, expected in LIMITS.items():
+        said = {str(c[name])[:100] for c in controllers if name in c and not _equals(c[name], expected)}
+        if said:
+            notes.append(
+                f"The controller's {name} is {', '.join(sorted(said))}; in the environments here {expected}: a delta "
+                "moves the arm by another amount there."
+            )
+    return tuple(notes)
+
+
+def _equals(value: Any, expected: float | Sequence[float]) -> bool:
+    """Whether a limit, one for all entries or one for each, is the expected one, in either form."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    wanted = [expected] if isinstance(expected, int | float) else list(expected)
+    longest = max(len(values), len(wanted))
+    values, wanted = (part * longest if len(part) == 1 else part for part in (values, wanted))
+    return values == wanted

@@ -183,7 +183,9 @@ def test_an_append_after_a_failed_one_keeps_steps_together(store, monkeypatch):
 @pytest.mark.parametrize("lost", ["meta/seed/c/0", "data/obs/image/c/0/0/0/0", "data/action/c/0/0"])
 def test_lost_rows_are_not_appended_to(tmp_path, lost):
     store = EpisodeStore.create(tmp_path / "demos.zarr", {"image": (4, 4, 3)}, ACTION_DIM, {})
-    episode = Episode(1, {"image": np.full((20, 4, 4, 3), 9, np.uint8)}, *(np.ones((20, ACTION_DIM), np.float32),) * 2, 5)
+    episode = Episode(
+        1, {"image": np.full((20, 4, 4, 3), 9, np.uint8)}, *(np.ones((20, ACTION_DIM), np.float32),) * 2, 5
+    )
     store.append(episode)
     (store.path / lost).unlink()
     with pytest.raises(DataError, match="are not there"):
