@@ -24,8 +24,6 @@ from typing import Any, TypeVar
 
 import gymnasium
 
-from asd_policy.errors import ConfigError
-
 T = TypeVar("T")
 
 OFF = ("disable", "disabled", "off", "false", "0")  # MuJoCo's words for MUJOCO_GL, as are those below
@@ -36,7 +34,7 @@ SEARCHED = {"egl": "EGL", "osmesa": "OSMesa"}
 PACKAGES = "`apt-get install libegl1 libgl1 libgl1-mesa-dri` (EGL), or `apt-get install libosmesa6` (OSMesa)"
 
 
-class RenderingError(ConfigError, gymnasium.error.Error, RuntimeError):
+class RenderingError(gymnasium.error.DependencyNotInstalled, RuntimeError):
     """This process cannot render. Simulation without images is not affected. (MuJoCo raises RuntimeError.)"""
 
 

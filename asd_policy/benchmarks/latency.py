@@ -55,7 +55,7 @@ def diffusers_loop(policy: DiffusionPolicy) -> Draw:
     """The loop that users of diffusers write: `DDPMScheduler.step` around the plain network."""
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(**asdict(policy.config.scheduler))
+    scheduler = DDPMScheduler.from_config(asdict(policy.config.scheduler))  # which leaves out what is DDIM's
     shape = (1, policy.config.horizon, policy.config.action_dim)
 
     @torch.inference_mode()

@@ -66,7 +66,7 @@ class Gate:
                 f"{self.source} has {len(self.obs_shapes)} observation keys and actions of {self.action_dim} entries; "
                 f"expected 1 to {MAX_KEYS} keys and at least 1 entry."
             )
-        if self.action_kind not in ACTION_KINDS:
+        if not isinstance(self.action_kind, str) or self.action_kind not in ACTION_KINDS:
             raise DataError(
                 f"{self.source}: its action_kind is {str(self.action_kind)[:MAX_NAME]!r}; expected one of "
                 f"{', '.join(ACTION_KINDS)}."

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,12 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asd_policy.data.gate import Episode, Gate, as_rows, check_clippable, check_dtype, check_step_shape, clip_deltas
+from asd_policy.data.gate import (
+    Episode,
+    Gate,
+    as_rows,
+    check_clippable,
+    check_dtype,
+    check_key,
+    check_step_shape,
+    clip_deltas,
+)
 from asd_policy.data.hdf5 import UntrustedHdf5
 from asd_policy.data.recording import Recording
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import AsdPolicyError, DataError, UnknownNameError
-from asd_policy.policies.tasks import ARM_DIMS
+from asd_policy.policies.tasks import ARM_DIMS, arms_of, is_ours
 
 ARM_ACTION_DIM = 7
 POSES = "actions_abs"
@@ -166,7 +176,11 @@ class RobomimicFile:
                 f"{self.path} holds {len(names)} demonstrations{f', such as {bad[0][:50]!r}' if bad else ''}; "
                 "expected at least one, each named demo_ and a number."
             )
-        return sorted(names, key=_number)
+        names = sorted(names, key=_number)
+        for one, other in pairwise(names):
+            if _number(one) == _number(other):
+                raise DataError(f"{self.path} holds {one} and {other}; expected each number once. Remove one.")
+        return names
 
     def _filtered(self, filter_key: str, names: Sequence[str]) -> list[str]:
         masks = self._file.names("mask") if self._file.has("mask") else []
@@ -192,10 +206,13 @@ class RobomimicFile:
             )
         shape, _ = self._file.layout(f"data/{demo}/{self._actions}")
         fits = len(shape) == 2 and shape[1] > 0 and (self.action_kind == "other" or shape[1] % ARM_ACTION_DIM == 0)
+        expected = f"{ARM_ACTION_DIM} per arm"
+        if is_ours(self.env_id):
+            arms = arms_of(self.env_id)
+            fits = fits and shape[1] == ARM_ACTION_DIM * arms
+            expected += f", of which {self.env_id} has {arms}"
         if not fits:
-            raise DataError(
-                f"{self.path}: the actions of {demo} have shape {shape}; expected (steps, {ARM_ACTION_DIM} per arm)."
-            )
+            raise DataError(f"{self.path}: the actions of {demo} have shape {shape}; expected (steps, {expected}).")
         return shape[1]
 
     def _obs_shapes(self, wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -208,6 +225,7 @@ class RobomimicFile:
         keys = wanted or self._vectors(self._file.names(group))
         shapes = {}
         for key in keys:
+            check_key(str(self.path), key)
             if not self._file.has(f"{group}/{key}"):
                 raise UnknownNameError(f"observation of {self.path}", key, self._file.names(group))
             shape, dtype = self._file.layout(f"{group}/{key}")
@@ -231,11 +249,17 @@ class RobomimicFile:
     def _rows(self, demo: str, name: str, step_shape: tuple[int, ...] = ()) -> NDArray[Any]:
         """A dataset of a demonstration, of a type that the gate takes."""
         where = f"{self.path}: {demo}"
+        if not self._file.has(f"data/{demo}/{name}"):
+            raise DataError(f"{where} lacks {name!r}, which every demonstration must have. Remove it, or repair it.")
         return self._file.read(f"data/{demo}/{name}", lambda dtype: check_dtype(where, name, dtype, step_shape))
 
     def _check_num_samples(self, demo: str, steps: int) -> None:
         said = self._file.attribute(f"data/{demo}", "num_samples")
-        if said is not None and (np.size(said) != 1 or np.asarray(said).item() != steps):
+        try:
+            same = said is None or float(np.asarray(said).item()) == steps  # some writers make text of it
+        except (TypeError, ValueError):
+            same = False
+        if not same:
             raise DataError(f"{self.path}: {demo} has {steps} actions, but its num_samples says {said}.")
 
     def _steps_to_success(self, demo: str, steps: int) -> int:

@@ -40,7 +40,7 @@ from asd_policy.data.gate import (
     first_beyond,
     first_not_finite,
 )
-from asd_policy.data.zarr_array import check_array, check_chunks, chunk_file, no_array
+from asd_policy.data.zarr_array import check_array, check_chunks, chunk_file, has_checksum, no_array
 from asd_policy.errors import AsdPolicyError, DataError
 from asd_policy.policies.tasks import takes_poses
 
@@ -226,9 +226,11 @@ class EpisodeStore:
         """Add one episode and commit it.
 
         Raises:
-            DataError: if it does not pass the gate (`asd_policy.data.gate`), or cannot be written.
+            DataError: if it does not pass the gate (`asd_policy.data.gate`), if the rows that it would share a chunk
+                with are lost, or if it cannot be written.
         """
         episode = self._gate.admit(episode, f"episode of seed {episode.seed}")
+        self._drop_uncommitted()  # what an append before has left that failed
         end = self.num_steps + len(episode.action)
         rows = {f"data/obs/{key}": episode.obs[key] for key in self.obs_keys}
         rows |= {"data/action": episode.action, "data/executed_action": episode.executed_action}
@@ -250,6 +252,8 @@ class EpisodeStore:
                 raise DataError(f"{self.path} is damaged: {group}/{name} has {array.shape[0]} of {length} rows.")
             if array.shape[0] > length:
                 array.resize((length, *array.shape[1:]))
+            # Appending writes the last chunk anew: one that is lost would come back as fill values.
+            self._check_chunks(f"{group}/{name}", array, length - length % array.chunks[0], length)
 
     def _array(self, name: str) -> zarr.Array:
         with self._zarr("is damaged"):
@@ -268,9 +272,16 @@ class EpisodeStore:
         """Rows of an array, all of which have been written."""
         array = self._array(name)
         end = array.shape[0] if end is None else end
-        check_chunks(str(self.path), name, array, self.path, start, end)
+        self._check_chunks(name, array, start, end)
         with self._zarr(f"is damaged at {name}"):
             return np.asarray(array[start:end], array.dtype)
+
+    def _check_chunks(self, name: str, array: zarr.Array, start: int, end: int) -> None:
+        # Stores from before checksums leave out a chunk of zeros: a first episode of seed 0 has no file for its seed.
+        zeros = name == "meta/seed" and not has_checksum(array) and array.shape[0] >= end
+        if zeros and not chunk_file(self.path, name, array, start).exists():
+            return
+        check_chunks(str(self.path), name, array, self.path, start, end)
 
     def _steps(self, name: str, ends: NDArray[np.int64], index: int | None = None) -> NDArray[Any]:
         """Rows of data/`name` of all episodes, or of one, which pass the gate."""
@@ -309,8 +320,8 @@ def _obs_keys(path: Path, keys: Any) -> tuple[str, ...]:
 
 def _action_kind(attrs: Mapping[str, Any]) -> Any:
     """What actions are, as the store says; as the environment's name does in those that do not say."""
-    env = attrs.get("env_id")
-    return attrs.get("action_kind") or ("pose" if isinstance(env, str) and takes_poses(env) else "delta")
+    env, kind = attrs.get("env_id"), attrs.get("action_kind")
+    return kind if kind is not None else "pose" if isinstance(env, str) and takes_poses(env) else "delta"
 
 
 def _lock(path: Path) -> int:

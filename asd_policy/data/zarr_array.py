@@ -35,6 +35,11 @@ def check_array(where: str, name: str, array: zarr.Array, dtype: str) -> None:
         )
 
 
+def has_checksum(array: zarr.Array) -> bool:
+    """Whether an array's chunks carry zstd's checksum, as those of newer stores do."""
+    return any(isinstance(codec, ZstdCodec) and codec.checksum for codec in getattr(array.metadata, "codecs", ()))
+
+
 def chunk_file(folder: Path, name: str, array: zarr.Array, row: int) -> Path:
     """The file that a row of an array of a store lies in."""
     return folder / name / array.metadata.encode_chunk_key((row // array.chunks[0],) + (0,) * (array.ndim - 1))

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.rollout import Episode, Policy, broken_episode, rollout
+from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, Policy, broken_episode, rollout
 
 MOST_SEEDS = 1_000_000
 """Of one evaluation; more are a slip of the pen."""
@@ -83,7 +83,7 @@ def evaluate(
             noise = noise_seed(seed, repeat)
             try:
                 episode = rollout(env, policies[label], seed, noise)
-            except (ConfigError, MemoryError):
+            except BREAKS_EVERY_EPISODE:
                 raise
             except Exception as error:
                 episode = broken_episode(seed, noise, error)

@@ -15,6 +15,9 @@ from asd_policy.errors import ConfigError, NumericalError
 
 Observation = Mapping[str, NDArray[np.floating]]
 
+BREAKS_EVERY_EPISODE = (ConfigError, MemoryError, gymnasium.error.DependencyNotInstalled)
+"""What tells of the settings or of the machine, and not of one episode: it is raised, not recorded as a failure."""
+
 
 class ChunkStats(Protocol):
     """What a policy tells of the last chunk it sampled."""

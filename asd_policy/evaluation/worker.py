@@ -10,11 +10,10 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv
 
-from asd_policy.errors import ConfigError
 from asd_policy.evaluation.evaluate import noise_seed
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.results import Job, Record
-from asd_policy.evaluation.rollout import Episode, broken_episode, rollout
+from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, broken_episode, rollout
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 
 Wave = tuple[Job, ...]
@@ -32,8 +31,8 @@ class Parts:
 class EpisodeWorker:
     """Runs waves of episodes; loads a task when its first one comes.
 
-    An episode that raises is a failure, on record; the others of its wave are run again, each by itself. ConfigError
-    and MemoryError are raised: they tell of the whole sweep, or of the machine.
+    An episode that raises is a failure, on record; the others of its wave are run again, each by itself. What
+    would break every episode is raised.
 
     Args:
         load: task -> its parts.
@@ -54,7 +53,7 @@ class EpisodeWorker:
             return [self._alone(job) for job in wave]
         try:
             episodes = self._together(wave)
-        except (ConfigError, MemoryError):
+        except BREAKS_EVERY_EPISODE:
             raise
         except Exception:  # of one of them, and it took the others along
             self._close_envs()
@@ -69,7 +68,7 @@ class EpisodeWorker:
         policy, env = self._policy(job), self._single_env(job.task)
         try:
             return self._record(job, rollout(env, policy, job.env_seed, noise_seed(job.env_seed, job.repeat)))
-        except (ConfigError, MemoryError):
+        except BREAKS_EVERY_EPISODE:
             raise
         except Exception as error:
             self._close_env()  # the next episode must not depend on what this one has left behind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,19 @@ APART = (None, "BASIC", "HYBRID_MOBILE_BASE")
 """Composite controllers of robosuite 1.5 that hand each arm's actions to its own controller, and no name at all."""
 
 POSE_CONTROLLER = "OSC_POSE"
+ROBOT = "Panda"
 NEW_CONTROLLERS = (1, 5)
 """The robosuite that the environments here are made with, and which changed the arms' controllers."""
+
+
+OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)  # metres and radians
+LIMITS: Mapping[str, float | Sequence[float]] = {
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": OUTPUT,
+    "output_min": tuple(-limit for limit in OUTPUT),
+}
+"""How far a delta of 1 moves the arm in the environments here, as robosuite's controllers say it."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,17 @@ class Recording:
         Raises:
             DataError: if it is not robosuite's, or incomplete.
         """
+        missing = [key for key in ("env_name", "env_kwargs") if not isinstance(values, Mapping) or key not in values]
+        if missing:
+            got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise DataError(
+                f"{where}: its env_args cannot be understood: they lack {' and '.join(missing)}; got {got:.200}. "
+                "Expected what robomimic writes."
+            )
         try:
             name, kind, kwargs = values["env_name"], values.get("type", ROBOSUITE), values["env_kwargs"]
             controllers = _arm_controllers(kwargs.get("controller_configs") or {})
             version = _version(values.get("env_version"))
-            freq = kwargs.get("control_freq", CONTROL_HZ)
             types = {str(controller.get("type"))[:100] for controller in controllers}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: its env_args cannot be understood: {error!r:.300}.") from error
@@ -91,11 +108,9 @@ class Recording:
             controller_notes += (
                 f"Its deltas are along the axes of the {frame}; those of {env_id(name)} are each arm's.",
             )
-        notes = (*_version_notes(values.get("env_version"), version), *controller_notes)
-        if freq != CONTROL_HZ:
-            notes += (f"Recorded at {str(freq)[:100]} Hz; the environments here run at {CONTROL_HZ} Hz.",)
-        if env_id(name) == name:
-            notes += (f"There is no environment for {name} here: a policy can be trained, but not rolled out.",)
+        if poses and not absolute:
+            controller_notes += _limit_notes(controllers)
+        notes = (*_version_notes(values.get("env_version"), version), *controller_notes, *_setup_notes(name, kwargs))
         return cls(name, ours, version, absolute, frame, notes, poses, controller_notes)
 
     def env_for(self, absolute: bool) -> str:
@@ -125,6 +140,9 @@ def _are_absolute(controllers: list[Mapping[str, Any]], new: bool, where: str) -
     Raises:
         DataError: if one does and another does not.
     """
+    types = {str(controller.get("input_type", "delta"))[:100] for controller in controllers} if new else set()
+    if odd := types - {"absolute", "delta"}:
+        raise DataError(f"{where}: its controller's input_type is {odd.pop()!r}; expected absolute or delta.")
     modes = {
         controller.get("input_type") == "absolute" if new else controller.get("control_delta") is False
         for controller in controllers
@@ -164,6 +182,21 @@ def _version_notes(text: str | None, version: tuple[int, int]) -> tuple[str, ...
     )
 
 
+def _setup_notes(name: str, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the recording's set-up is not that of the environments here."""
+    notes = []
+    freq = kwargs.get("control_freq", CONTROL_HZ)
+    if freq != CONTROL_HZ:
+        notes.append(f"Recorded at {str(freq)[:100]} Hz; the environments here run at {CONTROL_HZ} Hz.")
+    robots = kwargs.get("robots") or ROBOT
+    other = {str(robot)[:100] for robot in (robots if isinstance(robots, list) else [robots])} - {ROBOT}
+    if other:
+        notes.append(f"Recorded with the robot {', '.join(sorted(other))}; the environments here have {ROBOT}.")
+    if env_id(name) == name:
+        notes.append(f"There is no environment for {name} here: a policy can be trained, but not rolled out.")
+    return tuple(notes)
+
+
 def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[str, ...]:
     notes = []
     other = {str(c.get("type"))[:100] for c in controllers} - {POSE_CONTROLLER}
@@ -178,3 +211,25 @@ def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[
             f"Recorded with the controller {', '.join(sorted(other))}; the environments here use {POSE_CONTROLLER}."
         )
     return tuple(notes)
+
+
+def _limit_notes(controllers: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of deltas, where 1 moves the arm by another amount than here."""
+    notes = []
+    for name, expected in LIMITS.items():
+        said = {str(c[name])[:100] for c in controllers if name in c and not _equals(c[name], expected)}
+        if said:
+            notes.append(
+                f"The controller's {name} is {', '.join(sorted(said))}; in the environments here {expected}: a delta "
+                "moves the arm by another amount there."
+            )
+    return tuple(notes)
+
+
+def _equals(value: Any, expected: float | Sequence[float]) -> bool:
+    """Whether a limit, one for all entries or one for each, is the expected one, in either form."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    wanted = [expected] if isinstance(expected, int | float) else list(expected)
+    longest = max(len(values), len(wanted))
+    values, wanted = (part * longest if len(part) == 1 else part for part in (values, wanted))
+    return values == wanted

@@ -30,6 +30,11 @@ def env_id(name: str, poses: str | None = None) -> str:
     return f"{task}{POSES[poses]}-{version}"
 
 
+def is_ours(env: str) -> bool:
+    """Whether an environment is one of those here."""
+    return env.startswith("asd/")
+
+
 def arms_of(env: str) -> int:
     """How many arms one of our environments has."""
     return 2 if env.startswith("asd/Transport") else 1
@@ -37,4 +42,4 @@ def arms_of(env: str) -> int:
 
 def takes_poses(env: str) -> bool:
     """Whether the actions of one of our environments are target poses."""
-    return env.startswith("asd/") and env.rpartition("-")[0].endswith(tuple(POSES.values()))
+    return is_ours(env) and env.rpartition("-")[0].endswith(tuple(POSES.values()))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.data.gate import ACTION_KINDS
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.data.windows import Windows, make_windows
@@ -18,7 +19,7 @@ from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import Quaternion, with_steady_signs
-from asd_policy.policies.tasks import takes_poses
+from asd_policy.policies.tasks import is_ours, takes_poses
 
 IMAGE_FEATURES = 64
 """What an image becomes, as in real-stanford's and robomimic's policies."""
@@ -123,6 +124,12 @@ class Demonstrations:
         disturbance: Tensor,
         notes: tuple[str, ...],
     ) -> "Demonstrations":
+        taken = "pose" if takes_poses(env) else "delta"
+        if is_ours(env) and action_kind != taken:
+            raise DataError(
+                f"The demonstrations' actions are {ACTION_KINDS[action_kind]}; expected {ACTION_KINDS[taken]}, which "
+                f"{env} takes. The attributes action_kind and env_id contradict each other."
+            )
         if action_kind == "pose":
             if actions.shape[1] % POSE_ARM_ENV_DIM:
                 raise DataError(

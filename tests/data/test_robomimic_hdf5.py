@@ -173,7 +173,7 @@ def test_files_that_cannot_be_used(tmp_path, args, message):
         (lambda f: f.__delitem__("data/demo_8/obs"), "raw file.*dataset_states_to_obs"),
         (lambda f: f.__delitem__("data/demo_8/obs/object"), r"lacks the low-dimensional observations \['object'\]"),
         (lambda f: f.move("data", "elsewhere"), "lacks 'data'"),
-        (lambda f: f.__delitem__("data/demo_9/obs/object"), "lacks 'data/demo_9/obs/object'"),
+        (lambda f: f.__delitem__("data/demo_9/obs/object"), "demo_9 lacks 'obs/object'"),
         (lambda f: f["data"].attrs.__delitem__("env_args"), "env_args cannot be understood"),
         (lambda f: f["data"].create_group("other"), "such as 'other'"),
     ],
@@ -221,3 +221,82 @@ def test_download_asks_robomimics_downloader(tmp_path, monkeypatch):
     monkeypatch.setattr("robomimic.utils.file_utils.download_file_from_hf", fail)
     with pytest.raises(DataError, match="no network"):
         download_data.main(download_data.Arguments(type="mh", out=tmp_path))
+
+
+@pytest.mark.parametrize("lost", ["obs/object", "actions", "obs"])
+def test_what_one_demonstration_lacks_is_named(file, lost):
+    with h5py.File(file, "r+") as raw:
+        del raw[f"data/demo_10/{lost}"]
+    with pytest.raises(DataError, match=f"demo_10 lacks '{lost}"):
+        Demonstrations.read(file)
+
+
+@pytest.mark.parametrize("said", ["30", np.bytes_("30"), np.array([30]), 30.0])
+def test_num_samples_of_any_type(file, said):
+    with h5py.File(file, "r+") as raw:
+        raw["data/demo_8"].attrs["num_samples"] = said
+    assert Demonstrations.read(file).episode_ends.tolist() == [30, 55, 95]
+
+
+@pytest.mark.parametrize("key", ["", "./object", "object/", "/object", "../actions"])
+def test_names_that_are_no_observations(file, key):
+    with pytest.raises(DataError, match="has the observation key"):
+        Demonstrations.read(file, obs_keys=(key,))
+
+
+def test_two_demonstrations_of_one_number(file):
+    with h5py.File(file, "r+") as raw:
+        raw.copy("data/demo_8", raw["data"], name="demo_08")
+    with pytest.raises(DataError, match="each number once"):
+        Demonstrations.read(file)
+
+
+def test_actions_of_more_arms_than_the_environment_has(file):
+    with h5py.File(file, "r+") as raw:
+        for demo in raw["data"].values():
+            actions = demo["actions"][()]
+            del demo["actions"]
+            demo["actions"] = np.tile(actions, 2)
+    with pytest.raises(DataError, match=r"shape \(30, 14\); expected \(steps, 7 per arm, of which asd/Square-v0 has 1"):
+        Demonstrations.read(file)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '"{}"', '{"env_name": "Lift"}'])
+def test_env_args_that_lack_something_say_what(text):
+    with pytest.raises(DataError, match=r"they lack .*env_kwargs"):
+        Recording.parse(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("controller", "note"),
+    [
+        ({"input_max": 2}, "input_max is 2"),
+        ({"output_max": 0.1}, "output_max is 0.1"),
+        ({"output_min": [-0.1] * 6}, "output_min is"),
+        ({"input_max": [1] * 6, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}, None),
+        ({"input_type": "absolute", "output_max": 0.1}, None),
+    ],
+)
+def test_deltas_of_another_size_are_told_of(controller, note):
+    notes = Recording.of(env_args(**controller), "file").controller_notes
+    assert (notes == ()) if note is None else (len(notes) == 1 and note in notes[0])
+
+
+def test_an_input_type_that_is_none_is_refused():
+    with pytest.raises(DataError, match="input_type is 'velocity'"):
+        Recording.of(env_args(input_type="velocity"), "file")
+
+
+@pytest.mark.parametrize("robots", ["Sawyer", ["Sawyer"], ["Panda", "Sawyer"]])
+def test_other_robots_are_told_of(robots):
+    args = env_args()
+    args["env_kwargs"]["robots"] = robots
+    assert any("robot Sawyer" in note for note in Recording.of(args, "file").notes)
+
+
+@pytest.mark.parametrize(("env", "kind"), [("asd/Square-v0", "pose"), ("asd/SquareBasePose-v0", "delta")])
+def test_a_store_that_contradicts_itself_is_refused(file, tmp_path, env, kind):
+    with RobomimicFile.open(file) as opened:
+        opened.to_store(tmp_path / "store").update_attrs(env_id=env, action_kind=kind)
+    with pytest.raises(DataError, match="contradict each other"):
+        Demonstrations.read(tmp_path / "store")

@@ -160,3 +160,58 @@ def test_there_is_no_episode_beyond_the_last(store):
     store.append(make_episode(0))
     with pytest.raises(DataError, match=r"No episode 1 in .*: it holds 1"):
         store.episode(1)
+
+
+def test_an_append_after_a_failed_one_keeps_steps_together(store, monkeypatch):
+    store.append(make_episode(0))
+    whole_append = zarr.Array.append
+
+    def full_disk(array, data, axis=0):
+        if array.path.endswith("action"):
+            raise OSError(28, "No space left on device")
+        return whole_append(array, data, axis)
+
+    monkeypatch.setattr(zarr.Array, "append", full_disk)
+    with pytest.raises(DataError, match="cannot be written"):
+        store.append(make_episode(1, steps=30))
+    monkeypatch.undo()
+    store.append(make_episode(2, steps=10))
+    assert_same(store.episode(1), make_episode(2, steps=10))
+    assert (store.num_episodes, store.num_steps) == (2, 30)
+
+
+@pytest.mark.parametrize("lost", ["meta/seed/c/0", "data/obs/image/c/0/0/0/0", "data/action/c/0/0"])
+def test_lost_rows_are_not_appended_to(tmp_path, lost):
+    store = EpisodeStore.create(tmp_path / "demos.zarr", {"image": (4, 4, 3)}, ACTION_DIM, {})
+    episode = Episode(
+        1, {"image": np.full((20, 4, 4, 3), 9, np.uint8)}, *(np.ones((20, ACTION_DIM), np.float32),) * 2, 5
+    )
+    store.append(episode)
+    (store.path / lost).unlink()
+    with pytest.raises(DataError, match="are not there"):
+        store.append(episode)
+    store.close()
+    with pytest.raises(DataError, match="are not there"):
+        EpisodeStore.open(store.path, writable=True)
+
+
+def test_stores_from_before_checksums_may_lack_the_seed_0(store):
+    store.append(make_episode(0))
+    (store.path / "meta/seed/c/0").unlink()
+    with pytest.raises(DataError, match="missing from meta/seed"):
+        _ = store.seeds
+    described = store.path / "meta/seed/zarr.json"
+    described.write_text(described.read_text().replace('"checksum": true', '"checksum": false'))
+    store.close()
+    old = EpisodeStore.open(store.path, writable=True)
+    assert (old.seeds.tolist(), old.episode(0).seed) == ([0], 0)
+    old.append(make_episode(7))
+    assert old.seeds.tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("kind", [[], "", 0, {}, "joints"])
+def test_a_kind_of_actions_that_is_none_is_refused(store, kind):
+    store.append(make_episode(0))
+    store.update_attrs(action_kind=kind)
+    with pytest.raises(DataError, match="its action_kind is"):
+        EpisodeStore.open(store.path)

@@ -65,7 +65,7 @@ def test_simulation_needs_no_graphics(task):
     assert done.returncode == 0, done.stderr
     refusals = done.stdout.splitlines()
     assert len(refusals) == 2
-    assert all("ConfigError" in line and "libegl1" in line and "libosmesa6" in line for line in refusals)
+    assert all("RenderingError" in line and "libegl1" in line and "libosmesa6" in line for line in refusals)
 
 
 BARE = """
