@@ -43,7 +43,7 @@ for images in ({"render_mode": "rgb_array"}, {"cameras": {"agentview": (84, 84)}
     try:
         gymnasium.make("envs:" + sys.argv[1], **images).reset()
     except gymnasium.error.Error as error:
-        print(type(error).__mro__[1].__name__, error)
+        print(type(error).__name__, error)
 env = gymnasium.make("envs:" + sys.argv[1])  # and goes on
 env.reset(seed=1)
 """
