@@ -19,7 +19,7 @@ from asd_policy.core.checks import as_count, as_device
 from asd_policy.errors import ConfigError, NumericalError, ObservationError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.episodes import History, Plan, as_mask, as_seeds
+from asd_policy.policies.episodes import History, Plan, as_mask, as_seeds, filled_up, shifted, with_rows
 from asd_policy.policies.network import evaluating, for_inference, kinds_of_tensors
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import Observation, checked
@@ -240,7 +240,7 @@ class DiffusionPolicy:
         self._history.begin(mask)
         self._plan.forget(mask)
         if self._warm is not None:
-            self._warm = _with_rows(self._warm, torch.from_numpy(rows).to(self.device), 0)  # as at the first chunk
+            self._warm = with_rows(self._warm, torch.from_numpy(rows).to(self.device), 0)  # as at the first chunk
 
     def act(self, obs: Observation) -> NDArray[np.float32]:
         """The next action. If this raises, the policy is as it was before: the observation can be given again.
@@ -331,15 +331,15 @@ class DiffusionPolicy:
         generators = [self._generators[row].clone_state() for row in rows]
         missing = batch_size - len(rows)
         if missing and self.sampler.fixed_batch:  # a smaller batch would be captured anew: copies of a row fill it up
-            cond, warm = _filled_up(cond, missing), None if warm is None else _filled_up(warm, missing)
+            cond, warm = filled_up(cond, missing), None if warm is None else filled_up(warm, missing)
             generators += [generators[0].clone_state() for _ in range(missing)]
         with evaluating(self.network):
             chunk, cost, predictions = self.sampler.draw(len(cond), cond, generators, warm)
         actions = self._executed(chunk[: len(rows)])
         if predictions is not None:
-            shifted = _shifted(predictions[: len(rows)], config.n_action_steps)
-            before = shifted.new_zeros(batch_size, *shifted.shape[1:]) if self._warm is None else self._warm
-            self._warm = _with_rows(before, index, shifted)
+            guesses = shifted(predictions[: len(rows)], config.n_action_steps)
+            before = guesses.new_zeros(batch_size, *guesses.shape[1:]) if self._warm is None else self._warm
+            self._warm = with_rows(before, index, guesses)
         self._plan.fill(rows, actions)
         for row, generator in zip(rows, generators, strict=False):  # those that fill up a batch are dropped
             self._generators[row] = generator
@@ -380,20 +380,3 @@ class DiffusionPolicy:
         sampler = self._automatic
         if sampler is not None:
             sampler.windows = self._windows.find(self._calibrated(batch_size), sampler.num_steps)
-
-
-def _with_rows(x: Tensor, rows: Tensor, value: Tensor | float) -> Tensor:
-    """A copy of x (B, ...) with `value` in the `rows` (N,). In place would fail where x comes from inference mode."""
-    changed = x.clone()
-    changed[rows] = value
-    return changed
-
-
-def _filled_up(x: Tensor, missing: int) -> Tensor:
-    """x (N, ...) and copies of its first row, (N + missing, ...)."""
-    return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
-
-
-def _shifted(predictions: Tensor, steps: int) -> Tensor:
-    """A chunk's predictions (B, K, H, A) as guesses of the chunk `steps` later; its last action repeats."""
-    return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)

@@ -91,3 +91,20 @@ def as_mask(mask: Any) -> NDArray[Any]:
         return np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"mask is {mask!r:.80}; expected a bool for each environment: {error}.") from error
+
+
+def with_rows(x: Tensor, rows: Tensor, value: Tensor | float) -> Tensor:
+    """A copy of x (B, ...) with `value` in the `rows` (N,). In place would fail where x comes from inference mode."""
+    changed = x.clone()
+    changed[rows] = value
+    return changed
+
+
+def filled_up(x: Tensor, missing: int) -> Tensor:
+    """x (N, ...) and copies of its first row, (N + missing, ...)."""
+    return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+
+
+def shifted(predictions: Tensor, steps: int) -> Tensor:
+    """A chunk's predictions (B, K, H, A) as guesses of the chunk `steps` later; its last action repeats."""
+    return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)
