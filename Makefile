@@ -15,7 +15,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python scripts/evaluate.py --checkpoint checkpoints/$(TASK) --seeds 100000-100002 --out results/demo-$(TASK)
+	$(BIN)/python scripts/evaluate.py --checkpoint checkpoints/$(TASK) --seeds 100000-100002 --out results/demo-$(TASK) --overwrite
 
 test: install
 	$(BIN)/python -m pytest
