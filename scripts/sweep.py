@@ -238,7 +238,9 @@ def report(plan: Plan, file: ResultsFile, stopped: bool, console: Console) -> in
     errors = [record for record in file.records if record.error is not None and record.job in planned]
     for record in errors[:5]:
         console.print(
-            f"{record.sampler}, env seed {record.env_seed}, repeat {record.repeat}: {record.error}", style="red"
+            f"{record.sampler}, env seed {record.env_seed}, repeat {record.repeat}: {record.error}",
+            style="red",
+            markup=False,
         )
     console.print(
         f"{file.path}: {len(planned) - len(missing)} of {len(planned)} episodes, {len(errors)} with errors.",

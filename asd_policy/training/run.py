@@ -73,6 +73,10 @@ class RunInfo:
     fingerprint: str | None = None
     """Of the demonstrations, so that a run is not resumed on others; older runs lack it."""
 
+    def __post_init__(self) -> None:
+        if self.foreseeable is not None and not self.foreseeable >= 0:
+            raise ConfigError(f"foreseeable is {self.foreseeable}; expected a number, 0 or more.")
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
