@@ -105,7 +105,8 @@ class Checkpoint:
     def with_env_id(self, env_id: str) -> Checkpoint:
         """The same policy for another environment, with the bound and the parts of the actions that it takes.
 
-        A bound that deltas have already is kept, and so are bound and parts for environments that are not among ours.
+        Target poses have no bound, and deltas in place of target poses have theirs. Otherwise the bound is the file's,
+        and so are bound and parts for environments that are not among ours.
         """
         config = replace(self.config, env_id=env_id)
         if takes_poses(env_id):  # the bound is that of deltas, and networks predict rotations in six numbers
@@ -113,7 +114,7 @@ class Checkpoint:
             predicted = config.action_dim == sum(part.dim for part in arms)
             parts = arms if predicted and not config.action_parts else config.action_parts
             config = replace(config, action_bound=None, action_parts=parts)
-        elif config.action_bound is None:
+        elif takes_poses(self.config.env_id):
             config = replace(config, action_bound=action_bound(env_id))
         return replace(self, config=config)
 

@@ -229,7 +229,7 @@ def test_pipelines_of_other_kinds_are_refused(pipe):
     ("options", "message"),
     [
         ({"draft": "pth"}, "Unknown draft 'pth'. Did you mean 'path'"),
-        ({"draft": ["path"]}, "unhashable"),
+        ({"draft": ["path"]}, "Unknown draft"),
         ({"window": 0}, "window is 0"),
         ({"window": 2.5}, "window is 2.5"),
         ({"window": True}, "window is True"),

@@ -211,7 +211,7 @@ def test_json_within_a_pickle(all_originals, tmp_path, name):
     check_refused(tmp_path / "a.pth")
 
 
-MANY = range(30_000)
+MANY = range(10_000)
 
 
 def test_observations_without_end(tmp_path):
