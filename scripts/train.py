@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -200,7 +201,7 @@ def main(command: New | Resume) -> int:
         )
         finished = train_with_progress(trainer, command.out, console)
     except AsdPolicyError as error:
-        console.print(f"[red]{type(error).__name__}:[/red] {error}")
+        console.print(f"[red]{type(error).__name__}:[/red] {escape(str(error))}")
         return 1
     console.print("finished" if finished else f"stopped; go on with: train.py resume --out {command.out}")
     return 0 if finished else 1

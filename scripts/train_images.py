@@ -18,6 +18,7 @@ import tyro
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.utils import make_image_grid
 from rich.console import Console
+from rich.markup import escape
 
 from asd_policy.data.digits import CLASSES, Digits
 from asd_policy.errors import AsdPolicyError, CheckpointError
@@ -123,7 +124,7 @@ def main(command: New | Resume) -> int:
         console.print(f"{parameters / 1e6:.2f}M parameters, from step {trainer.step} to {trainer.settings.steps}")
         finished = train_with_progress(trainer, command.out, console)
     except AsdPolicyError as error:
-        console.print(f"[red]{type(error).__name__}:[/red] {error}")
+        console.print(f"[red]{type(error).__name__}:[/red] {escape(str(error))}")
         return 1
     console.print("finished" if finished else f"stopped; go on with: train_images.py resume --out {command.out}")
     return 0 if finished else 1

@@ -83,22 +83,26 @@ class EpisodeStore:
                 else deltas.
 
         Raises:
-            DataError: if the folder exists, or if observations of such names or shapes cannot be stored.
+            DataError: if the folder exists or cannot be made, or if observations of such names or shapes cannot be
+                stored.
         """
         path = Path(path)
         if path.exists():
             raise DataError(f"{path} exists already: open it, or choose another path.")
         Gate(str(path), obs_shapes, action_dim, attrs.get("action_kind", "delta"))
-        root = zarr.open_group(path, mode="w")
-        for key, shape in obs_shapes.items():
-            _create(root, f"data/obs/{key}", shape, "float32" if len(shape) == 1 else "uint8")
-        for name in ("action", "executed_action"):
-            _create(root, f"data/{name}", (action_dim,), "float32")
-        for name in ("episode_ends", "seed", "steps_to_success"):
-            _create(root, f"meta/{name}", (), "int64")
-        # Attributes last: a store that was cut off before this line is not taken for a store.
-        own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_shapes), "action_dim": action_dim}
-        root.attrs.update({**attrs, **own})
+        try:
+            root = zarr.open_group(path, mode="w")
+            for key, shape in obs_shapes.items():
+                _create(root, f"data/obs/{key}", shape, "float32" if len(shape) == 1 else "uint8")
+            for name in ("action", "executed_action"):
+                _create(root, f"data/{name}", (action_dim,), "float32")
+            for name in ("episode_ends", "seed", "steps_to_success"):
+                _create(root, f"meta/{name}", (), "int64")
+            # Attributes last: a store that was cut off before this line is not taken for a store.
+            own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_shapes), "action_dim": action_dim}
+            root.attrs.update({**attrs, **own})
+        except OSError as error:
+            raise DataError(f"Cannot make the store {path}: {error}. Choose another path, or make room.") from error
         return cls(root, path, writable=True)
 
     @classmethod

@@ -63,8 +63,11 @@ class Plan:
             twice = sorted(value for value, count in Counter(values).items() if count > 1)
             if twice:
                 raise ConfigError(f"{name} holds {twice} more than once; an episode is run once.")
-        if not self.jobs or self.settings["batch"] < 1:
-            raise ConfigError(f"There is nothing to run: got {self}.")
+        numbers = {"repeats": self.repeats, "batch": self.settings["batch"]}
+        wrong = [f"{name} is {value}" for name, value in numbers.items() if value < 1]
+        lacking = [f"no {name}" for name in ("checkpoints", "samplers", "env_seeds") if not getattr(self, name)]
+        if wrong or lacking:
+            raise ConfigError(f"There is nothing to run: {', '.join(wrong + lacking)}; expected at least 1.")
 
     @cached_property
     def jobs(self) -> list[Job]:

@@ -263,7 +263,7 @@ def test_actions_of_more_arms_than_the_environment_has(file):
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", '"{}"', '{"env_name": "Lift"}'])
 def test_env_args_that_lack_something_say_what(text):
-    with pytest.raises(DataError, match="they lack .*env_kwargs"):
+    with pytest.raises(DataError, match=r"they lack .*env_kwargs"):
         Recording.parse(text, "file")
 
 

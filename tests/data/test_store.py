@@ -215,3 +215,9 @@ def test_a_kind_of_actions_that_is_none_is_refused(store, kind):
     store.update_attrs(action_kind=kind)
     with pytest.raises(DataError, match="its action_kind is"):
         EpisodeStore.open(store.path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"Cannot make the store .*file/demos\.zarr"):
+        EpisodeStore.create(tmp_path / "file" / "demos.zarr", OBS_SHAPES, ACTION_DIM, {})

@@ -1,6 +1,7 @@
 """A run on disk: from a store to a policy's weights, through the command line."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -323,3 +324,9 @@ def test_target_poses_of_another_frame_are_not_learned(tmp_path: Path) -> None:
 def test_machines_that_do_not_exist(options: dict) -> None:
     with pytest.raises(ConfigError, match=r"device is|threads is"):
         Machine(**options)
+
+
+@pytest.mark.parametrize("foreseeable", [math.nan, -0.1])
+def test_a_foreseeable_disturbance_that_is_none_is_refused(foreseeable):
+    with pytest.raises(ConfigError, match="foreseeable is"):
+        RunInfo("demos.zarr", 3, {}, None, TrainSettings(steps=10), foreseeable=foreseeable)
