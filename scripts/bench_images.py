@@ -40,6 +40,7 @@ from asd_policy.images.arguments import finite, whole
 from asd_policy.images.frechet import load_reference
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.threads import check_threads
 
 CLASSES = 10
 MEASURED = {
@@ -328,6 +329,7 @@ def check(arguments: Arguments) -> None:
     """Raise ConfigError on what would fail after hours."""
     for name, least in (("seeds", 0), ("images", 2), ("repeats", 0), ("batch_size", 1), ("threads", 1)):
         whole(name, getattr(arguments, name), least)
+    check_threads(arguments.threads)
 
 
 def main(arguments: Arguments) -> int:

@@ -22,6 +22,7 @@ from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.images import AsdImagePipeline
 from asd_policy.images.arguments import check_name, whole
 from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.threads import check_threads
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def check(arguments: Arguments) -> None:
 def main(arguments: Arguments) -> None:
     check(arguments)
     console = Console()
+    check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
     spec = SamplerSpec.parse(arguments.sampler)
     pipeline = AsdImagePipeline.from_pretrained(

@@ -40,6 +40,7 @@ from asd_policy.evaluation.sweep import Plan, parse_seed_set, sweep
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 from asd_policy.evaluation.worker import Parts
 from asd_policy.interrupt import stop_requests
+from asd_policy.threads import check_threads
 
 MEASURED_STEPS = 32  # four chunks of the shipped policies
 LINES = 20  # of progress, where there is no terminal
@@ -117,8 +118,7 @@ def make_plan(arguments: Arguments, checkpoints: Mapping[str, str]) -> Plan:
 
     for text in arguments.samplers:
         SamplerSpec.parse(text)
-    if arguments.threads < 1:
-        raise ConfigError(f"--threads is {arguments.threads}; expected 1 or more.")
+    check_threads(arguments.threads)
     seeds, repeats = parse_seed_set(arguments.seeds)
     repeats = repeats if arguments.repeats is None else arguments.repeats
     settings = {"device": arguments.device, "threads": arguments.threads, "batch": arguments.batch}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asd_policy.data.digits import Digits
 from asd_policy.errors import AsdPolicyError
 from asd_policy.images.frechet import DigitClassifier, accuracy, frechet_distance, save_reference
+from asd_policy.threads import check_threads
 from asd_policy.training.loop import write_atomically
 
 SHIFT = 2  # pixels that a training image may be moved by
@@ -60,6 +61,7 @@ def fit(images: Tensor, labels: Tensor, arguments: Arguments, console: Console) 
 
 def main(arguments: Arguments) -> None:
     console = Console()
+    check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
     digits = Digits.read(arguments.data)
     images, labels = digits.padded(), digits.labels

@@ -6,6 +6,7 @@ from typing import Protocol
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.worker import Wave
+from asd_policy.threads import check_threads
 
 ATTEMPTS = 3
 """How often a wave is begun that takes its worker down."""
@@ -39,9 +40,10 @@ class Backend(Protocol):
 
 
 def check_counts(workers: int, threads: int) -> None:
-    """Raise ConfigError unless both are positive."""
+    """Raise ConfigError unless both are positive, and torch can start so many threads."""
     if workers < 1 or threads < 1:
         raise ConfigError(f"Got {workers} workers with {threads} threads; expected at least one of each.")
+    check_threads(threads)
 
 
 class Serial:
