@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
 from asd_policy.errors import DataError
-from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.rollout import Episode
@@ -26,6 +25,7 @@ from asd_policy.evaluation.videos import write_video
 from asd_policy.importers.checkpoint import fingerprint
 from asd_policy.interrupt import stop_requests
 from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.threads import check_threads
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     console = Console()
-    check_counts(1, arguments.threads)
+    check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
     noise_seed(0, arguments.repeat)  # or it says what is wrong with it
     seeds = parse_seeds(arguments.seeds)

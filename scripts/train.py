@@ -24,6 +24,7 @@ from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.threads import check_threads
 from asd_policy.training.loop import Trainer, TrainSettings, policy_trainer
 from asd_policy.training.progress import train_with_progress
 from asd_policy.training.run import Demonstrations, Machine, RunInfo, check_new, make_run
@@ -189,8 +190,9 @@ def networks_of(start: DiffusionPolicy) -> dict[str, Any]:
 def main(command: New | Resume) -> int:
     """Run the command; 0 when the run is over, 1 when it was stopped or failed."""
     console = Console()
-    command.machine.set_threads()
     try:
+        check_threads(command.machine.threads or 1)
+        command.machine.set_threads()
         trainer, info, windows, notes = prepare(command)
         for note in notes:
             console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)

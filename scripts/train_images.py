@@ -23,6 +23,7 @@ from rich.markup import escape
 from asd_policy.data.digits import CLASSES, Digits
 from asd_policy.errors import AsdPolicyError, CheckpointError
 from asd_policy.images import AsdImagePipeline
+from asd_policy.threads import check_threads
 from asd_policy.training.demonstrations import fingerprint
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import Trainer, TrainSettings, step_generator
@@ -117,8 +118,9 @@ def draw_grid(pipe: DDPMPipeline, folder: Path) -> None:
 def main(command: New | Resume) -> int:
     """Run the command; 0 when the run is over, 1 when it was stopped or failed."""
     console = Console()
-    command.machine.set_threads()
     try:
+        check_threads(command.machine.threads or 1)
+        command.machine.set_threads()
         trainer = prepare(command)
         parameters = sum(p.numel() for p in trainer.net.parameters())
         console.print(f"{parameters / 1e6:.2f}M parameters, from step {trainer.step} to {trainer.settings.steps}")

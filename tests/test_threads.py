@@ -1,9 +1,9 @@
+"""Thread counts that would end the process are refused."""
+
 import pytest
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.backends import check_counts
 from asd_policy.threads import MOST_THREADS, check_threads
-from asd_policy.training.run import Machine
 from scripts import bench_images, generate_images, train_digit_classifier
 
 
@@ -14,8 +14,6 @@ def test_no_number_of_threads_ends_the_process(threads, tmp_path):
     digits = train_digit_classifier.Arguments(tmp_path, tmp_path, threads=threads)
     for refuses in (
         lambda: check_threads(threads),
-        lambda: check_counts(1, threads),
-        lambda: Machine("cpu", threads),
         lambda: bench_images.main(bench),
         lambda: generate_images.main(images),
         lambda: train_digit_classifier.main(digits),

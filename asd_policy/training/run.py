@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 
 from asd_policy.errors import CheckpointError, ConfigError, DataError
-from asd_policy.threads import check_threads
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.loop import TrainSettings, write_atomically
+from asd_policy.training.settings import is_count
 
 __all__ = ["Demonstrations", "LossLog", "Machine", "RunInfo", "check_new", "check_same_data", "make_run"]
 
@@ -47,8 +47,8 @@ class Machine:
             raise ConfigError(f"device is {self.device!r}; expected cpu, cuda or another of torch's.") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device is {self.device!r}, but torch finds no CUDA device here. Take cpu.")
-        if self.threads is not None:
-            check_threads(self.threads)
+        if self.threads is not None and not is_count(self.threads):
+            raise ConfigError(f"threads is {self.threads}; expected at least 1.")
 
     def set_threads(self) -> None:
         if self.threads:

@@ -6,7 +6,6 @@ from typing import Protocol
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.worker import Wave
-from asd_policy.threads import check_threads
 
 ATTEMPTS = 3
 """How often a wave is begun that takes its worker down."""
@@ -40,10 +39,9 @@ class Backend(Protocol):
 
 
 def check_counts(workers: int, threads: int) -> None:
-    """Raise ConfigError unless both are positive, and torch can start so many threads."""
+    """Raise ConfigError unless both are positive."""
     if workers < 1 or threads < 1:
         raise ConfigError(f"Got {workers} workers with {threads} threads; expected at least one of each.")
-    check_threads(threads)
 
 
 class Serial:
