@@ -26,6 +26,7 @@ from asd_policy.benchmarks import latency
 from asd_policy.benchmarks.latency import Timing
 from asd_policy.core import AsdSampler
 from asd_policy.errors import ConfigError
+from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
 from asd_policy.policies.samplers import SamplerSpec
@@ -62,6 +63,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     console = Console()
+    check_counts(1, arguments.threads)
     check_threads(arguments.threads)
     if arguments.conditions < 1 or any(steps < 1 for steps in arguments.steps):
         raise ConfigError(

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
 from asd_policy.errors import DataError
+from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.rollout import Episode
@@ -54,6 +55,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     console = Console()
+    check_counts(1, arguments.threads)
     check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
     noise_seed(0, arguments.repeat)  # or it says what is wrong with it

@@ -118,6 +118,8 @@ def make_plan(arguments: Arguments, checkpoints: Mapping[str, str]) -> Plan:
 
     for text in arguments.samplers:
         SamplerSpec.parse(text)
+    if arguments.threads < 1:
+        raise ConfigError(f"--threads is {arguments.threads}; expected 1 or more.")
     check_threads(arguments.threads)
     seeds, repeats = parse_seed_set(arguments.seeds)
     repeats = repeats if arguments.repeats is None else arguments.repeats

@@ -121,7 +121,7 @@ def test_checkpoint_that_changes_under_way(checkpoint):
     [
         ({"samplers": ("euler",)}, "expected ddpm.*, ddim"),
         ({"seeds": "papers"}, "smoke, dev, paper"),
-        ({"threads": 0}, "threads is 0"),
+        ({"threads": 0}, "--threads is 0"),
         ({"batch": 0}, "nothing to run"),
         ({"workers": -1}, "Got -1 workers"),
         ({"workers": 0}, "Got 0 workers"),
