@@ -163,6 +163,10 @@ def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: C
     return x0.to(x.dtype)
 
 
+Evaluate = Callable[[Denoiser, Tensor, Tensor, Tensor, Context], Tensor]
+"""`denoise`, or what a capture has made of it."""
+
+
 def device_of(denoiser: Denoiser, device: torch.device | str | None = None) -> torch.device:
     """Where to sample: at a denoiser's parameters or buffers; for a plain function at `device`, else on the CPU.
 

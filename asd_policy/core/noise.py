@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from asd_policy.core.checks import as_count, as_event_shape, as_seed
+from asd_policy.core.transfer import to_device
 from asd_policy.errors import ConfigError
 
 
@@ -61,14 +62,14 @@ class NoiseTape(NamedTuple):
         if isinstance(generator, NoiseTape):
             return generator._checked((batch_size, num_steps, *event_shape), device)
         if generator is None or isinstance(generator, Generator):
-            return NoiseTape._draw(batch_size, num_steps, event_shape, generator, device)
+            return NoiseTape._draw(batch_size, num_steps, event_shape, generator, device)._on(device)
         if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
             raise ConfigError(f"generator is {generator!r:.80}; expected a torch.Generator, or one per sample.")
         if len(generator) != batch_size:
             raise ConfigError(f"Got {len(generator)} generators for batch_size {batch_size}; expected one per sample.")
         generators = cast("Sequence[Generator]", generator)
         tapes = [NoiseTape._draw(1, num_steps, event_shape, one, device) for one in generators]
-        return NoiseTape(*(torch.cat(rows) for rows in zip(*tapes, strict=True)))
+        return NoiseTape(*(torch.cat(rows) for rows in zip(*tapes, strict=True)))._on(device)
 
     def _checked(self, shape: tuple[int, ...], device: torch.device | str) -> NoiseTape:
         """This tape on the device, if its noise has the shape (B, K, *E). Raises ConfigError."""
@@ -76,7 +77,13 @@ class NoiseTape(NamedTuple):
         found = tuple(tuple(rows.shape) for rows in self)
         if found != expected:
             raise ConfigError(f"The noise tape has start, xi and u of shapes {found}; expected {expected}.")
-        return NoiseTape(*(rows.to(device, torch.float32) for rows in self))
+        return NoiseTape(*(rows.to(torch.float32) for rows in self))._on(device)
+
+    def _on(self, device: torch.device | str) -> NoiseTape:
+        """This tape on the device, in one transfer from the host."""
+        if self.start.device.type == "cpu":
+            return NoiseTape(*to_device(self, torch.device(device)))
+        return NoiseTape(*(rows.to(device) for rows in self))
 
     @staticmethod
     def _draw(
@@ -91,7 +98,7 @@ class NoiseTape(NamedTuple):
         start = torch.randn(batch_size, *event_shape, **kind)
         xi = torch.randn(batch_size, num_steps, *event_shape, **kind)
         u = torch.rand(batch_size, num_steps, **kind)
-        return NoiseTape(start.to(device), xi.to(device), u.to(device))
+        return NoiseTape(start, xi, u)
 
 
 Noise = Generator | Sequence[Generator] | NoiseTape | None

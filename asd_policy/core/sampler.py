@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from asd_policy.core.capture import Eager, make_loop
+from asd_policy.core.capture import make_capture
 from asd_policy.core.checks import as_count, as_device, as_event_shape, as_seed, check_condition
-from asd_policy.core.denoiser import Denoiser, check_finite, device_of, prepare
+from asd_policy.core.denoiser import Denoiser, device_of, prepare
 from asd_policy.core.drafts import make_draft
-from asd_policy.core.drafts.protocol import Draft
+from asd_policy.core.draws import Drawn, Draws, SampleStats
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
-from asd_policy.core.speculative import Chain, State, begin
+from asd_policy.core.speculative import Chain, begin
+from asd_policy.core.transfer import moved
 from asd_policy.core.window import Windows, as_windows, cheapest_windows, shortened
 from asd_policy.errors import ConfigError
 
@@ -30,43 +30,12 @@ TIMED_DRAWS = 8
 
 
 @dataclass(frozen=True)
-class SampleStats:
-    """What a batch of B samples of K steps cost, on the CPU."""
-
-    rounds: Tensor  # (B,) int64, sequential network calls, every one counted
-    evaluations: Tensor  # (B,) int64, states that the network was asked about
-    advance: Tensor  # (R, B) int64, steps that became certain in each round of the loop; 0 once a chain is finished
-    acceptance: Tensor  # (K,) float32, the share of chains that kept their draft at each step
-
-    @staticmethod
-    def of(state: State, draft: Draft) -> SampleStats:
-        """Read a finished run."""
-        verified_in, accepted = state.verified_in.cpu(), state.accepted.cpu()
-        loops = verified_in[:, -1] + 1  # (B,)
-        counted = torch.arange(int(loops.max()), device="cpu").view(-1, 1, 1)
-        return SampleStats(
-            rounds=draft.calls * loops,
-            evaluations=state.evaluations.cpu(),
-            advance=(verified_in == counted).sum(dim=-1),
-            acceptance=accepted.float().mean(dim=0),
-        )
-
-
-@dataclass(frozen=True)
 class Calibration:
     """The cheapest windows, and what they were chosen from."""
 
     windows: Windows  # (K,) for each frontier
     seconds: Mapping[int, float]  # window -> time of a round
     acceptance: Sequence[float]  # (K,) the share of samples that kept their draft at each step, at window K
-
-
-class Draws(NamedTuple):
-    """Samples, what they cost, and what a later draw may start from."""
-
-    x: Tensor  # (B, *E)
-    stats: SampleStats
-    predictions: Tensor | None  # (B, K, *E) the last prediction of the clean sample at each step, if the draft keeps it
 
 
 class AsdSampler:
@@ -79,8 +48,8 @@ class AsdSampler:
         draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
             a window for each frontier; or "auto", which `calibrate` replaces by the cheapest table for this device.
-        capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (one compiled program) or
-            "cuda_graph" (one CUDA graph).
+        capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts) or
+            "cuda_graph" (CUDA graphs of compiled parts).
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
@@ -102,11 +71,16 @@ class AsdSampler:
         self._schedule = schedule
         self.event_shape = as_event_shape(event_shape)
         self._device = None if device is None else as_device(device)
-        self._coefficients = schedule.a.float(), schedule.b.float(), schedule.s.float()
+        self._constants: tuple[Tensor, ...] = (
+            schedule.a.float(),
+            schedule.b.float(),
+            schedule.s.float(),
+            schedule.timesteps,
+        )
         self.draft = make_draft(draft)
         self.windows = None if isinstance(window, str) and window == "auto" else as_windows(window, schedule.num_steps)
         self.capture = capture
-        self._loop = make_loop(capture)
+        self._capture = make_capture(capture)
 
     @property
     def schedule(self) -> Schedule:
@@ -118,10 +92,9 @@ class AsdSampler:
         """K, the steps of a sample."""
         return self.schedule.num_steps
 
-    @property
-    def fixed_batch(self) -> bool:
-        """Whether every new batch size costs a capture."""
-        return not isinstance(self._loop, Eager)
+    def rows(self, due: int, batch_size: int) -> int:
+        """How many samples to draw where `due` of a batch are wanted, so that nothing is captured or compiled anew."""
+        return self._capture.rows(due, batch_size)
 
     def __call__(
         self,
@@ -145,7 +118,6 @@ class AsdSampler:
         draws = self.draw(batch_size, cond, generator)
         return draws.x, draws.stats
 
-    @torch.no_grad()
     def draw(
         self,
         batch_size: int = 1,
@@ -159,47 +131,53 @@ class AsdSampler:
         Args:
             warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: the predictions of an earlier
                 draw, moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
-            on_round: called after each round; for capture="eager" alone, the others run all rounds as one program.
+            on_round: called after each round; capture="cuda_graph" has none, it runs all rounds at once.
 
         Returns and raises as a call does; ConfigError also if there is nowhere to call `on_round` from.
         """
+        return self.launch(batch_size, cond, generator, warm, on_round).read()[0]
+
+    @torch.no_grad()
+    def launch(
+        self,
+        batch_size: int = 1,
+        cond: Tensor | None = None,
+        generator: Noise = None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Drawn:
+        """Begin a draw as `draw` does, and return without reading it: what is not finite is found when it is read."""
         check_condition(cond, batch_size)
         expected = (batch_size, self.schedule.num_steps, *self.event_shape)
         if warm is not None and (not isinstance(warm, Tensor) or warm.shape != expected):
             got = f"shape {tuple(warm.shape)}" if isinstance(warm, Tensor) else f"type {type(warm).__name__}"
             raise ConfigError(f"warm has {got}; expected a tensor of shape {expected}, or None.")
         chain = self.chain(batch_size, cond, generator)
-        state = self._watched(on_round)(chain, self.draft, begin(chain, self.draft, warm), self.windows_run(chain))
-        stats = SampleStats.of(state, self.draft)
-        return Draws(check_finite(state.x), stats, self.draft.predictions(state.memory))
-
-    def _watched(self, on_round: OnRound | None) -> Callable[[Chain, Draft, State, Windows], State]:
-        """The loop, telling `on_round` of each round."""
-        if on_round is None:
-            return self._loop
-        if not isinstance(self._loop, Eager):
-            raise ConfigError(f"capture={self.capture!r} runs all rounds as one program: take 'eager' to watch them.")
-        return partial(self._loop, on_round=on_round)
+        state = begin(chain, self.draft, warm)
+        state = self._capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
+        record = state.verified_in, state.accepted, state.evaluations
+        return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
     def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:
         """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
-        device, schedule = device_of(self.denoiser, self._device), self.schedule
-        a, b, s = (coefficient.to(device) for coefficient in self._coefficients)
+        device, num_steps = device_of(self.denoiser, self._device), self.num_steps
+        self._constants = moved(self._constants, device)
+        a, b, s, timesteps = self._constants
         return Chain(
             denoiser=self.denoiser,
-            context=prepare(self.denoiser, schedule.timesteps.to(device), cond),
-            tape=NoiseTape.draw(batch_size, schedule.num_steps, self.event_shape, generator, device),
+            context=prepare(self.denoiser, timesteps, cond),
+            tape=NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device),
             a=a,
             b=b,
             s=s,
             clip=getattr(self.denoiser, "clip", None),
         )
 
-    def windows_run(self, chain: Chain) -> Windows:
+    def windows_run(self) -> Windows:
         """The window of each frontier as it is run, which may be cut where fewer steps are left."""
         if self.windows is None:
             raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
-        return shortened(self.windows, self._loop.window_sizes(chain.s.device))
+        return shortened(self.windows, self._capture.least_window)
 
     def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
         """Choose the windows that are cheapest for this denoiser, draft, backend and device; takes seconds to minutes.
@@ -235,7 +213,7 @@ class AsdSampler:
     def _with_every_step(self) -> AsdSampler:
         """This sampler, run eagerly with window K."""
         sampler = self._with_windows((self.num_steps,) * self.num_steps)
-        sampler._loop = Eager()
+        sampler._capture = make_capture("eager")
         return sampler
 
     def _time(self, windows: Windows, cond: Tensor | None, batch_size: int, seed: int) -> tuple[float, float]:

@@ -6,14 +6,16 @@ W is the window (the paper's theta), the frontier of a chain is its first step t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from asd_policy.core.denoiser import Context, Denoiser, denoise
+from asd_policy.core.denoiser import Context, Denoiser, Evaluate, denoise
 from asd_policy.core.drafts.protocol import Draft, Memory, Verified
 from asd_policy.core.noise import NoiseTape
+from asd_policy.core.roll_out import Ahead, per_event, roll_out
 from asd_policy.core.verify import gaussian_rejection
 
 
@@ -27,12 +29,6 @@ class Chain(NamedTuple):
     b: Tensor  # (K,)
     s: Tensor  # (K,)
     clip: float | None = None  # the denoiser's, for guesses to lie where predictions do
-
-    def denoise(self, x: Tensor, step: Tensor) -> Tensor:
-        """x (B, W, *E), step (B, W) -> x0 (B, W, *E) in one network call."""
-        row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
-        x0 = denoise(self.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), self.context)
-        return x0.unflatten(0, step.shape)
 
 
 class State(NamedTuple):
@@ -63,61 +59,85 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
     )
 
 
-def speculative_round(chain: Chain, draft: Draft, state: State, window: int) -> State:
-    """Advance every unfinished chain by at least one and at most `window` steps."""
-    num_steps = len(chain.s)
-    rows = torch.arange(len(state.x), device=state.x.device)
-    ahead = state.frontier.unsqueeze(1) + torch.arange(window, device=state.x.device)
-    remaining = (num_steps - state.frontier).clamp(max=window)  # (B,) steps of the window that exist
-    step = ahead.clamp(max=num_steps - 1)  # (B, W)
+class Parts(NamedTuple):
+    """How the parts of a round are computed. A capture puts compiled ones in the place of the plain ones."""
 
-    memory = draft.propose(state.memory, state.x, step[:, 0], chain.denoise)
-    y, mhat, xi = _roll_out(chain, draft, memory, state.x, step)
-    x0 = chain.denoise(y, step)
-    m = _per_event(chain.a[step], y) * y + _per_event(chain.b[step], y) * x0
-    u = chain.tape.u.gather(1, step)
-    draws, accepted = gaussian_rejection(m, mhat, chain.s[step], xi, u)
+    look_ahead: Callable[[Chain, Draft, Memory, Tensor, int], Ahead]
+    roll_out: Callable[[Tensor, Ahead, float | None], tuple[Tensor, Tensor]]
+    denoise: Evaluate
+    settle: Callable[[Draft, State, Speculated, Tensor], State]
+
+
+class Speculated(NamedTuple):
+    """A window before it is verified."""
+
+    ahead: Ahead
+    y: Tensor  # (B, W, *E) speculated states
+    mhat: Tensor  # (B, W, *E) draft means
+    memory: Memory  # the draft's, after it has proposed
+
+
+def speculative_round(chain: Chain, draft: Draft, state: State, window: int, parts: Parts | None = None) -> State:
+    """Advance every unfinished chain by at least one and at most `window` steps; `parts` None for the plain ones."""
+    parts = parts or PLAIN
+
+    def network(x: Tensor, step: Tensor) -> Tensor:
+        row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
+        x0 = parts.denoise(chain.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), chain.context)
+        return x0.unflatten(0, step.shape)
+
+    first = state.frontier.clamp(max=len(chain.s) - 1)
+    memory = draft.propose(state.memory, state.x, first, network)
+    ahead = parts.look_ahead(chain, draft, memory, state.frontier, window)
+    y, mhat = parts.roll_out(state.x, ahead, chain.clip)
+    x0 = network(y, ahead.step)
+    return parts.settle(draft, state, Speculated(ahead, y, mhat, memory), x0)
+
+
+def look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
+    """Gather what the roll-out from the frontier (B,) needs, so that it is elementwise over the event."""
+    rows = torch.arange(len(frontier), device=frontier.device).unsqueeze(1)
+    steps = frontier.unsqueeze(1) + torch.arange(window, device=frontier.device)
+    step = steps.clamp(max=len(chain.s) - 1)  # (B, W)
+    return Ahead(
+        step=step,
+        a=chain.a[step],
+        b=chain.b[step],
+        s=chain.s[step],
+        xi=chain.tape.xi[rows, step],
+        u=chain.tape.u[rows, step],
+        guess=draft.guess(memory, step),
+    )
+
+
+def settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
+    """Verify a window in order, given the network's predictions x0 (B, W, *E) at its states (Algorithm 3)."""
+    ahead, y, mhat, memory = speculated
+    num_steps, window = state.accepted.shape[1], ahead.step.shape[1]
+    offsets = torch.arange(window, device=x0.device)
+    m = per_event(ahead.a, y) * y + per_event(ahead.b, y) * x0
+    draws, accepted = gaussian_rejection(m, mhat, ahead.s, ahead.xi, ahead.u)
 
     # The first rejected step's draw is exact too, so the frontier passes it.
-    kept = accepted.long().cumprod(dim=1).sum(dim=1)
+    kept = torch.where(accepted, window, offsets).amin(dim=1)  # (B,) steps before the first rejected one
+    remaining = (num_steps - state.frontier).clamp(max=window)  # (B,) steps of the window that exist
     advance = torch.minimum(kept + 1, remaining)  # (B,), 0 for a finished chain
-    x = torch.where(_per_event(advance > 0, state.x), draws[rows, (advance - 1).clamp(min=0)], state.x)
+    rows = torch.arange(len(x0), device=x0.device)
+    x = torch.where(per_event(advance > 0, state.x), draws[rows, (advance - 1).clamp(min=0)], state.x)
 
     # Where each of the K steps lies in this window, for the record.
     position = torch.arange(num_steps, device=x.device) - state.frontier.unsqueeze(1)  # (B, K)
     fresh = (position >= 0) & (position < advance.unsqueeze(1))
-    outcome = accepted.gather(1, position.clamp(0, window - 1))
     return State(
         frontier=state.frontier + advance,
         x=x,
-        memory=draft.learn(memory, Verified(step, y, x0, advance)),
+        memory=draft.learn(memory, Verified(ahead.step, y, x0, advance)),
         round=state.round + 1,
         verified_in=torch.where(fresh, state.round, state.verified_in),
-        accepted=torch.where(fresh, outcome, state.accepted),
+        # A step that became certain kept its draft, unless it is the first rejected one.
+        accepted=torch.where(fresh, position < kept.unsqueeze(1), state.accepted),
         evaluations=state.evaluations + torch.where(advance > 0, remaining + draft.calls - 1, 0),
     )
 
 
-def _roll_out(chain: Chain, draft: Draft, memory: Memory, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Speculate along the window without the network (Algorithm 2).
-
-    x (B, *E), step (B, W) -> states y, draft means mhat, and the tape's noise xi, each (B, W, *E).
-    """
-    rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-    xi = chain.tape.xi[rows, step]
-    a, b, s = (_per_event(coefficient[step], xi) for coefficient in (chain.a, chain.b, chain.s))
-    y, states, means = x, [], []
-    for j in range(step.shape[1]):
-        guess = draft.guess(memory, step[:, j], y)
-        if chain.clip is not None:
-            guess = guess.clamp(-chain.clip, chain.clip)
-        mean = a[:, j] * y + b[:, j] * guess
-        states.append(y)
-        means.append(mean)
-        y = mean + s[:, j] * xi[:, j]
-    return torch.stack(states, dim=1), torch.stack(means, dim=1), xi
-
-
-def _per_event(value: Tensor, like: Tensor) -> Tensor:
-    """Append singleton dimensions until `value` (B,) or (B, W) broadcasts against `like` (B, [W,] *E)."""
-    return value.view(value.shape + (1,) * (like.ndim - value.ndim))
+PLAIN = Parts(look_ahead, roll_out, denoise, settle)

@@ -36,16 +36,12 @@ def as_windows(window: int | Windows | None, num_steps: int) -> Windows:
     return table
 
 
-def shortened(windows: Windows, sizes: Sequence[int] | None) -> Windows:
-    """No window longer than the steps that are left, or than the next larger of `sizes`; None for any size."""
+def shortened(windows: Windows, least: int | None) -> Windows:
+    """No window longer than the steps that are left, nor cut below `least`; None leaves them as they are."""
+    if least is None:
+        return windows
     num_steps = len(windows)
-
-    def cut(frontier: int) -> int:
-        left = num_steps - frontier
-        enough = left if sizes is None else min((size for size in sizes if size >= left), default=num_steps)
-        return min(windows[frontier], enough)
-
-    return tuple(cut(frontier) for frontier in range(num_steps))
+    return tuple(min(window, max(num_steps - frontier, least)) for frontier, window in enumerate(windows))
 
 
 def stages(windows: Windows) -> list[tuple[int, int]]:

@@ -329,13 +329,15 @@ class DiffusionPolicy:
         index = torch.from_numpy(rows).to(self.device)
         warm = None if self._warm is None else self._warm[index]
         generators = [self._generators[row].clone_state() for row in rows]
-        missing = batch_size - len(rows)
-        if missing and self.sampler.fixed_batch:  # a smaller batch would be captured anew: copies of a row fill it up
+        missing = self.sampler.rows(len(rows), batch_size) - len(rows)
+        if missing:  # a smaller batch would be captured anew: copies of a row fill it up
             cond, warm = filled_up(cond, missing), None if warm is None else filled_up(warm, missing)
             generators += [generators[0].clone_state() for _ in range(missing)]
         with evaluating(self.network):
-            chunk, cost, predictions = self.sampler.draw(len(cond), cond, generators, warm)
-        actions = self._executed(chunk[: len(rows)])
+            drawn = self.sampler.launch(len(cond), cond, generators, warm)
+            executed = self._executed(drawn.x[: len(rows)])
+            (_, cost, predictions), [executed] = drawn.read(executed)
+        actions = self._env_actions(executed)
         if predictions is not None:
             guesses = shifted(predictions[: len(rows)], config.n_action_steps)
             before = guesses.new_zeros(batch_size, *guesses.shape[1:]) if self._warm is None else self._warm
@@ -347,12 +349,16 @@ class DiffusionPolicy:
         rounds[rows], evaluations[rows] = cost.rounds[: len(rows)], cost.evaluations[: len(rows)]
         self._stats = ChunkStats(time.perf_counter() - started, rounds, evaluations, cost.acceptance)
 
-    def _executed(self, chunk: Tensor) -> NDArray[np.float32]:
-        """The part of chunks (N, H, A) that is executed, as the environment's actions (N, Ta, A_env)."""
+    @torch.no_grad()
+    def _executed(self, chunk: Tensor) -> Tensor:
+        """The part of chunks (N, H, A) that is executed, in the units of the demonstrations: (N, Ta, A)."""
+        first = self.config.n_obs_steps - 1
+        return self.normalizer.unnormalize("action", chunk[:, first : first + self.config.n_action_steps])
+
+    def _env_actions(self, executed: Tensor) -> NDArray[np.float32]:
+        """Executed actions (N, Ta, A), on the CPU, as the environment's (N, Ta, A_env)."""
         config = self.config
-        first = config.n_obs_steps - 1
-        executed = self.normalizer.unnormalize("action", chunk[:, first : first + config.n_action_steps])
-        actions = to_env_actions(executed.cpu(), config.action_parts)  # in float64, which not every device has
+        actions = to_env_actions(executed, config.action_parts)
         if not bool(actions.isfinite().all()):
             bad = actions[~actions.isfinite()][:4].tolist()
             raise NumericalError(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from asd_policy.core import DRAFTS, AsdSampler
-from asd_policy.core.capture import CAPTURES, make_loop
+from asd_policy.core.capture import CAPTURES
 from asd_policy.errors import ConfigError
 from tests.core import laws
 
@@ -88,14 +88,14 @@ class TestCudaGraph:
             cond = torch.rand(batch, 2, device="cuda")
             x, expected = (s(batch, cond, torch.Generator().manual_seed(batch))[0] for s in (sampler, reference))
             torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
-        assert sampler._loop.captures == 2
+        assert sampler._capture.captures == 2
 
     def test_no_synchronisation_and_no_allocation_in_the_loop(self, sampler, monkeypatch):
         cond = torch.rand(3, 2, device="cuda")
         for _ in range(3):
             sampler(3, cond, torch.Generator().manual_seed(0))
         allocated = torch.cuda.memory_allocated()
-        inner = sampler._loop
+        inner = sampler._capture.run_rounds
 
         def guarded(*arguments):
             torch.cuda.set_sync_debug_mode("error")
@@ -104,8 +104,7 @@ class TestCudaGraph:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        guarded.window_sizes = inner.window_sizes
-        monkeypatch.setattr(sampler, "_loop", guarded)
+        monkeypatch.setattr(sampler._capture, "run_rounds", guarded)
         sampler(3, cond, torch.Generator().manual_seed(0))
         assert torch.cuda.memory_allocated() == allocated
 
@@ -124,15 +123,6 @@ class TestCudaGraph:
             return statistics.median(times[5:])
 
         assert seconds(sampler) < seconds(eager)
-
-
-def test_a_torch_that_cannot_compile_the_loop_is_named(monkeypatch):
-    def compile_of_old(model, *, fullgraph, dynamic):
-        raise AssertionError("never called")
-
-    monkeypatch.setattr(torch, "compile", compile_of_old)
-    with pytest.raises(ConfigError, match=r"needs torch 2\.13"):
-        make_loop("compile")
 
 
 class Branching(nn.Module):

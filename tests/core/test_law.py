@@ -9,7 +9,7 @@ from torch import Tensor
 from asd_policy.core import DRAFTS, AsdSampler, speculative
 from asd_policy.core.capture import CAPTURES
 from asd_policy.core.denoiser import Context
-from asd_policy.core.drafts.protocol import Denoise
+from asd_policy.core.drafts.protocol import Denoise, Guess
 from asd_policy.core.drafts.reuse import Reuse
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
@@ -92,8 +92,9 @@ class Peeking(Reuse):
     def __init__(self, tape: NoiseTape):
         self.tape = tape
 
-    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
-        return memory + 0.3 * self.tape.xi[torch.arange(len(step)), step]
+    def guess(self, memory: Tensor, step: Tensor) -> Guess:
+        offset, gain = super().guess(memory, step)
+        return Guess(offset + 0.3 * self.tape.xi[torch.arange(len(step)).unsqueeze(1), step], gain)
 
 
 def test_control_draft_that_reads_its_own_row(mixture):
@@ -130,7 +131,7 @@ def test_control_broken_verifier(mixture, monkeypatch, verifier):
 
 
 class Recorder:
-    """A draft that notes every guess it makes: (round, step, guess) of each chain."""
+    """A draft that notes every guess it makes, offset and gain: (round, step, guess) of each chain."""
 
     def __init__(self, draft):
         self.inner, self.calls, self.round, self.log = draft, draft.calls, -1, []
@@ -140,9 +141,11 @@ class Recorder:
         self.round += 1
         return self.inner.propose(memory, x, frontier, denoise)
 
-    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
-        guess = self.inner.guess(memory, step, y)
-        self.log += [((self.round, int(k)), chain, guess[chain]) for chain, k in enumerate(step)]
+    def guess(self, memory: Tensor, step: Tensor) -> Guess:
+        guess = self.inner.guess(memory, step)
+        both = torch.cat([guess.offset, guess.gain.expand_as(guess.offset)], dim=-1)
+        for chain, steps in enumerate(step.tolist()):
+            self.log += [((self.round, k), chain, both[chain, j]) for j, k in enumerate(steps)]
         return guess
 
 

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 
 from asd_policy.core import DRAFTS, EpsilonDenoiser, NoiseTape, Schedule
-from asd_policy.core.cuda_graph import check_capturable
+from asd_policy.core.capture.cuda_graph import check_capturable
 from asd_policy.core.denoiser import Context
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
@@ -60,9 +60,13 @@ def test_what_cannot_be_captured_is_named_beforehand(draft):
     """The check that capture='cuda_graph' makes, which needs no GPU."""
     draft = make_draft(draft)
     chain, waiting = make_chain("cpu"), make_chain("cpu", planted=True)
-    check_capturable(chain, draft, begin(chain, draft), W)
+
+    def run(chain: Chain, state: State) -> State:
+        return speculative_round(chain, draft, state, W)
+
+    check_capturable(run, chain, begin(chain, draft))
     with pytest.raises(ConfigError, match=r"aten\._local_scalar_dense.* makes the host wait"):
-        check_capturable(waiting, draft, begin(waiting, draft), W)
+        check_capturable(run, waiting, begin(waiting, draft))
 
 
 class Round(nn.Module):

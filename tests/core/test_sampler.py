@@ -193,6 +193,15 @@ def test_on_round_of_the_plain_samplers():
     assert torch.equal(told[-1][1], x)
 
 
+@pytest.mark.gpu
 def test_on_round_needs_a_loop_in_python():
-    with pytest.raises(ConfigError, match="take 'eager'"):
-        sampler(capture="compile").draw(1, generator=generator(), on_round=lambda frontier, x: None)
+    captured = sampler(capture="cuda_graph", device="cuda")
+    with pytest.raises(ConfigError, match="to watch them"):
+        captured.draw(1, generator=generator(), on_round=lambda frontier, x: None)
+
+
+def test_compiled_rounds_can_be_watched():
+    seen = []
+    x = sampler(capture="compile").draw(1, generator=generator(), on_round=lambda *now: seen.append(now)).x
+    assert seen[-1][0].tolist() == [K]
+    assert torch.equal(seen[-1][1], x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asd_policy.core.drafts.protocol import Denoise, Verified
+from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
 class Frozen:
@@ -19,8 +19,8 @@ class Frozen:
     def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
         return denoise(x.unsqueeze(1), frontier.unsqueeze(1)).squeeze(1)
 
-    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
-        return memory
+    def guess(self, memory: Tensor, step: Tensor) -> Guess:
+        return constant(memory, step)
 
     def learn(self, memory: Tensor, verified: Verified) -> Tensor:
         return memory

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asd_policy.core.drafts.protocol import Denoise, Verified
+from asd_policy.core.drafts.protocol import Denoise, Guess, Verified
 from asd_policy.core.drafts.secant import secant_gain
 from asd_policy.core.verify import inner
 
@@ -44,10 +44,10 @@ class Path:
     def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
         return memory
 
-    def guess(self, memory: PathMemory, step: Tensor, y: Tensor) -> Tensor:
-        rows = torch.arange(len(step), device=step.device)
-        gain = memory.gain[rows, step].view((-1,) + (1,) * (y.ndim - 1))
-        return memory.x0[rows, step] + gain * (y - memory.y[rows, step])
+    def guess(self, memory: PathMemory, step: Tensor) -> Guess:
+        rows = torch.arange(len(step), device=step.device).unsqueeze(1)
+        gain = memory.gain[rows, step].view(step.shape + (1,) * (memory.y.ndim - 2))
+        return Guess(memory.x0[rows, step] - gain * memory.y[rows, step], gain)
 
     def learn(self, memory: PathMemory, verified: Verified) -> PathMemory:
         num_steps, window = memory.gain.shape[1], verified.step.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -12,6 +13,22 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 Memory = Any
 """What a draft remembers between rounds: a tensor, or a NamedTuple of tensors, of static shapes."""
+
+
+class Guess(NamedTuple):
+    """Guesses of the clean sample along a window, each affine in the state y at its step: offset + gain y.
+
+    That is all a roll-out needs to know of a draft, so one kernel serves every draft.
+    """
+
+    offset: Tensor  # (B, W, *E)
+    gain: Tensor  # (B, W, *E), or of shape (B, W, 1, ..., 1)
+
+
+def constant(x0: Tensor, step: Tensor) -> Guess:
+    """The same guess x0 (B, *E) at every step (B, W), whatever the state."""
+    window = x0.unsqueeze(1).expand(*step.shape, *x0.shape[1:])
+    return Guess(window, torch.zeros(step.shape + (1,) * (x0.ndim - 1), dtype=x0.dtype, device=x0.device))
 
 
 class Verified(NamedTuple):
@@ -47,10 +64,10 @@ class Draft(Protocol):
         """Look again at the frontier's state x (B, *E), at step `frontier` (B,), before a window is speculated."""
         ...
 
-    def guess(self, memory: Memory, step: Tensor, y: Tensor) -> Tensor:
-        """step (B,), speculated state there y (B, *E) -> guess of the clean sample (B, *E).
+    def guess(self, memory: Memory, step: Tensor) -> Guess:
+        """The guesses at the steps of a window, (B, W) int64.
 
-        The caller clips it as the denoiser clips its predictions.
+        The caller clips them as the denoiser clips its predictions.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asd_policy.core.drafts.protocol import Denoise, Verified
+from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
 class Reuse:
@@ -23,8 +23,8 @@ class Reuse:
     def propose(self, memory: Tensor, x: Tensor, frontier: Tensor, denoise: Denoise) -> Tensor:
         return memory
 
-    def guess(self, memory: Tensor, step: Tensor, y: Tensor) -> Tensor:
-        return memory
+    def guess(self, memory: Tensor, step: Tensor) -> Guess:
+        return constant(memory, step)
 
     def learn(self, memory: Tensor, verified: Verified) -> Tensor:
         rows = torch.arange(len(memory), device=memory.device)

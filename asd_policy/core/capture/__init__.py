@@ -1,0 +1,19 @@
+"""Captures by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asd_policy.core.capture.cuda_graph import CudaGraph
+from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.capture.python_loop import compiled, eager
+from asd_policy.errors import UnknownNameError
+
+CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager, "compile": compiled, "cuda_graph": CudaGraph}
+
+
+def make_capture(name: str) -> Capture:
+    """The capture called `name`. Raises UnknownNameError, which lists them all."""
+    if name not in tuple(CAPTURES):  # a name may be anything, hashable or not
+        raise UnknownNameError("capture", name, CAPTURES)
+    return CAPTURES[name]()

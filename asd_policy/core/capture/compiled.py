@@ -1,0 +1,71 @@
+"""The parts of a round through torch.compile.
+
+What is compiled is shared by all samplers of a process, and serves every batch size and window: these sizes are
+symbols in it. torch.compile treats a size of 1 apart, so there is code for one row and code for more.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from asd_policy.core.denoiser import Context, Denoiser, denoise
+from asd_policy.core.drafts.protocol import Draft
+from asd_policy.core.speculative import PLAIN, Parts, Speculated, State, look_ahead, settle
+from asd_policy.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MAX_NETWORKS = 256
+"""Networks of different structure that a process may compile; more are taken for a mistake."""
+
+
+def compiled_parts(device: torch.device) -> Parts:
+    """The parts for samples on `device`. On a CPU the network's: the others take a few per cent of a round there."""
+    return PLAIN._replace(denoise=compiled_denoise)
+
+
+def fused_parts(device: torch.device) -> Parts:
+    """The parts of a captured round: as few kernels as there can be, and the state changes in place."""
+    return PLAIN._replace(look_ahead=look_ahead, denoise=compiled_denoise, settle=settle_into)
+
+
+def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
+    """`settle`, with the new state written over the old one."""
+    after = settle(draft, state, speculated, x0)
+    for old, new in zip(pytree.tree_leaves(state), pytree.tree_leaves(after), strict=True):
+        old.copy_(new)
+    return state
+
+
+def compiled_denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: Context) -> Tensor:
+    """`denoise`, compiled. Raises ConfigError if the denoiser cannot be compiled as one graph."""
+    return _run(denoise, denoiser, x, step, row, context)
+
+
+def _run(function: Callable[..., Any], *arguments: Any) -> Any:
+    from torch._dynamo import exc, maybe_mark_dynamic  # takes seconds to import
+
+    for tensor in pytree.tree_leaves(arguments):
+        if isinstance(tensor, Tensor) and tensor.ndim and len(tensor) > 1:
+            maybe_mark_dynamic(tensor, 0)
+    try:
+        return _compiled(function)(*arguments)
+    except (exc.Unsupported, exc.UncapturedHigherOrderOpError) as error:
+        raise ConfigError(
+            f"The denoiser cannot be captured as one graph; change it, or take capture='eager'. {error}"
+        ) from error
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return torch.compile(function, fullgraph=True, recompile_limit=MAX_NETWORKS)  # type: ignore[call-overload]
+    except TypeError:  # before torch 2.13 the limit is the process's
+        return torch.compile(function, fullgraph=True)

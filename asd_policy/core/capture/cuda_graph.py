@@ -1,0 +1,271 @@
+"""capture="cuda_graph": the loop as CUDA graphs over static buffers.
+
+A plain sampler's steps are one graph. Where torch and the driver have conditional nodes, so is a speculative sampler's
+loop (a WHILE node for each stage). Elsewhere one round is captured for each stage and replayed; the host reads the
+frontier after each, which costs some microseconds where a round too many would cost a network call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from asd_policy.core.capture.compiled import fused_parts
+from asd_policy.core.denoiser import Context, Denoiser, denoise
+from asd_policy.core.drafts.protocol import Draft
+from asd_policy.core.noise import NoiseTape
+from asd_policy.core.sequential import OnRound, Steps
+from asd_policy.core.speculative import Chain, State, speculative_round
+from asd_policy.core.window import Windows, stages
+from asd_policy.errors import ConfigError
+
+WARM_UP_RUNS = 3  # before a capture: compilation and lazy initialisation of libraries must not fall into it
+
+MAX_CAPTURES = 32
+"""Sets of shapes whose graphs are kept; beyond them the one that was not used for longest is dropped."""
+
+WHILE_NODES_DRIVER = 12040  # the first CUDA driver with conditional WHILE nodes
+
+
+def has_while_nodes() -> bool:
+    """Whether a loop can be part of a graph here."""
+    if not hasattr(torch.cuda.CUDAGraph, "begin_capture_to_while_node"):
+        return False
+    driver_version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # not in torch's stubs
+    return driver_version >= WHILE_NODES_DRIVER
+
+
+class CudaGraph:
+    """Captured once for each new set of shapes, replayed from then on.
+
+    Threads take turns, for they share the buffers.
+    """
+
+    least_window = None  # a row costs a GPU next to nothing, another window another capture
+
+    def __init__(self) -> None:
+        self._captured: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        self._storage: tuple[int, ...] = ()
+        self._turn = threading.Lock()
+        self._read: torch.cuda.Event | None = None  # recorded when the last run's results had been copied out
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CudaGraph, ()  # a graph stays in its process: a copy captures again
+
+    @property
+    def captures(self) -> int:
+        """How many sets of shapes are captured."""
+        return len(self._captured)
+
+    def rows(self, due: int, batch_size: int) -> int:
+        """As `Capture.rows`: the whole batch, for a smaller one would be another capture."""
+        return batch_size
+
+    def run_rounds(
+        self, chain: Chain, draft: Draft, state: State, windows: Windows, on_round: OnRound | None = None
+    ) -> State:
+        """As `Capture.run_rounds`."""
+
+        def capture() -> Callable[..., State]:
+            check_capturable(lambda chain, state: speculative_round(chain, draft, state, windows[0]), chain, state)
+            loop = _WhileNodes if has_while_nodes() else _Replays
+            return loop(chain, draft, state, windows)
+
+        return self._run(capture, (draft, windows), chain.denoiser, (chain, state), on_round)
+
+    def run_steps(
+        self, steps: Steps, denoiser: Denoiser, context: Context, tape: NoiseTape, on_round: OnRound | None = None
+    ) -> Tensor:
+        """As `Capture.run_steps`."""
+
+        def capture() -> Callable[..., Tensor]:
+            zeros = torch.zeros(len(tape.start), dtype=torch.int64, device=tape.start.device)
+            check_capturable(partial(denoise, denoiser), tape.start, zeros, zeros, context)
+            parts = fused_parts(tape.start.device)
+            return _Steps(lambda context, tape: steps(parts.denoise, denoiser, context, tape), (context, tape))
+
+        return self._run(capture, (steps,), denoiser, (context, tape), on_round)
+
+    def _run(
+        self,
+        capture: Callable[[], Callable[..., Any]],
+        what: tuple[Any, ...],
+        denoiser: Denoiser,
+        inputs: tuple[Any, ...],
+        on_round: OnRound | None,
+    ) -> Any:
+        """Replay what `capture` captured for inputs of these shapes."""
+        tensors, structure = pytree.tree_flatten(inputs)
+        device = next(tensor.device for tensor in tensors if isinstance(tensor, Tensor))
+        if device.type != "cuda":
+            raise ConfigError(
+                f"capture='cuda_graph' needs samples on a CUDA device; they are on {device}. "
+                "Move the denoiser there, or take capture='compile'."
+            )
+        if on_round is not None:
+            raise ConfigError("capture='cuda_graph' runs all rounds at once: take 'eager' or 'compile' to watch them.")
+        shapes = ((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in tensors)
+        key = *what, structure, *shapes
+        with self._turn, torch.cuda.device(device):
+            self._forget_replaced_weights(denoiser)
+            if key not in self._captured:
+                self._captured[key] = capture()
+            self._captured.move_to_end(key)
+            if len(self._captured) > MAX_CAPTURES:
+                self._captured.popitem(last=False)
+            if self._read is not None:
+                torch.cuda.current_stream().wait_event(self._read)  # another thread's stream may be reading
+            results = _cloned(self._captured[key](*inputs))
+            self._read = torch.cuda.current_stream().record_event()
+        return results
+
+    def _forget_replaced_weights(self, denoiser: Denoiser) -> None:
+        """Drop the graphs if weights lie elsewhere now: they would read the old ones."""
+        storage = _storage(denoiser)
+        if storage != self._storage:
+            self._captured.clear()
+            self._storage = storage
+
+
+class _Steps:
+    """A function of tensors as one graph."""
+
+    def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]):
+        self._inputs = _cloned(inputs)
+        _warm_up(lambda: function(*self._inputs))
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = function(*self._inputs)
+
+    def __call__(self, *inputs: Any) -> Any:
+        _copy_into(self._inputs, inputs)
+        self._graph.replay()
+        return self._results
+
+
+class _Rounds:
+    """The buffers of a speculative loop, and one round that changes them in place."""
+
+    def __init__(self, chain: Chain, draft: Draft, state: State):
+        self._chain, self.state, self._draft = _cloned(chain), _cloned(state), draft
+        self._parts = fused_parts(state.x.device)
+
+    def load(self, chain: Chain, state: State) -> None:
+        """Copy a batch in."""
+        _copy_into((self._chain, self.state), (chain, state))
+
+    def run(self, window: int) -> None:
+        """One round."""
+        speculative_round(self._chain, self._draft, self.state, window, self._parts)
+
+    def unfinished(self, until: int) -> Tensor:
+        """() bool, whether a chain's frontier is before `until`."""
+        return (self.state.frontier < until).any()
+
+
+class _WhileNodes:
+    """The whole loop as one graph."""
+
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows):
+        self._rounds = rounds = _Rounds(chain, draft, state)
+        for _, window in stages(windows):
+            _warm_up(partial(rounds.run, window))
+        self._graph = graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for until, window in stages(windows):
+                graph.begin_capture_to_while_node(rounds.unfinished(until))
+                rounds.run(window)
+                graph.set_conditional_handle_for_current_node(rounds.unfinished(until))
+                graph.end_capture_to_conditional_node()
+
+    def __call__(self, chain: Chain, state: State) -> State:
+        self._rounds.load(chain, state)
+        self._graph.replay()
+        return self._rounds.state
+
+
+class _Replays:
+    """A graph for a round of each stage, with the copy of the slowest frontier to the host at its end."""
+
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows):
+        self._rounds = _Rounds(chain, draft, state)
+        self._slowest = torch.zeros((), dtype=torch.int64, pin_memory=True)
+        self._stages = [(until, self._captured(window)) for until, window in stages(windows)]
+
+    def _captured(self, window: int) -> torch.cuda.CUDAGraph:
+        _warm_up(partial(self._rounds.run, window))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._rounds.run(window)
+            self._slowest.copy_(self._rounds.state.frontier.min(), non_blocking=True)
+        return graph
+
+    def __call__(self, chain: Chain, state: State) -> State:
+        self._rounds.load(chain, state)
+        slowest = 0
+        for until, graph in self._stages:
+            while slowest < until:
+                graph.replay()
+                torch.cuda.current_stream().synchronize()  # the flag may be read only once its copy is complete
+                slowest = int(self._slowest)
+        return self._rounds.state
+
+
+def check_capturable(function: Callable[..., Any], *inputs: Any) -> None:
+    """Run a function on tensors without values, where whatever the host would have to wait for has no answer.
+
+    Raises:
+        ConfigError: naming the operation that waits for the device.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake_inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
+    try:
+        with mode:
+            function(*fake_inputs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ConfigError(
+            f"The denoiser cannot be captured as a CUDA graph: {error.func} makes the host wait for the device. "
+            "Change it, or take capture='eager'."
+        ) from error
+
+
+def _warm_up(run: Callable[[], Any]) -> None:
+    """Run some times on a stream of its own, as a capture needs it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_RUNS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _storage(denoiser: Denoiser) -> tuple[int, ...]:
+    """Where the denoiser's weights lie; empty for a plain function."""
+    if not isinstance(denoiser, nn.Module):
+        return ()
+    return tuple(tensor.data_ptr() for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers()))
+
+
+def _cloned(tree: Any) -> Any:
+    return pytree.tree_map_only(Tensor, torch.clone, tree)
+
+
+def _copy_into(buffers: Any, tree: Any) -> None:
+    """Copy the tensors of a tree into those of another, with a kernel or two for all of one type."""
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for buffer, value in zip(pytree.tree_leaves(buffers), pytree.tree_leaves(tree), strict=True):
+        if isinstance(buffer, Tensor):
+            into, values = pairs.setdefault(buffer.dtype, ([], []))
+            into.append(buffer)
+            values.append(value)
+    for into, values in pairs.values():
+        torch._foreach_copy_(into, values)

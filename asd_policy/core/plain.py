@@ -1,0 +1,179 @@
+"""The plain samplers, DDPM and DDIM. `sample_ddpm` is the law that everything else is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from asd_policy.core.capture import make_capture
+from asd_policy.core.checks import as_device, as_event_shape, check_condition
+from asd_policy.core.denoiser import Denoiser, device_of, prepare
+from asd_policy.core.draws import Drawn, Draws
+from asd_policy.core.noise import Noise, NoiseTape
+from asd_policy.core.schedule import Schedule
+from asd_policy.core.sequential import DdimSteps, DdpmSteps, OnRound, Steps, check_eta, without_clip
+from asd_policy.core.transfer import moved
+
+
+class PlainSampler:
+    """Draws with one network call per step.
+
+    Args:
+        denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
+        steps: what a step does.
+        event_shape: E, the shape of one sample.
+        capture: how the steps are run: "eager", "compile" or "cuda_graph"; see `AsdSampler`.
+        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
+
+    Raises:
+        ConfigError: on a capture that does not exist, or a device that this machine lacks.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        steps: Steps,
+        event_shape: Sequence[int],
+        capture: str = "eager",
+        device: torch.device | str | None = None,
+    ):
+        self.denoiser = denoiser
+        self.event_shape = as_event_shape(event_shape)
+        self._steps = steps
+        self._timesteps = steps.timesteps
+        self._device = None if device is None else as_device(device)
+        self._capture = make_capture(capture)
+
+    @property
+    def num_steps(self) -> int:
+        """K, the steps of a sample."""
+        return self._steps.num_steps
+
+    def rows(self, due: int, batch_size: int) -> int:
+        """As `AsdSampler.rows`."""
+        return self._capture.rows(due, batch_size)
+
+    def draw(
+        self,
+        batch_size: int = 1,
+        cond: Tensor | None = None,
+        generator: Noise = None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Draws:
+        """As `AsdSampler.draw`; there is nothing that could start warm."""
+        return self.launch(batch_size, cond, generator, warm, on_round).read()[0]
+
+    @torch.no_grad()
+    def launch(
+        self,
+        batch_size: int = 1,
+        cond: Tensor | None = None,
+        generator: Noise = None,
+        warm: Tensor | None = None,
+        on_round: OnRound | None = None,
+    ) -> Drawn:
+        """As `AsdSampler.launch`; there is nothing that could start warm."""
+        check_condition(cond, batch_size)
+        device = device_of(self.denoiser, self._device)
+        tape = NoiseTape.draw(batch_size, self.num_steps, self.event_shape, generator, device)
+        [self._timesteps] = moved((self._timesteps,), device)
+        context = prepare(self.denoiser, self._timesteps, cond)
+        x = self._capture.run_steps(self._steps, self.denoiser, context, tape, on_round)
+        return Drawn(x, record=None, calls=self.num_steps, predictions=None)
+
+
+def ddpm_sampler(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    event_shape: Sequence[int],
+    capture: str = "eager",
+    device: torch.device | str | None = None,
+) -> PlainSampler:
+    """Ancestral sampling in K steps, as `sample_ddpm`."""
+    return PlainSampler(denoiser, DdpmSteps(schedule), event_shape, capture, device)
+
+
+def ddim_sampler(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    event_shape: Sequence[int],
+    num_steps: int = 10,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = True,
+    set_alpha_to_one: bool = True,
+    capture: str = "eager",
+    device: torch.device | str | None = None,
+) -> PlainSampler:
+    """DDIM, as `sample_ddim`."""
+    check_eta(eta)
+    denoiser, clip = (denoiser, None) if use_clipped_model_output else without_clip(denoiser)
+    return PlainSampler(
+        denoiser, DdimSteps(schedule, num_steps, eta, clip, set_alpha_to_one), event_shape, capture, device
+    )
+
+
+def sample_ddpm(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    event_shape: Sequence[int],
+    batch_size: int = 1,
+    cond: Tensor | None = None,
+    generator: Noise = None,
+    on_round: OnRound | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Ancestral sampling in K steps (Ho et al. 2020, Algorithm 2).
+
+    Args:
+        cond: (B, ...) or None, handed to the denoiser.
+        generator: one for the batch or one per sample; the tape drawn is the one `AsdSampler` draws.
+        on_round: called after each step.
+        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
+
+    Returns:
+        x (B, *event_shape), float32, on that device.
+
+    Raises:
+        ConfigError: on a batch, condition or denoiser output whose shape does not fit, or a device that is not the
+            denoiser's.
+        NumericalError: if the network returned NaN or infinity.
+    """
+    sampler = ddpm_sampler(denoiser, schedule, event_shape, device=device)
+    return sampler.draw(batch_size, cond, generator, on_round=on_round).x
+
+
+def sample_ddim(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    event_shape: Sequence[int],
+    batch_size: int = 1,
+    cond: Tensor | None = None,
+    generator: Noise = None,
+    num_steps: int = 10,
+    eta: float = 0.0,
+    on_round: OnRound | None = None,
+    use_clipped_model_output: bool = True,
+    set_alpha_to_one: bool = True,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12, https://arxiv.org/abs/2010.02502): fewer steps, but another distribution.
+
+    Equal to diffusers' DDIMScheduler with the same settings, in every timestep spacing.
+
+    Args:
+        num_steps: steps taken out of the schedule's training timesteps.
+        eta: 0 is deterministic given the start; 1 adds the noise of DDPM's small variance.
+        use_clipped_model_output: the noise direction is computed from the clipped prediction; otherwise, as is
+            diffusers' default, from the prediction before it is clipped. No difference where nothing is clipped.
+        set_alpha_to_one: the last step leads to the clean sample; otherwise to training timestep 0.
+
+    Returns and raises as `sample_ddpm`; ConfigError also on an `eta` that is negative or not finite, or if the
+    predictions before clipping are asked of a denoiser that cannot tell them.
+    """
+    sampler = ddim_sampler(
+        denoiser, schedule, event_shape, num_steps, eta, use_clipped_model_output, set_alpha_to_one, device=device
+    )
+    return sampler.draw(batch_size, cond, generator, on_round=on_round).x
