@@ -50,7 +50,7 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,
-        x=start,
+        x=start.clone(),  # a capture changes it in place
         memory=draft.begin(start, u.shape[1], warm),
         round=zeros.new_zeros(()),
         verified_in=torch.zeros_like(u, dtype=torch.int64),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from asd_policy.core.capture.cuda_graph import CudaGraph
 from asd_policy.core.capture.protocol import Capture
-from asd_policy.core.capture.python_loop import compiled, eager
+from asd_policy.core.capture.python_loop import compiled_loop, eager_loop
 from asd_policy.errors import UnknownNameError
 
-CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager, "compile": compiled, "cuda_graph": CudaGraph}
+CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager_loop, "compile": compiled_loop, "cuda_graph": CudaGraph}
 
 
 def make_capture(name: str) -> Capture:

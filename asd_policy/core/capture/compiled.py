@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from asd_policy.core.denoiser import Context, Denoiser, denoise
-from asd_policy.core.drafts.protocol import Draft
-from asd_policy.core.speculative import PLAIN, Parts, Speculated, State, look_ahead, settle
+from asd_policy.core.drafts.protocol import Draft, Memory
+from asd_policy.core.roll_out import Ahead, roll_out
+from asd_policy.core.speculative import Chain, Parts, Speculated, State, look_ahead, settle
 from asd_policy.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,8 @@ MAX_NETWORKS = 256
 
 
 def compiled_parts(device: torch.device) -> Parts:
-    """The parts for samples on `device`. On a CPU the network's: the others take a few per cent of a round there."""
-    return PLAIN._replace(denoise=compiled_denoise)
-
-
-def fused_parts(device: torch.device) -> Parts:
-    """The parts of a captured round: as few kernels as there can be, and the state changes in place."""
-    return PLAIN._replace(look_ahead=look_ahead, denoise=compiled_denoise, settle=settle_into)
+    """The parts of a round on `device`, in few kernels. The state is changed in place."""
+    return Parts(compiled_look_ahead, roll_out, compiled_denoise, compiled_settle)
 
 
 def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
@@ -44,28 +40,43 @@ def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) 
     return state
 
 
+def compiled_look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
+    """`look_ahead`, compiled."""
+    return _run(look_ahead, chain, draft, memory, frontier, window)
+
+
+def compiled_settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
+    """`settle_into`, compiled."""
+    return _run(settle_into, draft, state, speculated, x0)
+
+
 def compiled_denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: Context) -> Tensor:
-    """`denoise`, compiled. Raises ConfigError if the denoiser cannot be compiled as one graph."""
+    """`denoise`, compiled; the event's sizes are constants in it."""
+    from torch._dynamo import maybe_mark_dynamic  # takes seconds to import
+
+    for tensor in pytree.tree_leaves((x, step, row, context)):
+        if isinstance(tensor, Tensor) and tensor.ndim and len(tensor) > 1:
+            maybe_mark_dynamic(tensor, 0)
     return _run(denoise, denoiser, x, step, row, context)
 
 
 def _run(function: Callable[..., Any], *arguments: Any) -> Any:
-    from torch._dynamo import exc, maybe_mark_dynamic  # takes seconds to import
+    from torch._dynamo import exc
 
-    for tensor in pytree.tree_leaves(arguments):
-        if isinstance(tensor, Tensor) and tensor.ndim and len(tensor) > 1:
-            maybe_mark_dynamic(tensor, 0)
     try:
         return _compiled(function)(*arguments)
     except (exc.Unsupported, exc.UncapturedHigherOrderOpError) as error:
         raise ConfigError(
-            f"The denoiser cannot be captured as one graph; change it, or take capture='eager'. {error}"
+            f"The denoiser or draft cannot be captured as one graph; change it, or take capture='eager'. {error}"
         ) from error
 
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    dynamic = None if function is denoise else True  # by the sizes that are marked, or by all
     try:
-        return torch.compile(function, fullgraph=True, recompile_limit=MAX_NETWORKS)  # type: ignore[call-overload]
+        return torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
+            function, fullgraph=True, dynamic=dynamic, recompile_limit=MAX_NETWORKS
+        )
     except TypeError:  # before torch 2.13 the limit is the process's
-        return torch.compile(function, fullgraph=True)
+        return torch.compile(function, fullgraph=True, dynamic=dynamic)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from asd_policy.core.capture.compiled import fused_parts
+from asd_policy.core.capture.compiled import compiled_parts
 from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
@@ -90,7 +90,7 @@ class CudaGraph:
         def capture() -> Callable[..., Tensor]:
             zeros = torch.zeros(len(tape.start), dtype=torch.int64, device=tape.start.device)
             check_capturable(partial(denoise, denoiser), tape.start, zeros, zeros, context)
-            parts = fused_parts(tape.start.device)
+            parts = compiled_parts(tape.start.device)
             return _Steps(lambda context, tape: steps(parts.denoise, denoiser, context, tape), (context, tape))
 
         return self._run(capture, (steps,), denoiser, (context, tape), on_round)
@@ -157,7 +157,7 @@ class _Rounds:
 
     def __init__(self, chain: Chain, draft: Draft, state: State):
         self._chain, self.state, self._draft = _cloned(chain), _cloned(state), draft
-        self._parts = fused_parts(state.x.device)
+        self._parts = compiled_parts(state.x.device)
 
     def load(self, chain: Chain, state: State) -> None:
         """Copy a batch in."""

@@ -47,7 +47,7 @@ class PythonLoop:
             state = speculative_round(chain, draft, state, windows[slowest], parts)
             slowest = int(state.frontier.min())
             if on_round is not None:
-                on_round(state.frontier, state.x)
+                on_round(state.frontier.clone(), state.x.clone())  # a compiled round changes them in place
         return state
 
     def run_steps(
@@ -62,11 +62,11 @@ def plain_parts(device: torch.device) -> Parts:
     return PLAIN
 
 
-def eager() -> PythonLoop:
+def eager_loop() -> PythonLoop:
     """The reference."""
     return PythonLoop(plain_parts, least=1)
 
 
-def compiled() -> PythonLoop:
+def compiled_loop() -> PythonLoop:
     """With the parts compiled. Code for single rows is compiled apart from that for any other number."""
     return PythonLoop(compiled_parts, least=2)
