@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from asd_policy.core import DENOISERS, AsdSampler, Calibration, Schedule, seeded_generator
 from asd_policy.core.checks import as_count, as_device
+from asd_policy.core.transfer import to_device
 from asd_policy.errors import ConfigError, NumericalError, ObservationError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import PolicyConfig
@@ -269,6 +270,30 @@ class DiffusionPolicy:
         action = self._plan.pop()
         return action if self._batched else action[0]
 
+    def warm_up(self, batch_size: int = 1) -> None:
+        """Compile or capture all that `act` will run, so that a robot never waits for it. The policy stays as it is.
+
+        The first chunk of capture="compile" takes tens of seconds, or a few where torch's cache on disk holds the
+        network: https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_tutorial.html.
+
+        Args:
+            batch_size: how many environments will run together.
+
+        Raises:
+            ConfigError: as `act`.
+        """
+        batch_size = as_count(batch_size, "batch_size")
+        images = self.encoders
+        blank = {
+            key: torch.zeros(batch_size, *shape, dtype=torch.uint8 if key in images else torch.float32, device="cpu")
+            for key, shape in self.config.obs_shapes.items()
+        }
+        cond, warm = self._condition([blank] * self.config.n_obs_steps), None
+        for seed in range(2):  # cold and warm
+            generators = [seeded_generator(seed) for _ in range(batch_size)]
+            with evaluating(self.network):
+                warm = self.sampler.draw(batch_size, cond, generators, warm).predictions
+
     def condition(self, history: Sequence[Observation]) -> Tensor:
         """What the network is told of one environment, (1, global_cond_dim).
 
@@ -284,10 +309,10 @@ class DiffusionPolicy:
         return self._condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
 
     def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """The policy's keys of an observation, (B, D) or (B, H, W, C) each; `batch` is (B,), or () for one."""
+        """The policy's keys of an observation, on the CPU: (B, D) or (B, H, W, C) each; `batch` is (B,) or, for one, ()."""
         shapes = self.config.obs_shapes
         values = {key: checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
-        tensors = {key: value.view(-1, *shapes[key]).to(self.device) for key, value in values.items()}
+        tensors = {key: value.view(-1, *shapes[key]) for key, value in values.items()}
         return with_steady_signs(tensors, self.config.quaternions)
 
     @torch.no_grad()
@@ -295,9 +320,11 @@ class DiffusionPolicy:
         """The network's condition (B, global_cond_dim) of the last To observations, oldest first."""
         self._check_weights()
         keys = self.config.obs_keys
-        steps = {key: torch.stack([obs[key] for obs in history], dim=1) for key in keys}
+        steps = to_device([torch.stack([obs[key] for obs in history], dim=1) for key in keys], self.device)
         with evaluating(self.encoders):
-            return self.normalizer.global_condition(steps, keys, self.encoders, self.config.octaves)
+            return self.normalizer.global_condition(
+                dict(zip(keys, steps, strict=True)), keys, self.encoders, self.config.octaves
+            )
 
     def _kinds_now(self) -> frozenset[tuple[torch.device, torch.dtype]]:
         return kinds_of_tensors(self.network, self.normalizer, self.encoders)
@@ -326,7 +353,7 @@ class DiffusionPolicy:
                 f"calibrate(observations, batch_size={batch_size}) or choose a window."
             )
         cond = self._condition(history.of(rows))
-        index = torch.from_numpy(rows).to(self.device)
+        index = slice(None) if len(rows) == batch_size else torch.from_numpy(rows).to(self.device)
         warm = None if self._warm is None else self._warm[index]
         generators = [self._generators[row].clone_state() for row in rows]
         missing = self.sampler.rows(len(rows), batch_size) - len(rows)

@@ -39,7 +39,7 @@ class History:
     def of(self, rows: NDArray[np.intp]) -> list[dict[str, Tensor]]:
         """The observations of the rows (N,), oldest first: (N, ...) for each key."""
         index = torch.from_numpy(rows)
-        return [{key: value[index.to(value.device)] for key, value in step.items()} for step in self._steps]
+        return [{key: value[index] for key, value in step.items()} for step in self._steps]
 
 
 class Plan:
@@ -72,7 +72,7 @@ class Plan:
 
 def _replaced(old: Tensor, new: Tensor, rows: Tensor) -> Tensor:
     """`new` in the rows (B,), `old` elsewhere: (B, ...)."""
-    return torch.where(rows.to(old.device).view(-1, *(1,) * (old.ndim - 1)), new, old)
+    return torch.where(rows.view(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
 def as_seeds(seeds: Iterable[int]) -> list[int]:
@@ -93,7 +93,7 @@ def as_mask(mask: Any) -> NDArray[Any]:
         raise ConfigError(f"mask is {mask!r:.80}; expected a bool for each environment: {error}.") from error
 
 
-def with_rows(x: Tensor, rows: Tensor, value: Tensor | float) -> Tensor:
+def with_rows(x: Tensor, rows: Tensor | slice, value: Tensor | float) -> Tensor:
     """A copy of x (B, ...) with `value` in the `rows` (N,). In place would fail where x comes from inference mode."""
     changed = x.clone()
     changed[rows] = value

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from asd_policy.core import DRAFTS, AsdSampler
+from asd_policy.core import DRAFTS, AsdSampler, ddim_sampler, ddpm_sampler
 from asd_policy.core.capture import CAPTURES
 from asd_policy.errors import ConfigError
 from tests.core import laws
@@ -33,6 +33,41 @@ def test_same_tape_same_sample_in_the_same_rounds(draft, capture, device):
     assert torch.equal(stats.rounds, expected_stats.rounds)
     assert torch.equal(stats.advance, expected_stats.advance)
     assert torch.equal(stats.acceptance, expected_stats.acceptance)
+
+
+@pytest.mark.parametrize(("capture", "device"), CAPTURED)
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize(("make", "options"), [(ddpm_sampler, {}), (ddim_sampler, {"num_steps": 5, "eta": 0.5})])
+def test_plain_samplers_are_captured_too(make, options, batch, capture, device):
+    denoiser, schedule = laws.learned_chunks(steps=50)
+    denoiser = denoiser.to(device)
+    for seed in (0, 1):
+        cond = torch.rand(batch, 2, generator=torch.Generator().manual_seed(seed)).to(device)
+        x, expected = (
+            make(denoiser, schedule, (4, 2), capture=name, **options).draw(
+                batch, cond, torch.Generator().manual_seed(seed)
+            )
+            for name in (capture, "eager")
+        )
+        torch.testing.assert_close(x.x, expected.x, rtol=0, atol=1e-5)
+        assert torch.equal(x.stats.rounds, expected.stats.rounds)
+
+
+def test_compiled_samples_do_not_depend_on_what_was_compiled_before():
+    denoiser, schedule = laws.learned_chunks(steps=50)
+    cond = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+
+    def sample(batch: int, window: int) -> torch.Tensor:
+        sampler = AsdSampler(denoiser, schedule, (4, 2), window=window, capture="compile")
+        return sampler(batch, cond[:batch], torch.Generator().manual_seed(1))[0]
+
+    sizes = [(6, 5), (1, 12), (2, 7), (1, 3)]
+    samples = {}
+    for order in (sizes, sizes[::-1]):
+        torch._dynamo.reset()
+        samples[order[0]] = {size: sample(*size) for size in order}
+    first, second = samples.values()
+    assert all(torch.equal(first[size], second[size]) for size in sizes)
 
 
 @pytest.mark.parametrize(("capture", "device"), CAPTURED)

@@ -89,7 +89,8 @@ def test_the_condition_is_the_last_two_observations_in_order(checkpoint, monkeyp
     conditions = []
     sampler = policy.sampler
     recorder = SimpleNamespace(
-        draw=lambda n, cond, *rest: (conditions.append(cond.clone()), sampler.draw(n, cond, *rest))[1]
+        launch=lambda n, cond, *rest: (conditions.append(cond.clone()), sampler.launch(n, cond, *rest))[1],
+        rows=sampler.rows,
     )
     monkeypatch.setattr(policy, "sampler", recorder)
     policy.reset(seed=0)

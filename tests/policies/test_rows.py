@@ -109,15 +109,16 @@ def test_captured_batches_are_filled_up(checkpoint):
     """As a capture sees it: always a batch of three, and still the same actions."""
     policy, plain = (load_policy(checkpoint, window=4) for _ in range(2))
     sizes = []
-    draw = policy.sampler.draw
+    launch = policy.sampler.launch
     type_of = type(policy.sampler)
 
     class Captured(type_of):
-        fixed_batch = True
+        def rows(self, due, batch_size):
+            return batch_size
 
-        def draw(self, batch_size, *rest):
+        def launch(self, batch_size, *rest):
             sizes.append(batch_size)
-            return draw(batch_size, *rest)
+            return launch(batch_size, *rest)
 
     policy.sampler.__class__ = Captured
     for (*at, action), (*same, expected) in zip(

@@ -14,6 +14,8 @@ from asd_policy.policies.samplers import SamplerSpec
         ("ddpm", {}),
         ("ddim", {}),
         ("ddim:10", {"num_steps": 10}),
+        ("ddim:10:compile", {"num_steps": 10, "capture": "compile"}),
+        ("ddpm:cuda_graph", {"capture": "cuda_graph"}),
         ("asd", {}),
         ("asd:path:24", {"draft": "path", "window": 24}),
         ("asd:path:all", {"draft": "path", "window": None}),
@@ -30,7 +32,7 @@ COUNTS = ["²", "٣", "1_0", "0", "-1", "+1", " 1", "1 ", "1\n", "007", "1.0", "
 @pytest.mark.parametrize("form", ["asd:path:{}", "asd:path:{}:eager", "ddim:{}"])
 @pytest.mark.parametrize("count", COUNTS)
 def test_what_only_looks_like_a_number(form, count):
-    with pytest.raises(ConfigError, match=r"expected ddpm\[:CAPTURE\], ddim\[:STEPS\] or asd"):
+    with pytest.raises(ConfigError, match=r"expected ddpm\[:CAPTURE\], ddim\[:STEPS\[:CAPTURE\]\] or asd"):
         SamplerSpec.parse(form.format(count))
 
 
