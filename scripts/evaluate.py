@@ -63,6 +63,10 @@ def main(arguments: Arguments) -> int:
     specs = [SamplerSpec.parse(text) for text in arguments.samplers]
     policy = load_policy(arguments.checkpoint, device=arguments.device)
     policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
+    for spec in specs:
+        if "capture" in spec.options:
+            with console.status(f"capturing {spec.label}: tens of seconds, or a few where torch's cache has it"):
+                policies[spec.label].warm_up()
     env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
     out = choose_folder(arguments.out, arguments.overwrite)
     if out != arguments.out:

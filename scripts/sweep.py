@@ -80,7 +80,7 @@ def main(arguments: Arguments) -> int:
     windows = "auto" in ":".join(arguments.samplers).split(":")
     paths = read_checkpoints(arguments.checkpoints, windows)
     plan = make_plan(arguments, {task: sha256 for task, (_, sha256) in paths.items()})
-    load = Load(paths, windows, arguments.device, arguments.threads)
+    load = Load(paths, windows, arguments.device, arguments.threads, arguments.batch)
     if arguments.dry_run:
         return dry_run(plan, load, arguments, console)
     with stop_requests() as stop_requested, ResultsFile(arguments.out) as file:
@@ -135,6 +135,7 @@ class Load:
     windows: bool  # whether that is with the calibrated windows
     device: str
     threads: int
+    batch: int
 
     def __call__(self, task: str) -> Parts:
         import torch
@@ -151,7 +152,10 @@ class Load:
 
         def make_policy(label: str) -> DiffusionPolicy:
             spec = SamplerSpec.parse(label)
-            return policy.with_sampler(spec.name, **spec.options)
+            own = policy.with_sampler(spec.name, **spec.options)
+            if "capture" in spec.options:
+                own.warm_up(self.batch)  # or the first chunk's latency would hold the compilation
+            return own
 
         return Parts(partial(gymnasium.make, f"envs:{task}", **policy.config.env_options), make_policy)
 

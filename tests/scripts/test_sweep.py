@@ -111,7 +111,7 @@ def test_changes_are_refused(checkpoint, complete, tmp_path):
 
 
 def test_checkpoint_that_changes_under_way(checkpoint):
-    load = Load({"asd/Square-v0": (checkpoint, "ab" * 32)}, windows=False, device="cpu", threads=1)
+    load = Load({"asd/Square-v0": (checkpoint, "ab" * 32)}, windows=False, device="cpu", threads=1, batch=1)
     with pytest.raises(CheckpointError, match="is not what it was when the sweep began"):
         load("asd/Square-v0")
 
