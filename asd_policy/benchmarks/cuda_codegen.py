@@ -1,7 +1,7 @@
 """Count the kernels of the CUDA code that Inductor generates for a function, on a machine that may have no GPU.
 
-Inductor decides what to fuse before it compiles anything, from the shapes alone. So tensors without values stand for the
-GPU's, torch is told of an H100, and the generated program is read instead of loaded. Nothing runs, and nothing is timed.
+Inductor decides what to fuse before it compiles anything, from the shapes alone. So tensors without values stand for
+the GPU's, torch is told of an H100, and the generated program is read instead of loaded. Nothing runs, nothing is timed.
 The pretence replaces internals of torch and may need care with another version; it was made with torch 2.14.
 """
 
@@ -119,10 +119,9 @@ class _Generated(BaseException):
 
 def _calls(source: str) -> Iterator[str]:
     """The names of what the program's `call` calls, in order."""
-    for function in ast.walk(ast.parse(source)):
-        if isinstance(function, ast.FunctionDef) and (
-            function.name == "call" or function.name.startswith("partition_")
-        ):
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        if function.name == "call" or function.name.startswith("partition_"):
             found = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             for node in sorted(found, key=lambda node: (node.lineno, node.col_offset)):
                 yield ast.unparse(node.func)
@@ -131,8 +130,8 @@ def _calls(source: str) -> Iterator[str]:
 @contextlib.contextmanager
 def _pretend_h100() -> Iterator[None]:
     """Let torch and Triton believe in a GPU, for as long as nothing is launched."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
+    from triton.backends.compiler import GPUTarget  # type: ignore
+    from triton.runtime import driver  # type: ignore
 
     # Patterns are registered once in a process, from small tensors with values: they are made on the CPU as ever.
     cpu, register = torch.device("cpu"), joint_graph.lazy_init
@@ -158,15 +157,17 @@ def _pretend_h100() -> Iterator[None]:
             get_device_properties=lambda device: {"max_shared_mem": H100.shared_memory_per_block_optin}
         ),
     )
+    replaced: list[tuple[Any, str, Any]] = [(torch.cuda, name, value) for name, value in cuda.items()]
+    replaced += [(device_interface.CudaInterface, name, staticmethod(cuda[name])) for name in interface]
+    replaced += [
+        (joint_graph, "lazy_init", lambda device=None: register(cpu)),
+        (fake_tensor, "init_gpu_context", lambda device: None),
+        (torch.utils._triton, "triton_hash_with_backend", lambda: "h100"),
+        (driver, "_active", triton_driver),
+    ]
     with contextlib.ExitStack() as stack:
-        for name, value in cuda.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        for name in interface:
-            stack.enter_context(mock.patch.object(device_interface.CudaInterface, name, staticmethod(cuda[name])))
+        for owner, name, value in replaced:
+            stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_device_properties, {"cuda": [H100]}))
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_current_devices, {"cuda": 0}))
-        stack.enter_context(mock.patch.object(joint_graph, "lazy_init", lambda device=None: register(cpu)))
-        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))
-        stack.enter_context(mock.patch.object(torch.utils._triton, "triton_hash_with_backend", lambda: "h100"))
-        stack.enter_context(mock.patch.object(driver, "_active", triton_driver))
         yield
