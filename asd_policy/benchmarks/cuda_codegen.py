@@ -1,7 +1,7 @@
 """Count the kernels of the CUDA code that Inductor generates for a function, on a machine that may have no GPU.
 
 Inductor decides what to fuse before it compiles anything, from the shapes alone. So tensors without values stand for
-the GPU's, torch is told of an H100, and the generated program is read instead of loaded. Nothing runs, nothing is timed.
+the GPU's, torch is told of an H100, and the generated program is read instead of loaded. Nothing runs or is timed.
 The pretence replaces internals of torch and may need care with another version; it was made with torch 2.14.
 """
 
@@ -25,6 +25,7 @@ from torch._inductor.graph import GraphLowering
 from torch._subclasses import fake_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 H100 = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
@@ -127,6 +128,14 @@ def _calls(source: str) -> Iterator[str]:
                 yield ast.unparse(node.func)
 
 
+class _OnCpu(TorchDispatchMode):
+    """Makes on the CPU what should be made on a GPU: the constants that Inductor folds while it compiles."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def _pretend_h100() -> Iterator[None]:
     """Let torch and Triton believe in a GPU, for as long as nothing is launched."""
@@ -135,6 +144,8 @@ def _pretend_h100() -> Iterator[None]:
 
     # Patterns are registered once in a process, from small tensors with values: they are made on the CPU as ever.
     cpu, register = torch.device("cpu"), joint_graph.lazy_init
+    folder = joint_graph.UniformValueConstantFolder
+    run = folder.run
     register(cpu)
     pre_grad.lazy_init()
     post_grad.lazy_init()
@@ -157,10 +168,16 @@ def _pretend_h100() -> Iterator[None]:
             get_device_properties=lambda device: {"max_shared_mem": H100.shared_memory_per_block_optin}
         ),
     )
+
+    def fold(self: joint_graph.UniformValueConstantFolder, *args: Any, **kwargs: Any) -> Any:
+        with _OnCpu():
+            return run(self, *args, **kwargs)
+
     replaced: list[tuple[Any, str, Any]] = [(torch.cuda, name, value) for name, value in cuda.items()]
     replaced += [(device_interface.CudaInterface, name, staticmethod(cuda[name])) for name in interface]
     replaced += [
         (joint_graph, "lazy_init", lambda device=None: register(cpu)),
+        (folder, "run", fold),
         (fake_tensor, "init_gpu_context", lambda device: None),
         (torch.utils._triton, "triton_hash_with_backend", lambda: "h100"),
         (driver, "_active", triton_driver),
