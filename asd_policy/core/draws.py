@@ -22,8 +22,10 @@ class SampleStats:
     acceptance: Tensor  # (K,) float32, the share of chains that kept their draft at each step
 
     @staticmethod
-    def of_rounds(verified_in: Tensor, accepted: Tensor, evaluations: Tensor, calls: int) -> SampleStats:
+    def of_rounds(since: Tensor, accepted: Tensor, evaluations: Tensor, calls: int) -> SampleStats:
         """Of speculation, from the `State` of a finished run on the CPU and the draft's calls per round."""
+        begins = since == torch.arange(since.shape[1], device="cpu")  # (B, K), the steps at which a round began
+        verified_in = begins.cumsum(dim=1) - 1  # (B, K), the round in which each step became certain
         loops = verified_in[:, -1] + 1  # (B,)
         counted = torch.arange(int(loops.max()), device="cpu").view(-1, 1, 1)
         return SampleStats(
@@ -60,7 +62,7 @@ class Drawn(NamedTuple):
     """
 
     x: Tensor  # (B, *E)
-    record: tuple[Tensor, Tensor, Tensor] | None  # `State`'s verified_in, accepted and evaluations; None without drafts
+    record: tuple[Tensor, Tensor, Tensor] | None  # `State`'s since, accepted and evaluations; None without drafts
     calls: int  # sequential network calls: of each round, or in all where there is no record
     predictions: Tensor | None  # as in `Draws`
 
@@ -74,6 +76,6 @@ class Drawn(NamedTuple):
         check_finite(x)
         if self.record is None:
             return Draws(self.x, SampleStats.of_steps(len(x), self.calls), self.predictions), found
-        verified_in, accepted, evaluations, *found = found
-        stats = SampleStats.of_rounds(verified_in, accepted, evaluations, self.calls)
+        since, accepted, evaluations, *found = found
+        stats = SampleStats.of_rounds(since, accepted, evaluations, self.calls)
         return Draws(self.x, stats, self.predictions), found

@@ -14,6 +14,7 @@ class Ahead(NamedTuple):
     """What is known of the W steps of a window before any of them is speculated."""
 
     step: Tensor  # (B, W) int64; the last step repeats where the window runs past it
+    row: Tensor  # (B, W) int64, the chain that each belongs to
     a: Tensor  # (B, W) the chain's coefficients at these steps
     b: Tensor  # (B, W)
     s: Tensor  # (B, W)

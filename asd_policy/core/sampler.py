@@ -155,7 +155,7 @@ class AsdSampler:
         chain = self.chain(batch_size, cond, generator)
         state = begin(chain, self.draft, warm)
         state = self._capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
-        record = state.verified_in, state.accepted, state.evaluations
+        record = state.since, state.accepted, state.evaluations
         return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
     def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:

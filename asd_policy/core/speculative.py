@@ -37,8 +37,7 @@ class State(NamedTuple):
     frontier: Tensor  # (B,) int64
     x: Tensor  # (B, *E) the state at the frontier
     memory: Memory  # the draft's
-    round: Tensor  # () int64, rounds done
-    verified_in: Tensor  # (B, K) int64, the round in which each step became certain
+    since: Tensor  # (B, K) int64, the frontier of the round in which each step became certain
     accepted: Tensor  # (B, K) bool, whether it kept its draft
     evaluations: Tensor  # (B,) int64, states that the network has been asked about
 
@@ -52,8 +51,7 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
         frontier=zeros,
         x=start.clone(),  # a capture changes it in place
         memory=draft.begin(start, u.shape[1], warm),
-        round=zeros.new_zeros(()),
-        verified_in=torch.zeros_like(u, dtype=torch.int64),
+        since=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
         evaluations=zeros.clone(),
     )
@@ -81,16 +79,18 @@ def speculative_round(chain: Chain, draft: Draft, state: State, window: int, par
     """Advance every unfinished chain by at least one and at most `window` steps; `parts` None for the plain ones."""
     parts = parts or PLAIN
 
-    def network(x: Tensor, step: Tensor) -> Tensor:
-        row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
+    def network(x: Tensor, step: Tensor, row: Tensor) -> Tensor:
         x0 = parts.denoise(chain.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), chain.context)
         return x0.unflatten(0, step.shape)
 
-    first = state.frontier.clamp(max=len(chain.s) - 1)
-    memory = draft.propose(state.memory, state.x, first, network)
+    def look_again(x: Tensor, step: Tensor) -> Tensor:
+        row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
+        return network(x, step.clamp(max=len(chain.s) - 1), row)  # a finished chain's frontier is past the last step
+
+    memory = draft.propose(state.memory, state.x, state.frontier, look_again)
     ahead = parts.look_ahead(chain, draft, memory, state.frontier, window)
     y, mhat = parts.roll_out(state.x, ahead, chain.clip)
-    x0 = network(y, ahead.step)
+    x0 = network(y, ahead.step, ahead.row)
     return parts.settle(draft, state, Speculated(ahead, y, mhat, memory), x0)
 
 
@@ -101,6 +101,7 @@ def look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, win
     step = steps.clamp(max=len(chain.s) - 1)  # (B, W)
     return Ahead(
         step=step,
+        row=rows.expand_as(step).contiguous(),
         a=chain.a[step],
         b=chain.b[step],
         s=chain.s[step],
@@ -132,8 +133,7 @@ def settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> St
         frontier=state.frontier + advance,
         x=x,
         memory=draft.learn(memory, Verified(ahead.step, y, x0, advance)),
-        round=state.round + 1,
-        verified_in=torch.where(fresh, state.round, state.verified_in),
+        since=torch.where(fresh, state.frontier.unsqueeze(1), state.since),
         # A step that became certain kept its draft, unless it is the first rejected one.
         accepted=torch.where(fresh, position < kept.unsqueeze(1), state.accepted),
         evaluations=state.evaluations + torch.where(advance > 0, remaining + draft.calls - 1, 0),

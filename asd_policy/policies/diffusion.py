@@ -309,7 +309,7 @@ class DiffusionPolicy:
         return self._condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
 
     def _tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """The policy's keys of an observation, on the CPU: (B, D) or (B, H, W, C) each; `batch` is (B,) or, for one, ()."""
+        """The policy's keys of an observation on the CPU, (B, D) or (B, H, W, C); `batch` is (B,), or () for one."""
         shapes = self.config.obs_shapes
         values = {key: checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
         tensors = {key: value.view(-1, *shapes[key]) for key, value in values.items()}

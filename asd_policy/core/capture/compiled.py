@@ -7,7 +7,7 @@ symbols in it. torch.compile treats a size of 1 apart, so there is code for one 
 from __future__ import annotations
 
 import functools
-import logging
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +21,25 @@ from asd_policy.core.roll_out import Ahead, roll_out
 from asd_policy.core.speculative import Chain, Parts, Speculated, State, look_ahead, settle
 from asd_policy.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
 MAX_NETWORKS = 256
 """Networks of different structure that a process may compile; more are taken for a mistake."""
 
 
 def compiled_parts(device: torch.device) -> Parts:
     """The parts of a round on `device`, in few kernels. The state is changed in place."""
-    return Parts(compiled_look_ahead, roll_out, compiled_denoise, compiled_settle)
+    return Parts(compiled_look_ahead, _roll_out_for(device), compiled_denoise, compiled_settle)
+
+
+def _roll_out_for(device: torch.device) -> Callable[[Tensor, Ahead, float | None], tuple[Tensor, Tensor]]:
+    """`roll_out`, in one kernel where Triton has a GPU."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return roll_out
+    from asd_policy.core.capture.roll_out_triton import roll_out_triton  # Triton takes a while to import
+
+    def in_one_kernel(x: Tensor, ahead: Ahead, clip: float | None) -> tuple[Tensor, Tensor]:
+        return roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
+
+    return in_one_kernel
 
 
 def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:

@@ -24,7 +24,7 @@ class PathMemory(NamedTuple):
     x0: Tensor  # (B, K, *E) the prediction; steps that no window has reached hold the farthest one
     y: Tensor  # (B, K, *E) the state it was made at
     gain: Tensor  # (B, K) how the prediction follows a change of that state
-    reach: Tensor  # (B,) int64, steps before this one have been evaluated
+    evaluated: Tensor  # (B, K) bool, whether both are of the step itself, from the last round
 
 
 class Path:
@@ -38,7 +38,7 @@ class Path:
             x0=zeros.clone() if warm is None else warm.clone(),
             y=zeros,
             gain=torch.zeros(zeros.shape[:2], dtype=zeros.dtype, device=zeros.device),
-            reach=torch.zeros(len(start), dtype=torch.int64, device=start.device),
+            evaluated=torch.zeros(zeros.shape[:2], dtype=torch.bool, device=zeros.device),
         )
 
     def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
@@ -59,14 +59,13 @@ class Path:
         # Beyond the first rejection the network may fail where the chain never goes: such predictions are not kept.
         kept = (position >= 0) & (inner(x0, x0) + inner(y, y)).isfinite()
         evaluated = kept & (position < window)
-        again = evaluated & (position + first < memory.reach.unsqueeze(1))
-        gain = torch.where(again, secant_gain(x0 - memory.x0, y - memory.y), 0)
+        gain = torch.where(evaluated & memory.evaluated, secant_gain(x0 - memory.x0, y - memory.y), 0)
         per_event = (...,) + (None,) * (x0.ndim - 2)
         return PathMemory(
             x0=torch.where(kept[per_event], x0, memory.x0),
             y=torch.where(evaluated[per_event], y, memory.y),
             gain=gain,
-            reach=(first.squeeze(1) + window).clamp(max=num_steps),
+            evaluated=evaluated,
         )
 
     def predictions(self, memory: PathMemory) -> Tensor:

@@ -61,7 +61,10 @@ class Draft(Protocol):
         ...
 
     def propose(self, memory: Memory, x: Tensor, frontier: Tensor, denoise: Denoise) -> Memory:
-        """Look again at the frontier's state x (B, *E), at step `frontier` (B,), before a window is speculated."""
+        """Look again at the frontier's state x (B, *E), at step `frontier` (B,), before a window is speculated.
+
+        The frontier of a finished chain is K; `denoise` then answers for the last step.
+        """
         ...
 
     def guess(self, memory: Memory, step: Tensor) -> Guess:
