@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asd_policy.errors import ConfigError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import channels_last_trunk
+from asd_policy.nets.unet1d_channels_last import _mish, channels_last_trunk
 
 SIZES = {"down_dims": (16, 32, 64), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 32}
 
@@ -64,6 +64,14 @@ def test_channels_last_trunk_is_the_same_function(cond_predict_scale: bool, monk
         strict=True,
     ):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
+
+
+def test_mish_of_large_values_is_torchs_and_so_are_its_gradients() -> None:
+    x = torch.tensor([-200.0, -20.0, -1.0, 0.0, 1.0, 19.0, 30.0, 60.0, 200.0], requires_grad=True)
+    ours, torchs = _mish(x), torch.nn.functional.mish(x)
+    torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-5)
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (ours, torchs)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("cond_predict_scale", [True, False])
