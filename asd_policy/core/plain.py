@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.core.capture import make_capture
+from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
 from asd_policy.core.denoiser import Denoiser, device_of, prepare
 from asd_policy.core.draws import Drawn, Draws
@@ -24,7 +25,7 @@ class PlainSampler:
         denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
         steps: what a step does.
         event_shape: E, the shape of one sample.
-        capture: how the steps are run: "eager", "compile" or "cuda_graph"; see `AsdSampler`.
+        capture: how the steps are run: "eager", "compile", "cuda_graph" or a capture; see `AsdSampler`.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
@@ -36,7 +37,7 @@ class PlainSampler:
         denoiser: Denoiser,
         steps: Steps,
         event_shape: Sequence[int],
-        capture: str = "eager",
+        capture: str | Capture = "eager",
         device: torch.device | str | None = None,
     ):
         self.denoiser = denoiser
@@ -89,7 +90,7 @@ def ddpm_sampler(
     denoiser: Denoiser,
     schedule: Schedule,
     event_shape: Sequence[int],
-    capture: str = "eager",
+    capture: str | Capture = "eager",
     device: torch.device | str | None = None,
 ) -> PlainSampler:
     """Ancestral sampling in K steps, as `sample_ddpm`."""
@@ -104,7 +105,7 @@ def ddim_sampler(
     eta: float = 0.0,
     use_clipped_model_output: bool = True,
     set_alpha_to_one: bool = True,
-    capture: str = "eager",
+    capture: str | Capture = "eager",
     device: torch.device | str | None = None,
 ) -> PlainSampler:
     """DDIM, as `sample_ddim`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from asd_policy.core.capture import make_capture
+from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.checks import as_count, as_device, as_event_shape, as_seed, check_condition
 from asd_policy.core.denoiser import Denoiser, device_of, prepare
 from asd_policy.core.drafts import make_draft
@@ -48,8 +49,8 @@ class AsdSampler:
         draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
             a window for each frontier; or "auto", which `calibrate` replaces by the cheapest table for this device.
-        capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts) or
-            "cuda_graph" (CUDA graphs of compiled parts).
+        capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts),
+            "cuda_graph" (CUDA graphs of compiled parts), or a capture object.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
@@ -64,7 +65,7 @@ class AsdSampler:
         event_shape: Sequence[int],
         draft: str = "path",
         window: int | Windows | Literal["auto"] | None = 24,
-        capture: str = "eager",
+        capture: str | Capture = "eager",
         device: torch.device | str | None = None,
     ):
         self.denoiser = denoiser

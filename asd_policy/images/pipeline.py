@@ -12,7 +12,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from asd_policy.core import OnRound, SampleStats
+from asd_policy.core import Denoiser, OnRound, SampleStats
+from asd_policy.core.capture.protocol import Capture
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.images.arguments import (
     OUTPUT_TYPES,
@@ -24,9 +25,10 @@ from asd_policy.images.arguments import (
     image_size,
     whole,
 )
+from asd_policy.images.capture import PipelineSamplers
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler, make_denoiser
+from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
 from asd_policy.policies.samplers import ChunkSampler, make_sampler
 
@@ -38,6 +40,7 @@ class AsdImagePipeline:
         pipe: the pipeline. Its U-Net, scheduler, device and progress bar are used as they are at each call.
         sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law).
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
+        capture: how the steps are run: "eager", "compile" or "cuda_graph"; see `AsdSampler` and docs/images.md.
         sampler_options: asd: `draft`, `window`; ddim: `num_steps`, `eta`.
 
     Raises:
@@ -45,7 +48,14 @@ class AsdImagePipeline:
             not take; at a call too, if the pipeline was changed.
     """
 
-    def __init__(self, pipe: DDPMPipeline, sampler: str = "asd", max_states: int | None = None, **sampler_options: Any):
+    def __init__(
+        self,
+        pipe: DDPMPipeline,
+        sampler: str = "asd",
+        max_states: int | None = None,
+        capture: str = "eager",
+        **sampler_options: Any,
+    ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
         """What the last images cost."""
@@ -53,6 +63,7 @@ class AsdImagePipeline:
             sampler_options["window"] = checked_window(sampler_options["window"])
         self._name, self._options = sampler, sampler_options
         self._max_states = None if max_states is None else whole("max_states", max_states)
+        self._samplers: PipelineSamplers[ChunkSampler] = PipelineSamplers(capture, self._max_states)
         table = sampler_options.get("window")
         # Refuses now what would fail at the first images.
         self._sampler(len(table) if isinstance(table, tuple | list) else None, guidance_scale=1.0)
@@ -131,7 +142,7 @@ class AsdImagePipeline:
                 them.
             num_inference_steps: K, strided from the training timesteps; None takes all of them.
             output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for one as it was drawn.
-            on_round: called after each round with how far the images are.
+            on_round: called after each round with how far the images are; capture="cuda_graph" takes none.
             return_dict: False for a tuple with the images.
 
         Raises:
@@ -140,13 +151,14 @@ class AsdImagePipeline:
         """
         check_name("output_type", output_type, OUTPUT_TYPES)
         batch_size, guidance_scale = whole("batch_size", batch_size), finite("guidance_scale", guidance_scale)
+        self._samplers.check_watcher("on_round", on_round)
         sampler = self._sampler(num_inference_steps, guidance_scale)
         cond = self._condition(batch_size, class_labels, guidance_scale, negative_label)
         device = self.pipe._execution_device
         noise = diffusers_noise(batch_size, sampler.num_steps, self.event_shape, generator, device)
         self.stats = None
         with progress_bar(self.pipe, sampler.num_steps, on_round) as report:
-            draws = sampler.draw(batch_size, cond, noise, on_round=report)
+            draws = sampler.draw(batch_size, cond, noise, on_round=report if self._samplers.watched else None)
         self.stats = draws.stats
         images = VaeImageProcessor().postprocess(draws.x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
@@ -154,14 +166,15 @@ class AsdImagePipeline:
     def _sampler(self, num_steps: int | None, guidance_scale: float) -> ChunkSampler:
         """The sampler over the pipeline as it is now."""
         check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
-        network = UnetNetwork(self.pipe.unet, guidance_scale, self._max_states)
+        network = UnetNetwork(self.pipe.unet, guidance_scale)
         scheduler = self.scheduler
         schedule = ddpm_schedule(scheduler, num_steps)
-        denoiser = make_denoiser(network, scheduler, schedule).to(self.pipe._execution_device)
-        if self._options.get("capture") in ("compile", "cuda_graph"):
-            raise ConfigError(f"capture={self._options['capture']!r} runs no diffusers U-Net; expected 'eager'.")
-        with as_config_errors():
-            return make_sampler(self._name, denoiser, schedule, self.event_shape, **self._options)
+        shape, device = self.event_shape, self.pipe._execution_device
+
+        def make(denoiser: Denoiser, capture: Capture) -> ChunkSampler:
+            return make_sampler(self._name, denoiser, schedule, shape, capture=capture, **self._options)
+
+        return self._samplers.get(network, scheduler, schedule, shape, device, make)
 
     def _condition(
         self, batch_size: int, labels: Sequence[int] | None, guidance_scale: float, negative: int | None

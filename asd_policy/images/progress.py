@@ -15,6 +15,8 @@ from asd_policy.core import OnRound
 def progress_bar(pipe: DiffusionPipeline, num_steps: int, on_round: OnRound | None = None) -> Iterator[OnRound]:
     """Show the pipeline's own bar of `num_steps` steps, and yield what moves it to the slowest image's frontier.
 
+    At the end the bar is full, whether or not it was moved on the way.
+
     Args:
         on_round: called after each round too.
     """
@@ -30,3 +32,4 @@ def progress_bar(pipe: DiffusionPipeline, num_steps: int, on_round: OnRound | No
                 on_round(frontier, x)
 
         yield report
+        bar.update(num_steps - certain)

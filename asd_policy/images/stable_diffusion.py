@@ -10,7 +10,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiff
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from asd_policy.core import AsdSampler, NoiseTape, OnRound, SampleStats
+from asd_policy.core import AsdSampler, Denoiser, NoiseTape, OnRound, SampleStats
+from asd_policy.core.capture.protocol import Capture
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import (
     OUTPUT_TYPES,
@@ -26,10 +27,11 @@ from asd_policy.images.arguments import (
     whole,
 )
 from asd_policy.images.callbacks import Interrupted, StepEnd, check_callback, watch
+from asd_policy.images.capture import PipelineSamplers
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.pipeline import AsdImagePipeline
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler, make_denoiser
+from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
 
 TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -37,7 +39,11 @@ TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
 def accelerate_pipeline(
-    pipe: DiffusionPipeline, draft: str = "path", window: int | None = 24, max_states: int | None = None
+    pipe: DiffusionPipeline,
+    draft: str = "path",
+    window: int | None = 24,
+    max_states: int | None = None,
+    capture: str = "eager",
 ) -> AsdStableDiffusion | AsdImagePipeline:
     """The pipeline, sampling the DDPM of its noise schedule exactly, with a fraction of the sequential U-Net calls.
 
@@ -47,14 +53,15 @@ def accelerate_pipeline(
         draft: "path", "reuse" or "frozen" (the paper's).
         window: how many steps a round speculates; None for all.
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
+        capture: how the rounds are run: "eager", "compile" or "cuda_graph"; see `AsdSampler` and docs/images.md.
 
     Raises:
         ConfigError: on another pipeline, or one whose U-Net or scheduler is not a DDPM's, and on bad options.
     """
     if isinstance(pipe, DDPMPipeline):
-        return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window)
+        return AsdImagePipeline(pipe, "asd", max_states, capture, draft=draft, window=window)
     if isinstance(pipe, StableDiffusionPipeline):
-        return AsdStableDiffusion(pipe, draft, window, max_states)
+        return AsdStableDiffusion(pipe, draft, window, max_states, capture)
     raise ConfigError(f"Got a {type(pipe).__name__}; expected a StableDiffusionPipeline or a DDPMPipeline.")
 
 
@@ -76,12 +83,14 @@ class AsdStableDiffusion:
         draft: str = "path",
         window: int | None = 24,
         max_states: int | None = None,
+        capture: str = "eager",
     ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
         """What the last images cost; None if they were interrupted."""
         self._draft, self._window = draft, checked_window(window)
-        self._max_states = None if max_states is None else whole("max_states", max_states)
+        max_states = None if max_states is None else whole("max_states", max_states)
+        self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
         table = self._window if isinstance(self._window, tuple | list) else None
         # Refuses now what would fail at the first prompt.
         self._sampler(self._network(1.0), len(table) if table else None, None, (1,))
@@ -135,7 +144,7 @@ class AsdStableDiffusion:
             cross_attention_kwargs: plain values, such as {"scale": 0.5} for LoRA weights.
             callback_on_step_end: called once per round, with the last step that is certain in every image and its
                 timestep; `latents` has each image where it is. It may stop the run (`pipe._interrupt = True`), but not
-                change it: the samples would have another law.
+                change it: the samples would have another law. capture="cuda_graph" takes none.
 
         Raises:
             ConfigError: on arguments that diffusers refuses or that do not exist, a batch that does not fit the
@@ -146,6 +155,7 @@ class AsdStableDiffusion:
         adapters = {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}
         refuse({"sigmas": sigmas, **adapters, **others}, self.__call__)
         check_name("output_type", output_type, OUTPUT_TYPES)
+        self._samplers.check_watcher("callback_on_step_end", callback_on_step_end)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, TENSOR_INPUTS)
         pipe = self.pipe
         network = self._network(guidance_scale, guidance_rescale, cross_attention_kwargs)
@@ -171,7 +181,7 @@ class AsdStableDiffusion:
         pipe, own = self.pipe, ("__call__", "prepare_latents")
         check_pipeline(pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
         guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
-        network = UnetNetwork(pipe.unet, guidance_scale, self._max_states, rescale, attention)
+        network = UnetNetwork(pipe.unet, guidance_scale, None, rescale, attention)
         latent, decoded = pipe.unet.config.in_channels, pipe.vae.config.get("latent_channels")
         if decoded not in (None, latent):
             raise ConfigError(f"The U-Net makes latents of {latent} channels; the VAE decodes {decoded}.")
@@ -189,9 +199,11 @@ class AsdStableDiffusion:
         """The sampler over the pipeline as it is now."""
         scheduler = self.scheduler
         schedule = ddpm_schedule(scheduler, num_steps, timesteps)
-        denoiser = make_denoiser(network, scheduler, schedule).to(self.pipe._execution_device)
-        with as_config_errors():
-            return AsdSampler(denoiser, schedule, event_shape, self._draft, self._window)
+
+        def make(denoiser: Denoiser, capture: Capture) -> AsdSampler:
+            return AsdSampler(denoiser, schedule, event_shape, self._draft, self._window, capture)
+
+        return self._samplers.get(network, scheduler, schedule, event_shape, self.pipe._execution_device, make)
 
     def _event_shape(self, height: int | None, width: int | None, latents: Tensor | None) -> tuple[int, ...]:
         """(C, H, W) of a latent image, from the latents, the pixels asked for or the U-Net."""
@@ -262,7 +274,7 @@ class AsdStableDiffusion:
         self.stats = None
         try:
             with progress_bar(self.pipe, sampler.num_steps, watcher) as report:
-                draws = sampler.draw(len(cond), cond, noise, on_round=report)
+                draws = sampler.draw(len(cond), cond, noise, on_round=report if self._samplers.watched else None)
         except Interrupted as interrupted:
             return interrupted.latents
         self.stats = draws.stats

@@ -12,8 +12,10 @@ from asd_policy.errors import UnknownNameError
 CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager_loop, "compile": compiled_loop, "cuda_graph": CudaGraph}
 
 
-def make_capture(name: str) -> Capture:
-    """The capture called `name`. Raises UnknownNameError, which lists them all."""
-    if name not in tuple(CAPTURES):  # a name may be anything, hashable or not
-        raise UnknownNameError("capture", name, CAPTURES)
-    return CAPTURES[name]()
+def make_capture(capture: str | Capture) -> Capture:
+    """The capture of that name, or the one that is given. Raises UnknownNameError, which lists all names."""
+    if isinstance(capture, Capture):
+        return capture
+    if capture not in tuple(CAPTURES):  # a name may be anything, hashable or not
+        raise UnknownNameError("capture", capture, CAPTURES)
+    return CAPTURES[capture]()

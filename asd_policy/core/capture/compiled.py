@@ -75,7 +75,7 @@ def _run(function: Callable[..., Any], *arguments: Any) -> Any:
 
     try:
         return _compiled(function)(*arguments)
-    except (exc.Unsupported, exc.UncapturedHigherOrderOpError) as error:
+    except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:
         raise ConfigError(
             f"The denoiser or draft cannot be captured as one graph; change it, or take capture='eager'. {error}"
         ) from error

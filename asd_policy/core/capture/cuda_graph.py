@@ -24,7 +24,7 @@ from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
-from asd_policy.core.speculative import Chain, State, speculative_round
+from asd_policy.core.speculative import Chain, Parts, State, speculative_round
 from asd_policy.core.window import Windows, stages
 from asd_policy.errors import ConfigError
 
@@ -52,14 +52,15 @@ class CudaGraph:
 
     least_window = None  # a row costs a GPU next to nothing, another window another capture
 
-    def __init__(self) -> None:
+    def __init__(self, make_parts: Callable[[torch.device], Parts] = compiled_parts) -> None:
+        self._make_parts = make_parts
         self._captured: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self._storage: tuple[int, ...] = ()
         self._turn = threading.Lock()
         self._read: torch.cuda.Event | None = None  # recorded when the last run's results had been copied out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CudaGraph, ()  # a graph stays in its process: a copy captures again
+        return CudaGraph, (self._make_parts,)  # a graph stays in its process: a copy captures again
 
     @property
     def captures(self) -> int:
@@ -78,7 +79,7 @@ class CudaGraph:
         def capture() -> Callable[..., State]:
             check_capturable(lambda chain, state: speculative_round(chain, draft, state, windows[0]), chain, state)
             loop = _WhileNodes if has_while_nodes() else _Replays
-            return loop(chain, draft, state, windows)
+            return loop(chain, draft, state, windows, self._make_parts(state.x.device))
 
         return self._run(capture, (draft, windows), chain.denoiser, (chain, state), on_round)
 
@@ -90,7 +91,7 @@ class CudaGraph:
         def capture() -> Callable[..., Tensor]:
             zeros = torch.zeros(len(tape.start), dtype=torch.int64, device=tape.start.device)
             check_capturable(partial(denoise, denoiser), tape.start, zeros, zeros, context)
-            parts = compiled_parts(tape.start.device)
+            parts = self._make_parts(tape.start.device)
             return _Steps(lambda context, tape: steps(parts.denoise, denoiser, context, tape), (context, tape))
 
         return self._run(capture, (steps,), denoiser, (context, tape), on_round)
@@ -155,9 +156,9 @@ class _Steps:
 class _Rounds:
     """The buffers of a speculative loop, and one round that changes them in place."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State):
+    def __init__(self, chain: Chain, draft: Draft, state: State, parts: Parts):
         self._chain, self.state, self._draft = _cloned(chain), _cloned(state), draft
-        self._parts = compiled_parts(state.x.device)
+        self._parts = parts
 
     def load(self, chain: Chain, state: State) -> None:
         """Copy a batch in."""
@@ -175,8 +176,8 @@ class _Rounds:
 class _WhileNodes:
     """The whole loop as one graph."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows):
-        self._rounds = rounds = _Rounds(chain, draft, state)
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows, parts: Parts):
+        self._rounds = rounds = _Rounds(chain, draft, state, parts)
         for _, window in stages(windows):
             _warm_up(partial(rounds.run, window))
         self._graph = graph = torch.cuda.CUDAGraph()
@@ -196,8 +197,8 @@ class _WhileNodes:
 class _Replays:
     """A graph for a round of each stage, with the copy of the slowest frontier to the host at its end."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows):
-        self._rounds = _Rounds(chain, draft, state)
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows, parts: Parts):
+        self._rounds = _Rounds(chain, draft, state, parts)
         self._slowest = torch.zeros((), dtype=torch.int64, pin_memory=True)
         self._stages = [(until, self._captured(window)) for until, window in stages(windows)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from asd_policy.core.speculative import Chain, State
 from asd_policy.core.window import Windows
 
 
+@runtime_checkable
 class Capture(Protocol):
     """One way of running the loops of speculative and of plain samplers."""
 
