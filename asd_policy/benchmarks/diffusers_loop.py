@@ -139,6 +139,8 @@ def loop_policy(policy: DiffusionPolicy, restated: bool) -> DiffusionPolicy:
 
 def has_diffusers() -> bool:
     """Whether diffusers can be imported."""
-    from importlib.util import find_spec
-
-    return find_spec("diffusers") is not None
+    try:
+        import diffusers  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from asd_policy.benchmarks.gpu_table import Row, table
 
 
 class Budget:
@@ -30,7 +30,7 @@ class Budget:
 
 
 class Results:
-    """Rows by section, in JSON and, at the end, a table."""
+    """Rows by section, in a folder as gpu_check.json and as the table gpu_check.md."""
 
     def __init__(self, folder: Path, about: Row):
         self.folder, self.about = folder, about
@@ -60,11 +60,11 @@ class Results:
 
     def save(self) -> None:
         """Write what there is; NaN, which JSON lacks, as null."""
-        text = json.dumps({**self.about, "rows": _without_nan(self.rows)}, indent=1)
-        path = self.folder / "gpu_check.json"
-        part = path.with_suffix(".part")
-        part.write_text(text + "\n")
-        part.replace(path)
+        found = {**self.about, "rows": _without_nan(self.rows)}
+        for name, text in (("gpu_check.json", json.dumps(found, indent=1) + "\n"), ("gpu_check.md", table(found))):
+            part = self.folder / f"{name}.part"
+            part.write_text(text)
+            part.replace(self.folder / name)
 
 
 def outcome(row: Row, key: str, unit: str) -> str:

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from asd_policy.benchmarks.gpu_results import Row
+Row = dict[str, Any]
+"""One measurement: its section, its name, its values; or its error, or why it was skipped."""
 
 WIDTH = 120
 MEASURED = Callable[[float], str]
