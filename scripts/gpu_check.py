@@ -4,7 +4,7 @@
 
 Writes gpu_check.json and gpu_check.md anew after every row, and tests.txt, what pytest said. Sections are measured
 in order of importance, each until its share of --minutes is over; what found no time says so. Needs torch with Triton,
-NumPy, einops, safetensors and, for the tests, pytest and scipy; diffusers if it is there. See docs/gpu.md.
+NumPy, einops, safetensors and, for the tests, pytest; it times diffusers too if that is there. See docs/gpu.md.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from asd_policy.benchmarks.gpu_chunks import Chunks
 from asd_policy.benchmarks.gpu_networks import compare_precisions, measure_wide_network
 from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench, Plan
 from asd_policy.benchmarks.gpu_results import Row
-from asd_policy.benchmarks.gpu_tests import run_tests
+from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
 from asd_policy.core.capture.cuda_graph import has_while_nodes
 
 MINIMUM_FOR_TESTS = 20  # seconds; importing torch takes a good part of them
@@ -60,13 +60,14 @@ def run_sections(bench: Bench, only: Sequence[str] = (), without: Sequence[str] 
 
 def check_tests(bench: Bench, share: float) -> None:
     """Run the tests that need a GPU, as long as time is left."""
-    row = bench.results.add("tests", " ".join(("pytest", *bench.plan.tests)))
+    chosen = gpu_tests(bench.root) if bench.plan.tests is None else bench.plan.tests
+    row = bench.results.add("tests", " ".join(("pytest", *chosen)))
     left = bench.budget.left(share)
     if left < MINIMUM_FOR_TESTS:
         row["skipped"] = NO_TIME
         return
     with bench.results.measuring(row):
-        row |= run_tests(bench.root, bench.results.folder / "tests.txt", left, bench.plan.tests)
+        row |= run_tests(bench.root, bench.results.folder / "tests.txt", left, chosen)
 
 
 def machine(device: torch.device) -> Row:

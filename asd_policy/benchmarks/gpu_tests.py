@@ -11,14 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TESTS = ("-m", "gpu", "tests/core", "tests/policies")
+FOLDERS = ("tests/core", "tests/policies")
 GRACE = 15  # seconds in which an interrupted pytest writes its summary
 
 
-def run_tests(root: Path, report: Path, seconds: float, chosen: Sequence[str] = TESTS) -> dict[str, Any]:
-    """Run pytest in `root` for at most some seconds, its output going to `report`.
+def gpu_tests(root: Path) -> list[str]:
+    """pytest's arguments for the tests in `root` that need a GPU: no other module need be importable."""
+    files = [file for folder in FOLDERS for file in sorted((root / folder).rglob("test_*.py"))]
+    return ["-m", "gpu", *(str(file.relative_to(root)) for file in files if "mark.gpu" in file.read_text())]
 
-    Modules that cannot be imported, for want of a package that only tests need, are counted as errors; the others run.
+
+def run_tests(root: Path, report: Path, seconds: float, chosen: Sequence[str]) -> dict[str, Any]:
+    """Run pytest with the arguments `chosen` in `root` for at most some seconds; its output goes to `report`.
+
+    A module that cannot be imported, such as for want of a package, is named; the others run.
     """
     options = ("-v", "--tb=short", "--continue-on-collection-errors", "-p", "no:cacheprovider", "--color=no")
     command = [sys.executable, "-m", "pytest", *options, *chosen]

@@ -17,7 +17,7 @@ from asd_policy.benchmarks.gpu_check import machine, run_sections
 from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, TINY, Bench, Plan
 from asd_policy.benchmarks.gpu_results import Budget, Results
 from asd_policy.benchmarks.gpu_table import WIDTH
-from asd_policy.benchmarks.gpu_tests import run_tests
+from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
 from asd_policy.benchmarks.work import CHUNK, NETWORK, chunk_range, network_marked, profiled, work_on_gpu
 from asd_policy.errors import DataError
 from asd_policy.policies.samplers import SamplerSpec
@@ -228,6 +228,13 @@ def test_marks_are_calls_of_the_network(checkpoint, sampler, calls):
     assert spent > 0
     chosen.draw(1, cond, [torch.Generator().manual_seed(0)])
     assert clock.seconds == spent  # the marks are gone
+
+
+def test_tests_that_need_a_gpu_are_found():
+    chosen = gpu_tests(ROOT)
+    assert chosen[:2] == ["-m", "gpu"]
+    assert {"tests/core/test_capture.py", "tests/core/test_law.py"} <= set(chosen)
+    assert "tests/core/test_window.py" not in chosen
 
 
 def test_tests_are_counted(tmp_path):
