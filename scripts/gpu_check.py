@@ -1,9 +1,9 @@
-"""What a GPU makes of this package: latencies, kernels, a wide network, precisions, and the tests that need a GPU.
+"""Measure latency, kernels, a wide network and precisions on a GPU, and run the tests that need one.
 
     python scripts/gpu_check.py --out results/gpu
 
-Writes gpu_check.json and gpu_check.md anew after every row, and tests.txt, what pytest said. Sections are measured
-in order of importance, each until its share of --minutes is over; what found no time says so. Needs torch with Triton,
+Rewrites gpu_check.json and gpu_check.md after every row; pytest's output goes to tests.txt. The most important sections
+run first, each until its share of --minutes is over; rows without time are marked as skipped. Needs torch with Triton,
 NumPy, einops, safetensors and, for the tests, pytest; it times diffusers too if that is there. See docs/gpu.md.
 """
 

@@ -1,4 +1,4 @@
-"""Chunks of every sampler: timed in turn, from observations to actions, and their kernels counted."""
+"""Time chunks of every sampler in turn, and count their kernels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asd_policy.policies.diffusion import ChunkStats
 from asd_policy.policies.samplers import SamplerSpec
 
 TURNS = 20  # over which the chunks of a sampler are timed
-TURN_SECONDS = 0.15  # of a sampler in one turn, unless a single chunk takes longer
+TURN_SECONDS = 0.15  # of a sampler in one turn, at most, but for a single chunk
 TIMING_SHARE = 0.4  # of a section's time; no sampler is begun when no more than this is left
 
 
 class Chunks:
-    """The samplers of all batch sizes, kept between their timing and their counting."""
+    """The samplers of all batch sizes: timed first, profiled later."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -29,7 +29,7 @@ class Chunks:
         self._alone: dict[tuple[int, int], Repeated] = {}  # by rows and batch size
 
     def time(self, section: str, batch: int, share: float) -> None:
-        """Time all samplers in turn, so that a clock that changes does so for all of them."""
+        """Time all samplers in turn, so that changes of the GPU's clock affect all alike."""
         bench = self._bench
         rows = {label: bench.results.add(section, label, batch=batch) for label in bench.plan.samplers}
         kept_for_timing = TIMING_SHARE * bench.budget.left(share)
@@ -143,7 +143,7 @@ class Timed:
         self._rounds.append(int(stats.rounds.max()))  # a batch goes on until its slowest is done
 
     def chunks_of_next_turn(self, chunks: int) -> int:
-        """As many as bring the `chunks` wanted evenly over all turns; fewer where they take long, but one at least."""
+        """`chunks` spread evenly over all turns; at most `TURN_SECONDS` of them, but at least one."""
         if len(self._seconds) >= chunks:
             return 0
         wanted = min(-(-chunks // TURNS), chunks - len(self._seconds))

@@ -1,4 +1,4 @@
-"""A wide network by itself, and other precisions than float32."""
+"""Time a wide network, and compare precisions."""
 
 from __future__ import annotations
 

@@ -20,18 +20,18 @@ NO_TIME = "no time was left"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, the important first.
+    """What to measure, the most important first.
 
     Attributes:
         batches: environments that act together.
         samplers: as `SamplerSpec` writes them, and `LOOP`.
-        chunks: that each sampler is timed on, if its turns are long enough.
-        warm_up: chunks before that.
-        capture: how samplers of other precisions, and of the wide network, are run.
-        wide: the channels of the network that is measured against batch size and window.
-        wide_batches: these batch sizes.
-        wide_windows: and these windows.
-        calls: of the network alone, or of a round, in a group that is timed.
+        chunks: timed chunks of each sampler; slow samplers have fewer.
+        warm_up: chunks before these.
+        capture: of the sections "precision" and "network".
+        wide: channels of the wide network.
+        wide_batches: batch sizes of its calls.
+        wide_windows: windows of its rounds.
+        calls: calls, or rounds, in a timed group.
         compared: observations on which precisions are compared.
         tests: pytest's arguments; None for the tests that need a GPU.
     """
@@ -67,16 +67,16 @@ TINY = Plan(
     compared=1,
     tests=("tests/core/test_schedule.py", "-k", "nothing_of_this_name"),
 )
-"""For trying all of it on a CPU within a minute; its numbers mean nothing."""
+"""A dry run on a CPU in less than a minute. Its numbers mean nothing."""
 
 
 @dataclass
 class Bench:
-    """Everything that a section of the measurements needs.
+    """What every section needs.
 
     Attributes:
-        root: the folder that the tests lie in.
-        log: told of the progress.
+        root: the folder of `tests`.
+        log: reports progress.
     """
 
     policy: DiffusionPolicy

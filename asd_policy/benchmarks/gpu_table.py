@@ -69,12 +69,12 @@ PRECISION: dict[str, tuple[str, MEASURED]] = {
     "mean": ("mean_difference", "{:.1e}".format),
 }
 CHUNKS_EXPLAINED = (
-    "ms, p95: the call of `act` that samples a chunk, from arrays to arrays. rounds: network calls in sequence. "
-    "kernels: of one turn of the loop, with all its network calls; outside: those of them that are not the network's. "
-    "network: its share of a chunk: for CUDA graphs the time of its calls alone, captured, over the time of the chunk; "
-    "otherwise of the time in which the GPU is busy. waits: how often the host waits for the GPU in a chunk. MiB: the "
-    "most memory that the first chunk took beyond what was in use. first: seconds of the first chunk, with compilation "
-    "as far as no earlier row had the same."
+    "ms, p95: the call of `act` that samples a chunk, from NumPy to NumPy. rounds: sequential network calls. kernels: "
+    "of one round of the loop (two network calls with the draft frozen); outside: those that are not the network's. "
+    "network: for CUDA graphs, the time of its calls alone, captured, over the time of the chunk; otherwise its share "
+    "of the GPU's busy time. waits: synchronisations of the host in a chunk. MiB: peak memory of the first chunk "
+    "beyond what was allocated before. first: seconds of the first chunk, with compilation and capture; code "
+    "that earlier rows compiled is reused."
 )
 PRECISION_EXPLAINED = (
     "The chunk is asd:path:24's. Differences are those of plain DDPM's chunks from float32's, from the same noise, in "

@@ -1,4 +1,4 @@
-"""What a chunk makes a device do, from the trace of torch's profiler, and what share of a chunk its network takes."""
+"""Kernels, synchronisations and the network's share of a chunk, from the trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ WITHOUT_WORK = re.compile(
 
 @dataclass(frozen=True)
 class Work:
-    """What was done within the range of a chunk.
+    """The work of a chunk.
 
     Attributes:
-        kernels: on a GPU what it was given to do: kernels, copies and fills; on a CPU torch's operations, those that
-            another one calls and views not counted. Compiled code on a CPU has none that a profile shows.
-        network: how many of these are the network's, where a Python loop calls it; inside a graph nobody can tell.
-        captured: how many of these graphs launched.
-        waits: calls that make the host wait for the GPU.
-        milliseconds: of the GPU, or of the operations counted.
-        network_milliseconds: of these, those of the network's.
+        kernels: on a GPU kernels, copies and fills; on a CPU torch's outermost operations, without views. Compiled code
+            on a CPU does not appear in the profile.
+        network: those of `kernels` that the network's calls launched; 0 inside a CUDA graph, which has no marks.
+        captured: those of `kernels` that CUDA graphs launched.
+        waits: synchronising calls of the host.
+        milliseconds: the sum of the kernels' times.
+        network_milliseconds: the same of the network's kernels.
     """
 
     kernels: int
@@ -90,7 +90,7 @@ Event = dict[str, Any]
 
 
 def work_on_gpu(events: Sequence[Event]) -> Work:
-    """Read a trace: what the GPU did belongs to the call, of the same correlation, that told it to."""
+    """The work in a trace. A kernel and the call that launched it have the same correlation."""
     in_chunk, in_network = _within(events, CHUNK), _within(events, NETWORK)
     calls = [event for event in events if event.get("cat") in LAUNCHES and in_chunk(event)]
     by_correlation = {event["args"]["correlation"]: event for event in calls if "correlation" in event.get("args", {})}
@@ -107,7 +107,7 @@ def work_on_gpu(events: Sequence[Event]) -> Work:
 
 
 def work_on_cpu(events: Sequence[Event]) -> Work:
-    """Read a trace: torch's operations that no other one calls."""
+    """The work in a trace: torch's outermost operations."""
     in_chunk, in_network = _within(events, CHUNK), _within(events, NETWORK)
     operations = [e for e in events if e.get("cat") == "cpu_op" and e["name"].startswith("aten::") and in_chunk(e)]
     counted, network, ends = [], [], dict[int, float]()
@@ -131,16 +131,16 @@ def _within(events: Sequence[Event], name: str) -> Callable[[Event], bool]:
 
 @dataclass
 class NetworkClock:
-    """Time spent in a network's calls; on a GPU, the time that it takes to launch them."""
+    """The host's time in a network's calls."""
 
     seconds: float = 0.0
 
 
 @contextmanager
 def network_marked(sampler: ChunkSampler) -> Iterator[NetworkClock]:
-    """Within the block, calls of a sampler's network are ranges of a trace and timed.
+    """Within the block, calls of a sampler's network are timed, and are ranges of a trace.
 
-    Calls inside CUDA graphs are not: there is no host that could mark them.
+    This holds for Python loops; the host does not see the calls inside a CUDA graph.
     """
     clock = NetworkClock()
 
