@@ -7,7 +7,7 @@ All in one run, in turn, with the same weights and the same observations, record
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from rich.table import Table
 
 from asd_policy import AsdPolicyError, load_policy
 from asd_policy.benchmarks import latency
+from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
 from asd_policy.benchmarks.latency import Timing
 from asd_policy.core import AsdSampler
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
-from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.policies.samplers import ChunkSampler, SamplerSpec
 from asd_policy.threads import check_threads
 
 BASELINE = "diffusers loop"
@@ -43,11 +44,11 @@ class Arguments:
     checkpoint: Path
     """Folder with config.json and model.safetensors."""
     samplers: tuple[str, ...] = (
-        *("ddpm", "ddpm:compile", "ddim:10"),
+        *("ddpm", "ddpm:compile", "ddim:10", "ddim:10:compile"),
         *(f"asd:{draft}:24{capture}" for draft in ("frozen", "reuse", "path") for capture in ("", ":compile")),
         *("asd:path:8", "asd:path:16", "asd:path:16:compile", "asd:path:all", "asd:path:auto"),
     )
-    """As scripts/evaluate.py writes them; ddpm:compile is the plain DDPM as one compiled program."""
+    """As scripts/evaluate.py writes them."""
     conditions: int = 100
     """Observations to time each sampler on."""
     seed: int = 200000
@@ -87,7 +88,7 @@ def main(arguments: Arguments) -> None:
         "warm_rounds": warm_rounds,
         "buffer_bytes": latency.buffer_bytes(policy.sampler, conds[0]),
     }
-    timings = measure(policy, policies, specs, conds, console)
+    timings = measure(policy, policies, conds, console)
     save(result, arguments.out, timings=[asdict(timing) for timing in timings])
     console.print(table(timings))
     console.print(f"asd:path:all started warm, along whole episodes: {warm_rounds:.2f} rounds a chunk")
@@ -147,24 +148,23 @@ def calibrate(
 
 
 def measure(
-    policy: DiffusionPolicy,
-    policies: dict[str, DiffusionPolicy],
-    specs: list[SamplerSpec],
-    conds: list[torch.Tensor],
-    console: Console,
+    policy: DiffusionPolicy, policies: dict[str, DiffusionPolicy], conds: list[torch.Tensor], console: Console
 ) -> list[Timing]:
-    """Time every sampler with its network and without, the latter for the network's share."""
-    without = {spec.label: f"{spec.label} without network" for spec in specs}
-    draws = {BASELINE: latency.diffusers_loop(policy)}
-    for spec in specs:
-        own = policies[spec.label]
-        draws[spec.label] = latency.sampler_draw(own)
-        draws[without[spec.label]] = latency.sampler_draw(latency.without_network(own, spec))
+    """Time every sampler, then count the operations of each one's rounds and take its network's share."""
+    loop = DiffusersLoop(policy)
+    samplers: dict[str, ChunkSampler] = {BASELINE: loop, **{label: own.sampler for label, own in policies.items()}}
+    draws = {BASELINE: latency.loop_draw(loop)}
+    draws |= {label: latency.sampler_draw(own) for label, own in policies.items()}
     with bar(console) as progress:
         task = progress.add_task("timing", total=len(draws) * (1 + len(conds)))
-        timings = {t.sampler: t for t in latency.time_in_turn(draws, conds, lambda: progress.advance(task))}
-    shares = {label: latency.network_share(timings[label], timings[bare]) for label, bare in without.items()}
-    return [timings[BASELINE], *(replace(timings[label], network_share=share) for label, share in shares.items())]
+        timings = latency.time_in_turn(draws, conds, lambda: progress.advance(task))
+        task = progress.add_task("profiling", total=len(draws))
+        found = []
+        for timing in timings:
+            label = timing.sampler
+            found.append(latency.with_round_cost(timing, samplers[label], draws[label], conds))
+            progress.advance(task)
+    return found
 
 
 def rounds_against_steps(
@@ -184,13 +184,17 @@ def rounds_against_steps(
 
 def table(timings: list[Timing]) -> Table:
     base = next(t for t in timings if t.sampler == BASELINE)
-    caption = f"ms, p95: a chunk, started cold. faster: against the {BASELINE}. network: its share of the time."
+    caption = (
+        f"ms, p95: a chunk, started cold. faster: against the {BASELINE}. ops: torch's operations in a round, on a GPU "
+        "kernels. outside: those of them that are not the network's. network: its share of the time."
+    )
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     result.add_column("sampler", no_wrap=True)
-    for name in ("ms", "p95", "faster", "rounds", "states", "network"):
+    for name in ("ms", "p95", "faster", "rounds", "states", "ops", "outside", "network"):
         result.add_column(name, justify="right", no_wrap=True)
     for t in timings:
-        numbers = (f"{t.rounds:.1f}", f"{t.evaluations:.0f}", f"{t.network_share:.0%}")
+        counts = (t.evaluations, t.operations, t.operations - t.network_operations)
+        numbers = (f"{t.rounds:.1f}", *(f"{count:.0f}" for count in counts), f"{t.network_share:.0%}")
         shown = ("-" if "nan" in number else number for number in numbers)
         result.add_row(
             t.sampler, f"{t.median_ms:.0f}", f"{t.p95_ms:.0f}", f"{base.median_ms / t.median_ms:.1f}x", *shown

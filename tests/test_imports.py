@@ -20,7 +20,7 @@ ALLOWED = {
     "asd_policy/importers": {"asd_policy.nets", "asd_policy.policies", "asd_policy.importers", "asd_policy.errors"},
     "asd_policy/images": {"asd_policy.core", "asd_policy.policies.samplers", "asd_policy.images", "asd_policy.errors"},
     "asd_policy/evaluation": {"asd_policy.evaluation", "asd_policy.errors"},
-    "asd_policy/benchmarks": {"asd_policy.core", "asd_policy.policies"},
+    "asd_policy/benchmarks": {"asd_policy.core", "asd_policy.policies", "asd_policy.benchmarks", "asd_policy.errors"},
     "envs": {"envs"},
 }  # fmt: skip
 

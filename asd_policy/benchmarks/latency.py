@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
+from asd_policy.benchmarks.work import chunk_range, round_cost
 from asd_policy.core import AsdSampler, EpsilonDenoiser, SampleStats, Schedule
 from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
-from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.policies.samplers import ChunkSampler
+
+CLOCKED = 10  # chunks in which the time of the network is taken
 
 Draw = Callable[[Tensor, torch.Generator], SampleStats | None]
 """(cond (1, ...), generator) -> what the chunk cost, if the sampler tells."""
@@ -33,7 +38,9 @@ class Timing:
     rounds: float  # mean
     evaluations: float  # mean
     acceptance: list[float]  # (K,)
-    network_share: float = float("nan")  # of the time; NaN where it was not measured
+    network_share: float = float("nan")  # of the time; NaN where nobody can tell, as of a CUDA graph
+    operations: float = float("nan")  # of a round, on a GPU kernels; NaN for compiled code on a CPU
+    network_operations: float = float("nan")  # of these, the network's
 
 
 def record_histories(policy: DiffusionPolicy, env: gymnasium.Env, seed: int) -> Iterator[tuple[list[Observation], int]]:
@@ -51,20 +58,11 @@ def record_histories(policy: DiffusionPolicy, env: gymnasium.Env, seed: int) -> 
         over = terminated or truncated or bool(info["success"])
 
 
-def diffusers_loop(policy: DiffusionPolicy) -> Draw:
-    """The loop that users of diffusers write: `DDPMScheduler.step` around the plain network."""
-    from diffusers import DDPMScheduler
+def loop_draw(loop: DiffusersLoop) -> Draw:
+    """The loop that users of diffusers write, which tells no cost."""
 
-    scheduler = DDPMScheduler.from_config(asdict(policy.config.scheduler))  # which leaves out what is DDIM's
-    shape = (1, policy.config.horizon, policy.config.action_dim)
-
-    @torch.inference_mode()
     def draw(cond: Tensor, generator: torch.Generator) -> None:
-        x = torch.randn(shape, generator=generator).to(policy.device)
-        scheduler.set_timesteps(scheduler.config.num_train_timesteps)
-        for t in scheduler.timesteps:
-            noise = policy.network(x, t.to(policy.device).expand(1), cond)
-            x = scheduler.step(noise, int(t), x, generator=generator).prev_sample
+        loop.run(cond, generator)
 
     return draw
 
@@ -108,29 +106,19 @@ def _timing(label: str, seconds: Sequence[float], costs: Sequence[SampleStats]) 
     return Timing(label, float(np.median(milliseconds)), p95, rounds, evaluations, acceptance)
 
 
-class NoNetwork(nn.Module):
-    """Stands in for a network and costs nothing: it takes all of a sample for noise."""
+def with_round_cost(timing: Timing, sampler: ChunkSampler, draw: Draw, conds: Sequence[Tensor]) -> Timing:
+    """The timing, with the operations of a round and the network's share, on some of the conditions."""
+    some = itertools.cycle(conds)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return x
+    def run() -> tuple[float, int]:
+        cond, generator = next(some), torch.Generator().manual_seed(0)
+        started = _now(cond)
+        with chunk_range():
+            stats = draw(cond, generator)
+        return _now(cond) - started, sampler.num_steps if stats is None else int(stats.rounds.max())
 
-
-def without_network(policy: DiffusionPolicy, spec: SamplerSpec) -> DiffusionPolicy:
-    """A policy with the sampler that `spec` gave to `policy`, windows included, and a network that costs nothing."""
-    options = dict(spec.options)
-    if spec.name == "asd":
-        assert isinstance(policy.sampler, AsdSampler)
-        options["window"] = policy.sampler.windows
-    return DiffusionPolicy(NoNetwork(), policy.normalizer, policy.config, spec.name, policy.device, **options)
-
-
-def network_share(timing: Timing, without: Timing) -> float:
-    """The share of a sampler's time that its network takes, from the time `without` one in the same run.
-
-    Rounds are compared, because the stand-in needs another number of them. It needs few, so each of them bears more
-    of what a chunk costs once: the share is rather too small than too large.
-    """
-    return 1 - (without.median_ms / without.rounds) / (timing.median_ms / timing.rounds)
+    cost = round_cost(sampler, run, conds[0].device, min(CLOCKED, len(conds)))
+    return replace(timing, operations=cost.kernels, network_operations=cost.network, network_share=cost.network_share)
 
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pytest
+import torch
 
-from asd_policy.benchmarks.latency import Timing, network_share
+from asd_policy import load_policy
+from asd_policy.benchmarks.latency import time_in_turn, with_round_cost
+from asd_policy.core import EpsilonDenoiser, ddpm_sampler
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
 
@@ -31,13 +34,30 @@ def test_table_json_and_plot(tmp_path):
     assert plain["rounds"] == 12
     assert frozen["rounds"] > path["rounds"] >= 3
     assert loop["median_ms"] > 0
-    assert 0 < plain["network_share"] < 1
-    assert 0 < path["network_share"] < 1
+    for row in results["timings"]:
+        assert 0 < row["network_share"] < 1
+        assert row["operations"] > row["network_operations"] > 0
+    assert frozen["network_operations"] > 1.8 * plain["network_operations"]  # two calls a round
     assert results["rounds_against_steps"]["path"]["24"] >= results["rounds_against_steps"]["path"]["6"]
 
 
-def test_network_share_of_a_network_that_takes_most_of_the_time():
-    def timing(milliseconds: float, rounds: float) -> Timing:
-        return Timing("asd", milliseconds, milliseconds, rounds, 10, [])
+def test_share_of_a_network_that_takes_most_of_the_time(tmp_path):
+    """One that waits: 12 calls of 20 ms are nearly all of a chunk, and computing nothing they are no operations."""
+    task = TASKS["square"]
+    policy = load_policy(tiny_checkpoint(tmp_path / "tiny", task.obs_dims, task.action_dim), sampler="ddpm")
 
-    assert network_share(timing(100, 10), timing(5, 5)) == pytest.approx(0.9)
+    def network(x, t, cond):
+        time.sleep(0.02)
+        return x
+
+    sampler = ddpm_sampler(EpsilonDenoiser(network, policy.schedule), policy.schedule, (16, 7))
+    conds = [torch.zeros(1, 3), torch.ones(1, 3)]
+
+    def draw(cond, generator):
+        return sampler.draw(1, cond, [generator]).stats
+
+    [timing] = time_in_turn({"ddpm": draw}, conds, lambda: None)
+    timing = with_round_cost(timing, sampler, draw, conds)
+    assert 0.85 < timing.network_share < 1
+    assert timing.operations > timing.network_operations > 0  # from noise to the clean sample is the network's part
+    assert timing.operations < 30

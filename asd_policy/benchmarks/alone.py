@@ -1,0 +1,97 @@
+"""A network's call, and a round of speculation, by themselves: captured on a GPU, called as they are on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.benchmarks.work import chunk_range, profiled
+from asd_policy.core import AsdSampler
+from asd_policy.core.capture.compiled import compiled_parts
+from asd_policy.core.denoiser import prepare
+from asd_policy.core.speculative import PLAIN, Parts, begin, speculative_round
+from asd_policy.policies.diffusion import DiffusionPolicy
+
+WARM_UP_RUNS = 3
+GROUPS = 7  # of calls; the median group counts
+
+
+class Repeated:
+    """A function that changes nothing but its own buffers, to be run again and again on a device."""
+
+    @torch.no_grad()
+    def __init__(self, run: Callable[[], Any], device: torch.device):
+        self._device = device
+        self._run = _captured(run) if device.type == "cuda" else run
+
+    @torch.no_grad()
+    def milliseconds(self, calls: int) -> float:
+        """Of one run, with nothing between one and the next."""
+        groups = []
+        for _ in range(GROUPS + 1):
+            self._wait()
+            started = time.perf_counter()
+            for _ in range(calls):
+                self._run()
+            self._wait()
+            groups.append(1e3 * (time.perf_counter() - started) / calls)
+        return statistics.median(groups[1:])
+
+    @torch.no_grad()
+    def kernels(self) -> int:
+        """Of one run, as in `Work`."""
+
+        def run() -> None:
+            with chunk_range():
+                self._run()
+
+        return profiled(run, self._device).kernels
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@torch.no_grad()
+def network_alone(policy: DiffusionPolicy, rows: int, cond: Tensor) -> Repeated:
+    """One call of the policy's network on `rows` noisy samples, as a captured round makes it, for cond (B, ...)."""
+    sampler, device = policy.sampler, policy.device
+    denoiser = sampler.denoiser  # type: ignore[attr-defined]  # a `ChunkSampler` need not have one
+    parts = _parts(device)
+    x = torch.randn(rows, policy.config.horizon, policy.config.action_dim, device=device)
+    step = torch.arange(rows, device=device) % policy.schedule.num_steps
+    row = torch.arange(rows, device=device) % len(cond)
+    context = prepare(denoiser, policy.schedule.timesteps.to(device), cond)
+    return Repeated(lambda: parts.denoise(denoiser, x, step, row, context), device)
+
+
+@torch.no_grad()
+def round_alone(policy: DiffusionPolicy, cond: Tensor) -> Repeated:
+    """A round of the policy's speculative sampler at its first window, for cond (B, ...)."""
+    sampler, parts = policy.sampler, _parts(policy.device)
+    assert isinstance(sampler, AsdSampler)
+    chain = sampler.chain(len(cond), cond, torch.Generator().manual_seed(0))
+    state, window, draft = begin(chain, sampler.draft), sampler.windows_run()[0], sampler.draft
+    return Repeated(lambda: speculative_round(chain, draft, state, window, parts), policy.device)
+
+
+def _parts(device: torch.device) -> Parts:
+    return compiled_parts(device) if device.type == "cuda" else PLAIN
+
+
+def _captured(run: Callable[[], Any]) -> Callable[[], Any]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_RUNS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

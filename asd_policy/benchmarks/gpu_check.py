@@ -1,0 +1,109 @@
+"""The sections of scripts/gpu_check.py, in order of importance.
+
+Each measurement is a row. A failure, or lack of time, is noted in its row, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from asd_policy.benchmarks.gpu_chunks import Chunks
+from asd_policy.benchmarks.gpu_networks import compare_precisions, measure_wide_network
+from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench, Plan
+from asd_policy.benchmarks.gpu_results import Row
+from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
+from asd_policy.core.capture.compiled import MAX_NETWORKS
+from asd_policy.core.capture.cuda_graph import has_while_nodes
+
+MINIMUM_FOR_TESTS = 20  # seconds; importing torch takes a good part of them
+
+
+def sections(plan: Plan) -> dict[str, tuple[float, Callable[[Bench, Chunks, float], None]]]:
+    """Section -> the share of the time at which it should be over, and what it does.
+
+    The counts come after all timings, for once a profiler was started everything may be slower.
+    """
+
+    def chunks(batch: int) -> Callable[[Bench, Chunks, float], None]:
+        return lambda bench, chunks, share: chunks.time(f"batch {batch}", batch, share)
+
+    first, *others = plan.batches
+    return {
+        f"batch {first}": (0.38, chunks(first)),
+        "network": (0.5, lambda bench, chunks, share: measure_wide_network(bench, share)),
+        **{f"batch {batch}": (0.5 + 0.18 * (i + 1) / len(others), chunks(batch)) for i, batch in enumerate(others)},
+        "precision": (0.74, lambda bench, chunks, share: compare_precisions(bench, share)),
+        "counts": (0.8, lambda bench, chunks, share: chunks.count(share)),
+        "tests": (1.0, lambda bench, chunks, share: check_tests(bench, share)),
+    }
+
+
+def run_sections(bench: Bench, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
+    """Measure all sections, or those that `only` names, but for those that `without` names."""
+    _allow_recompilations()
+    chunks = Chunks(bench)
+    for name, (share, measure) in sections(bench.plan).items():
+        if (only and name not in only) or name in without:
+            bench.results.about["sections"][name] = "not asked for"
+            continue
+        bench.log(f"section {name}: {max(0.0, bench.budget.left(share)):.0f} s")
+        outcome: Row = {}
+        started = bench.budget.spent
+        with bench.results.measuring(outcome):
+            measure(bench, chunks, share)
+        bench.results.about["sections"][name] = outcome.get("error", f"{bench.budget.spent - started:.1f} s")
+    bench.results.save()
+
+
+def _allow_recompilations() -> None:
+    """Let this process compile the network for all sizes and precisions measured: before torch 2.13 the limit is 8."""
+    from torch._dynamo import config  # takes seconds to import
+
+    config.recompile_limit = max(config.recompile_limit, MAX_NETWORKS)
+
+
+def check_tests(bench: Bench, share: float) -> None:
+    """Run the tests that need a GPU, as long as time is left."""
+    chosen = gpu_tests(bench.root) if bench.plan.tests is None else bench.plan.tests
+    row = bench.results.add("tests", " ".join(("pytest", *chosen)))
+    left = bench.budget.left(share)
+    if left < MINIMUM_FOR_TESTS:
+        row["skipped"] = NO_TIME
+        return
+    with bench.results.measuring(row):
+        row |= run_tests(bench.root, bench.results.folder / "tests.txt", left, chosen)
+
+
+def machine(device: torch.device) -> Row:
+    """The hardware and software that numbers depend on."""
+    about: Row = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device.type}
+    for package in ("triton", "numpy", "diffusers"):
+        try:
+            about[package] = version(package)
+        except PackageNotFoundError:
+            about[package] = "not installed"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        about |= {
+            "card": properties.name,
+            "memory_gib": properties.total_memory / 2**30,
+            "driver": _driver(),
+            "cudnn": torch.backends.cudnn.version(),
+            "conditional_nodes": has_while_nodes(),
+            "tf32_in_convolutions": torch.backends.cudnn.allow_tf32,
+            "tf32_in_products": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return about
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown: there is no nvidia-smi"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip().splitlines()[0] if found.stdout.strip() else f"unknown: {found.stderr.strip()}"

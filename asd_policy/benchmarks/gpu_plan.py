@@ -1,0 +1,95 @@
+"""What scripts/gpu_check.py measures, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.benchmarks.acting import Recording
+from asd_policy.benchmarks.gpu_results import Budget, Results
+from asd_policy.policies.diffusion import DiffusionPolicy
+
+LOOP = "diffusers loop"
+NO_TIME = "no time was left"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, the most important first.
+
+    Attributes:
+        batches: environments that act together.
+        samplers: as `SamplerSpec` writes them, and `LOOP`.
+        chunks: timed chunks of each sampler; slow samplers have fewer.
+        warm_up: chunks before these.
+        capture: of the sections "precision" and "network".
+        wide: channels of the wide network.
+        wide_batches: batch sizes of its calls.
+        wide_windows: windows of its rounds.
+        calls: calls, or rounds, in a timed group.
+        compared: observations on which precisions are compared.
+        tests: pytest's arguments; None for the tests that need a GPU.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 64)
+    samplers: tuple[str, ...] = (
+        *("asd:path:24:cuda_graph", "ddim:10:cuda_graph", "ddpm:cuda_graph", "asd:path:all:cuda_graph", LOOP),
+        *("asd:frozen:24:cuda_graph", "asd:reuse:24:cuda_graph", "asd:path:16:cuda_graph", "asd:path:48:cuda_graph"),
+        *("ddim:10", "ddpm", "asd:path:24"),
+        *(f"asd:{draft}:{window}:cuda_graph" for window in ("all", 16, 48) for draft in ("frozen", "reuse")),
+    )
+    chunks: int = 200
+    warm_up: int = 3
+    capture: str = "cuda_graph"
+    wide: tuple[int, ...] = (256, 512, 1024)
+    wide_batches: tuple[int, ...] = (24, 1, 16, 48, 100, 8)
+    wide_windows: tuple[int | None, ...] = (24, 16, 48, None)
+    calls: int = 20
+    compared: int = 32
+    tests: tuple[str, ...] | None = None
+
+
+TINY = Plan(
+    batches=(1, 2),
+    samplers=("asd:path:24", "ddim:10", LOOP),
+    chunks=1,
+    warm_up=0,
+    capture="eager",
+    wide=(16, 32),
+    wide_batches=(2, 1),
+    wide_windows=(2,),
+    calls=1,
+    compared=1,
+    tests=("tests/core/test_schedule.py", "-k", "nothing_of_this_name"),
+)
+"""A dry run on a CPU in less than a minute. Its numbers mean nothing."""
+
+
+@dataclass
+class Bench:
+    """What every section needs.
+
+    Attributes:
+        root: the folder of `tests`.
+        log: reports progress.
+    """
+
+    policy: DiffusionPolicy
+    recording: Recording
+    plan: Plan
+    results: Results
+    budget: Budget
+    root: Path
+    log: Callable[[str], None]
+
+    def conditions(self, count: int) -> Tensor:
+        """What the network is told at the first `count` places of the recording, (count, global_cond_dim)."""
+        index = np.arange(count) % len(self.recording)
+        before, now = self.recording.at(index, 0), self.recording.at(index, 1)
+        histories = ([{key: values[key][row] for key in values} for values in (before, now)] for row in range(count))
+        return torch.cat([self.policy.condition(history) for history in histories])

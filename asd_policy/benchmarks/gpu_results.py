@@ -1,0 +1,80 @@
+"""What scripts/gpu_check.py measured: rows, kept on disk after each of them, and the time that is left for more."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asd_policy.benchmarks.gpu_table import Row, table
+
+
+class Budget:
+    """Time for everything. Each section has a share; what one leaves, the next ones have."""
+
+    def __init__(self, minutes: float):
+        self._seconds, self._started = 60 * minutes, time.monotonic()
+
+    def left(self, share: float) -> float:
+        """Seconds until `share` of the time is over; 0 or less where it is."""
+        return share * self._seconds - self.spent
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._started
+
+
+class Results:
+    """Rows by section, in a folder as gpu_check.json and as the table gpu_check.md."""
+
+    def __init__(self, folder: Path, about: Row):
+        self.folder, self.about = folder, about
+        self.rows: list[Row] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save()
+
+    def add(self, section: str, name: str, **values: Any) -> Row:
+        """A new row, which may be filled later."""
+        row = {"section": section, "row": name, **values}
+        self.rows.append(row)
+        return row
+
+    def of(self, section: str) -> list[Row]:
+        """The rows of a section."""
+        return [row for row in self.rows if row["section"] == section]
+
+    @contextmanager
+    def measuring(self, row: Row) -> Iterator[None]:
+        """Whatever goes wrong in the block becomes the row's error, and everything else goes on."""
+        try:
+            yield
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:600]
+        finally:
+            self.save()
+
+    def save(self) -> None:
+        """Write what there is; NaN, which JSON lacks, as null."""
+        found = {**self.about, "rows": _without_nan(self.rows)}
+        for name, text in (("gpu_check.json", json.dumps(found, indent=1) + "\n"), ("gpu_check.md", table(found))):
+            part = self.folder / f"{name}.part"
+            part.write_text(text)
+            part.replace(self.folder / name)
+
+
+def outcome(row: Row, key: str, unit: str) -> str:
+    """What to log of a row: a value of it, or its error."""
+    return str(row["error"]) if "error" in row else f"{row[key]:.3f} {unit}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
