@@ -43,8 +43,9 @@ def _fingerprint(value: Any, seen: dict[int, int]) -> Hashable:
         return Same, seen[id(value)]
     seen[id(value)] = len(seen)
     if isinstance(value, Tensor):
-        constant = value.item() if value.device.type == "cpu" and value.numel() == 1 else None
-        return value.device, value.dtype, value.shape, value.stride(), value.data_ptr(), constant
+        constant = value.device.type == "cpu" and value.numel() == 1
+        content = value.item() if constant else value.data_ptr()
+        return value.device, value.dtype, value.shape, value.stride(), content
     attributes = getattr(value, "__dict__", None)
     if isinstance(value, Mapping):
         return type(value), tuple((_fingerprint(key, seen), _fingerprint(held, seen)) for key, held in value.items())

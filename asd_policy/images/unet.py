@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,8 +49,10 @@ class UnetNetwork:
     max_states: int | None = None
     guidance_rescale: float = 0.0
     attention_options: Mapping[str, Any] | None = None
+    _scale: Tensor = field(init=False, repr=False, compare=False)  # a number would be a constant in compiled code
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_scale", torch.tensor(float(self.guidance_scale), device="cpu"))
         config = self.unet.config
         for name, values in UNDERSTOOD.items():
             if config.get(name) not in values:
@@ -97,5 +99,5 @@ class UnetNetwork:
         if halves == 1:
             return output
         away, toward = output.chunk(2)
-        guided = away + self.guidance_scale * (toward - away)
+        guided = away + self._scale * (toward - away)
         return rescale_noise_cfg(guided, toward, self.guidance_rescale) if self.guidance_rescale > 0 else guided

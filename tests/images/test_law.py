@@ -60,12 +60,12 @@ def test_control_broken_verifier(pipe, expected, monkeypatch):
     assert laws.smallest_p(x, expected) < laws.REJECT
 
 
-@pytest.mark.parametrize("thresholding", [False, True])
-def test_law_of_guided_labels(thresholding):
+@pytest.mark.parametrize(("thresholding", "capture"), [(False, "eager"), (True, "eager"), (False, "compile")])
+def test_law_of_guided_labels(thresholding, capture):
     pipe = pixel_pipeline(3, prediction_type="sample", thresholding=thresholding, sample_max_value=1.5)
     arguments = {"class_labels": [0] * N, "guidance_scale": GUIDANCE, "negative_label": 2, "output_type": "latent"}
     plain = AsdImagePipeline(pipe, "ddpm")(N, generator=torch.Generator().manual_seed(1), **arguments).images
-    fast = accelerate_pipeline(pipe, window=8)
+    fast = accelerate_pipeline(pipe, window=8, capture=capture)
     x = fast(N, generator=torch.Generator().manual_seed(2), **arguments).images
     assert fast.stats.acceptance[1:-1].min() < 1
     assert laws.smallest_p(x, plain) > laws.ACCEPT
