@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def network_marked(sampler: ChunkSampler) -> Iterator[NetworkClock]:
         plain = capture.parts(device)
         return plain._replace(denoise=marked(plain.denoise))
 
-    sampler._capture = PythonLoop(parts, capture.least)  # type: ignore[attr-defined]
+    sampler._capture = replace(capture, parts=parts)  # type: ignore[attr-defined]
     try:
         yield clock
     finally:

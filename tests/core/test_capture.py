@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from asd_policy.core import DRAFTS, AsdSampler, ddim_sampler, ddpm_sampler
 from asd_policy.core.capture import CAPTURES
@@ -177,3 +178,15 @@ def test_a_network_that_cannot_be_captured_is_named(capture, device):
     sampler = AsdSampler(Branching().to(device), schedule, (2,), draft="reuse", window=2, capture=capture)
     with pytest.raises(ConfigError, match=r"cannot be captured(.|\n)*capture='eager'"):
         sampler(2, generator=torch.Generator().manual_seed(0))
+
+
+def test_sizes_that_happen_to_be_equal_are_not_compiled_into_one():
+    """A window as long as the event, and a batch as large as the number of steps; then others."""
+    denoiser, schedule = laws.learned_chunks(steps=10)
+    torch._dynamo.reset()
+    compiled = []
+    for window, batch in ((4, 4), (20, 20), (3, 2), (7, 4), (2, 9)):
+        sampler = AsdSampler(denoiser, schedule, (4, 2), window=window, capture="compile")
+        sampler(batch, torch.full((batch, 2), 0.5), torch.Generator().manual_seed(0))
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert len(set(compiled)) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -40,6 +41,17 @@ def _roll_out_for(device: torch.device) -> Callable[[Tensor, Ahead, float | None
         return roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
 
     return in_one_kernel
+
+
+def sizes_as_symbols() -> AbstractContextManager[Any]:
+    """Within it, what is compiled takes every size for itself.
+
+    Left alone, torch.compile takes two that happen to be equal, such as a window and an event's length, for one: it
+    would compile again, in the middle of an episode, as soon as they differ.
+    """
+    from torch.fx.experimental import _config
+
+    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # not in torch's stubs
 
 
 def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
@@ -89,4 +101,5 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             function, fullgraph=True, dynamic=dynamic, recompile_limit=MAX_NETWORKS
         )
     except TypeError:  # before torch 2.13 the limit is the process's
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_NETWORKS)
         return torch.compile(function, fullgraph=True, dynamic=dynamic)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from asd_policy.core.capture.compiled import compiled_parts
+from asd_policy.core.capture.compiled import compiled_parts, sizes_as_symbols
 from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
@@ -119,7 +119,8 @@ class CudaGraph:
         with self._turn, torch.cuda.device(device):
             self._forget_replaced_weights(denoiser)
             if key not in self._captured:
-                self._captured[key] = capture()
+                with sizes_as_symbols():
+                    self._captured[key] = capture()
             self._captured.move_to_end(key)
             if len(self._captured) > MAX_CAPTURES:
                 self._captured.popitem(last=False)

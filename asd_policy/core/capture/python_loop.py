@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from asd_policy.core.capture.compiled import compiled_parts
+from asd_policy.core.capture.compiled import compiled_parts, sizes_as_symbols
 from asd_policy.core.denoiser import Context, Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
@@ -23,10 +25,12 @@ class PythonLoop:
 
     Attributes:
         parts: what computes a round on a device.
+        around: a context for the loop.
         least: the fewest samples, and the fewest steps of a window, that `parts` is asked for where more are at hand.
     """
 
     parts: Callable[[torch.device], Parts]
+    around: Callable[[], AbstractContextManager[Any]]
     least: int
 
     @property
@@ -44,7 +48,8 @@ class PythonLoop:
         """As `Capture.run_rounds`."""
         parts, slowest = self.parts(state.x.device), 0
         while slowest < len(windows):
-            state = speculative_round(chain, draft, state, windows[slowest], parts)
+            with self.around():
+                state = speculative_round(chain, draft, state, windows[slowest], parts)
             slowest = int(state.frontier.min())
             if on_round is not None:
                 on_round(state.frontier.clone(), state.x.clone())  # a compiled round changes them in place
@@ -54,7 +59,8 @@ class PythonLoop:
         self, steps: Steps, denoiser: Denoiser, context: Context, tape: NoiseTape, on_round: OnRound | None = None
     ) -> Tensor:
         """As `Capture.run_steps`."""
-        return steps(self.parts(tape.start.device).denoise, denoiser, context, tape, on_round)
+        with self.around():
+            return steps(self.parts(tape.start.device).denoise, denoiser, context, tape, on_round)
 
 
 def plain_parts(device: torch.device) -> Parts:
@@ -64,9 +70,9 @@ def plain_parts(device: torch.device) -> Parts:
 
 def eager_loop() -> PythonLoop:
     """The reference."""
-    return PythonLoop(plain_parts, least=1)
+    return PythonLoop(plain_parts, nullcontext, least=1)
 
 
 def compiled_loop() -> PythonLoop:
     """With the parts compiled. Code for single rows is compiled apart from that for any other number."""
-    return PythonLoop(compiled_parts, least=2)
+    return PythonLoop(compiled_parts, sizes_as_symbols, least=2)
