@@ -68,18 +68,27 @@ def compiled_look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Te
 
 
 def compiled_settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
-    """`settle_into`, compiled."""
+    """`settle_into`, compiled; the event's sizes and the number of steps are constants in it."""
+    _mark(1, state, speculated.memory)
+    _mark(2, speculated.ahead, speculated.y, speculated.mhat, x0)
     return _run(settle_into, draft, state, speculated, x0)
 
 
 def compiled_denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: Context) -> Tensor:
     """`denoise`, compiled; the event's sizes are constants in it."""
+    _mark(1, x, step, row, context)
+    return _run(denoise, denoiser, x, step, row, context)
+
+
+def _mark(sizes: int, *trees: Any) -> None:
+    """Let the first `sizes` sizes of the tensors be symbols in what is compiled, unless they are 1."""
     from torch._dynamo import maybe_mark_dynamic  # takes seconds to import
 
-    for tensor in pytree.tree_leaves((x, step, row, context)):
-        if isinstance(tensor, Tensor) and tensor.ndim and len(tensor) > 1:
-            maybe_mark_dynamic(tensor, 0)
-    return _run(denoise, denoiser, x, step, row, context)
+    for tensor in pytree.tree_leaves(trees):
+        if isinstance(tensor, Tensor):
+            for dim, size in enumerate(tensor.shape[:sizes]):
+                if size > 1:
+                    maybe_mark_dynamic(tensor, dim)
 
 
 def _run(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -95,7 +104,7 @@ def _run(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    dynamic = None if function is denoise else True  # by the sizes that are marked, or by all
+    dynamic = True if function is look_ahead else None  # all sizes are symbols, or those that are marked
     try:
         return torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
             function, fullgraph=True, dynamic=dynamic, recompile_limit=MAX_NETWORKS
