@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asd_policy.core.capture.compiled import compiled_parts
+from asd_policy.core.denoiser import denoise
 from asd_policy.core.drafts.protocol import Guess
 from asd_policy.core.roll_out import Ahead, roll_out
 
@@ -138,8 +139,10 @@ def test_without_triton_the_plain_loop_is_taken(monkeypatch):
     cuda = torch.device("cuda")
     assert compiled_parts(torch.device("cpu")).roll_out is roll_out
     assert compiled_parts(cuda).roll_out is not roll_out
+    assert compiled_parts(cuda).denoise is not denoise
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert compiled_parts(cuda).roll_out is roll_out
+    assert compiled_parts(cuda).denoise is denoise
 
 
 def test_it_compiles_for_a_gpu():

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft, Memory
 from asd_policy.core.roll_out import Ahead, roll_out
-from asd_policy.core.speculative import Chain, Parts, Speculated, State, look_ahead, settle
+from asd_policy.core.speculative import PLAIN, Chain, Parts, Speculated, State, look_ahead, settle
 from asd_policy.errors import ConfigError
 
 MAX_NETWORKS = 256
@@ -27,20 +27,20 @@ MAX_NETWORKS = 256
 
 
 def compiled_parts(device: torch.device) -> Parts:
-    """The parts of a round on `device`, in few kernels. The state is changed in place."""
-    return Parts(compiled_look_ahead, _roll_out_for(device), compiled_denoise, compiled_settle)
+    """The parts of a round on `device`, in few kernels. The state is changed in place.
 
-
-def _roll_out_for(device: torch.device) -> Callable[[Tensor, Ahead, float | None], tuple[Tensor, Tensor]]:
-    """`roll_out`, in one kernel where Triton has a GPU."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return roll_out
+    Without Triton, torch.compile has no code for a GPU: there the parts are as they are written.
+    """
+    if device.type != "cuda":
+        return Parts(compiled_look_ahead, roll_out, compiled_denoise, compiled_settle)
+    if importlib.util.find_spec("triton") is None:
+        return PLAIN._replace(settle=settle_into)
     from asd_policy.core.capture.roll_out_triton import roll_out_triton  # Triton takes a while to import
 
     def in_one_kernel(x: Tensor, ahead: Ahead, clip: float | None) -> tuple[Tensor, Tensor]:
         return roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
 
-    return in_one_kernel
+    return Parts(compiled_look_ahead, in_one_kernel, compiled_denoise, compiled_settle)
 
 
 def sizes_as_symbols() -> AbstractContextManager[Any]:
