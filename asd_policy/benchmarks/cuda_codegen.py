@@ -187,4 +187,13 @@ def _pretend_h100() -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_device_properties, {"cuda": [H100]}))
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_current_devices, {"cuda": 0}))
+        stack.callback(_forget_triton)
+        _forget_triton()
         yield
+
+
+def _forget_triton() -> None:
+    """Let torch look again at what Triton can do: it remembers its first look, which may have found no GPU."""
+    for function in vars(torch.utils._triton).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()

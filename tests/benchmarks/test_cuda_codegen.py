@@ -42,11 +42,11 @@ def test_changes_in_place_are_part_of_the_kernel():
 
 
 def test_operators_of_ours_are_extern():
-    from asd_policy.core.roll_out_triton import roll_out_triton
+    from asd_policy.core.capture.roll_out_triton import roll_out_triton
 
     x, window, coefficient = torch.zeros(2, 8), torch.zeros(2, 5, 8), torch.zeros(2, 5)
     three = [coefficient] * 3
-    count = count_cuda_kernels(lambda *args: roll_out_triton(*args), x, *[window] * 3, *three, window, 1.0)
+    count = count_cuda_kernels(lambda *args: roll_out_triton(*args), x, *[window] * 2, *three, window, 1.0)
     assert count.calls == ("torch.ops.asd_policy.roll_out.default",)
 
 
