@@ -144,7 +144,7 @@ def test_grids_that_make_no_sense_are_refused_first(model, tmp_path, changes, me
         ({"seeds": -1}, "seeds is -1"),
         ({"quality": ("paradigms:0:0.1",)}, "WINDOW is 0"),
         ({"quality": ("ddim:5000",)}, "num_steps is 5000"),
-        ({"quality": ("asd:path:4:compile",)}, "expected 'eager'"),
+        ({"quality": ("asd:path:4:graph",)}, "eager, compile, cuda_graph"),
         ({"quality": ("paradigms:4:nan",)}, "TOLERANCE is nan"),
     ],
 )
