@@ -120,7 +120,11 @@ def test_seeds_without_an_order_are_refused(checkpoint, seeds):
         policy.reset(seeds=seeds, mask=[True, False])
 
 
-@pytest.mark.parametrize("seeds", [range(2), iter([0, 1]), np.arange(2, dtype=np.uint8), torch.arange(2)], ids=repr)
+@pytest.mark.parametrize(
+    "seeds",
+    [range(2), iter([0, 1]), np.arange(2, dtype=np.uint8), torch.arange(2)],
+    ids=lambda seeds: type(seeds).__name__,
+)
 def test_seeds_may_be_any_sequence_of_integers(checkpoint, seeds):
     expected, policy = load_policy(checkpoint), load_policy(checkpoint)
     expected.reset(seeds=[0, 1])
