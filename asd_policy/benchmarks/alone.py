@@ -13,11 +13,11 @@ from torch import Tensor
 from asd_policy.benchmarks.work import chunk_range, profiled
 from asd_policy.core import AsdSampler
 from asd_policy.core.capture.compiled import compiled_parts
+from asd_policy.core.capture.cuda_graph import warm_up
 from asd_policy.core.denoiser import prepare
 from asd_policy.core.speculative import PLAIN, Parts, begin, speculative_round
 from asd_policy.policies.diffusion import DiffusionPolicy
 
-WARM_UP_RUNS = 3
 GROUPS = 7  # of calls; the median group counts
 
 
@@ -85,12 +85,7 @@ def _parts(device: torch.device) -> Parts:
 
 
 def _captured(run: Callable[[], Any]) -> Callable[[], Any]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_RUNS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
+    warm_up(run)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()

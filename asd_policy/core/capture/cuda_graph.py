@@ -143,7 +143,7 @@ class _Steps:
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]):
         self._inputs = _cloned(inputs)
-        _warm_up(lambda: function(*self._inputs))
+        warm_up(lambda: function(*self._inputs))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._results = function(*self._inputs)
@@ -180,7 +180,7 @@ class _WhileNodes:
     def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows, parts: Parts):
         self._rounds = rounds = _Rounds(chain, draft, state, parts)
         for _, window in stages(windows):
-            _warm_up(partial(rounds.run, window))
+            warm_up(partial(rounds.run, window))
         self._graph = graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for until, window in stages(windows):
@@ -204,7 +204,7 @@ class _Replays:
         self._stages = [(until, self._captured(window)) for until, window in stages(windows)]
 
     def _captured(self, window: int) -> torch.cuda.CUDAGraph:
-        _warm_up(partial(self._rounds.run, window))
+        warm_up(partial(self._rounds.run, window))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._rounds.run(window)
@@ -240,7 +240,7 @@ def check_capturable(function: Callable[..., Any], *inputs: Any) -> None:
         ) from error
 
 
-def _warm_up(run: Callable[[], Any]) -> None:
+def warm_up(run: Callable[[], Any]) -> None:
     """Run some times on a stream of its own, as a capture needs it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
