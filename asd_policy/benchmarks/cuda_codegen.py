@@ -136,6 +136,16 @@ class _OnCpu(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class _CpuFolder(joint_graph.UniformValueConstantFolder):
+    def __init__(self, *args: Any, **kwargs: Any):
+        with _OnCpu():
+            super().__init__(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        with _OnCpu():
+            return super().run(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def _pretend_h100() -> Iterator[None]:
     """Let torch and Triton believe in a GPU, for as long as nothing is launched."""
@@ -144,8 +154,6 @@ def _pretend_h100() -> Iterator[None]:
 
     # Patterns are registered once in a process, from small tensors with values: they are made on the CPU as ever.
     cpu, register = torch.device("cpu"), joint_graph.lazy_init
-    folder = joint_graph.UniformValueConstantFolder
-    run = folder.run
     register(cpu)
     pre_grad.lazy_init()
     post_grad.lazy_init()
@@ -168,16 +176,11 @@ def _pretend_h100() -> Iterator[None]:
             get_device_properties=lambda device: {"max_shared_mem": H100.shared_memory_per_block_optin}
         ),
     )
-
-    def fold(self: joint_graph.UniformValueConstantFolder, *args: Any, **kwargs: Any) -> Any:
-        with _OnCpu():
-            return run(self, *args, **kwargs)
-
     replaced: list[tuple[Any, str, Any]] = [(torch.cuda, name, value) for name, value in cuda.items()]
     replaced += [(device_interface.CudaInterface, name, staticmethod(cuda[name])) for name in interface]
     replaced += [
         (joint_graph, "lazy_init", lambda device=None: register(cpu)),
-        (folder, "run", fold),
+        (joint_graph, "UniformValueConstantFolder", _CpuFolder),
         (fake_tensor, "init_gpu_context", lambda device: None),
         (torch.utils._triton, "triton_hash_with_backend", lambda: "h100"),
         (driver, "_active", triton_driver),

@@ -41,6 +41,15 @@ def test_changes_in_place_are_part_of_the_kernel():
     assert count.triton == 2  # they share nothing
 
 
+def test_constants_are_folded():
+    def masked(x, first):
+        steps = torch.arange(8, device=x.device)
+        kept = torch.where(steps < first.unsqueeze(1) + 0 * steps, x, x.new_zeros(()))
+        return kept * torch.where(x > 0, torch.ones_like(x), 1.0)
+
+    assert count_cuda_kernels(masked, torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64)).total == 1
+
+
 def test_operators_of_ours_are_extern():
     from asd_policy.core.capture.roll_out_triton import roll_out_triton
 
