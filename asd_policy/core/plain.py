@@ -14,7 +14,7 @@ from asd_policy.core.denoiser import Denoiser, device_of, prepare
 from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
-from asd_policy.core.sequential import DdimSteps, DdpmSteps, OnRound, Steps, check_eta, without_clip
+from asd_policy.core.sequential import OnRound, Steps, check_eta, ddim_steps, ddpm_steps, without_clip
 from asd_policy.core.transfer import moved
 
 
@@ -94,7 +94,7 @@ def ddpm_sampler(
     device: torch.device | str | None = None,
 ) -> PlainSampler:
     """Ancestral sampling in K steps, as `sample_ddpm`."""
-    return PlainSampler(denoiser, DdpmSteps(schedule), event_shape, capture, device)
+    return PlainSampler(denoiser, ddpm_steps(schedule), event_shape, capture, device)
 
 
 def ddim_sampler(
@@ -112,7 +112,7 @@ def ddim_sampler(
     check_eta(eta)
     denoiser, clip = (denoiser, None) if use_clipped_model_output else without_clip(denoiser)
     return PlainSampler(
-        denoiser, DdimSteps(schedule, num_steps, eta, clip, set_alpha_to_one), event_shape, capture, device
+        denoiser, ddim_steps(schedule, num_steps, eta, clip, set_alpha_to_one), event_shape, capture, device
     )
 
 

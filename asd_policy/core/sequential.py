@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,15 +19,22 @@ OnRound = Callable[[Tensor, Tensor], None]
 """Told after each round how far the chains are: the frontier (B,) int64, the steps that are certain, and x (B, *E)."""
 
 
-class Steps(Protocol):
-    """All steps of a plain sampler, without a look at a value: a capture may record them."""
+Step = Callable[[tuple[float, ...], Tensor, Tensor, Tensor], Tensor]
+"""(a step's coefficients, x (B, *E), prediction of the clean sample (B, *E), noise (B, *E)) -> the next x (B, *E)."""
 
-    num_steps: int
 
-    @property
-    def timesteps(self) -> Tensor:
-        """(K,) int64, the training timestep of each step."""
-        ...
+class Steps:
+    """All steps of a plain sampler, one network call each, without a look at a value: a capture may record them.
+
+    Args:
+        timesteps: (K,) int64, the training timestep of each step.
+        coefficients: of each step, K tuples.
+        step: what a step does.
+    """
+
+    def __init__(self, timesteps: Tensor, coefficients: Sequence[tuple[float, ...]], step: Step):
+        self.num_steps, self.timesteps = len(timesteps), timesteps
+        self._coefficients, self._step = coefficients, step
 
     def __call__(
         self,
@@ -38,65 +45,45 @@ class Steps(Protocol):
         on_round: OnRound | None = None,
     ) -> Tensor:
         """x (B, *E) at the end of the tape's chains; `network` is `denoise`, or a capture's."""
-        ...
+        step, row = _steps_and_rows(self.num_steps, len(tape.start), tape.start.device)
+        x = tape.start
+        for k, coefficients in enumerate(self._coefficients):
+            x0 = network(denoiser, x, step[k], row, context)
+            x = self._step(coefficients, x, x0, tape.xi[:, k])
+            if on_round is not None:
+                on_round(step[k] + 1, x)
+        return x
 
 
-class DdpmSteps:
+def ddpm_steps(schedule: Schedule) -> Steps:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
-
-    def __init__(self, schedule: Schedule):
-        self.num_steps, self.timesteps = schedule.num_steps, schedule.timesteps
-        self._coefficients = list(zip(schedule.a.tolist(), schedule.b.tolist(), schedule.s.tolist(), strict=True))
-
-    def __call__(
-        self,
-        network: Evaluate,
-        denoiser: Denoiser,
-        context: Context,
-        tape: NoiseTape,
-        on_round: OnRound | None = None,
-    ) -> Tensor:
-        """As `Steps`."""
-        step, row = _steps_and_rows(self.num_steps, len(tape.start), tape.start.device)
-        x = tape.start
-        for k, (a, b, s) in enumerate(self._coefficients):
-            x0 = network(denoiser, x, step[k], row, context)
-            x = a * x + b * x0 + s * tape.xi[:, k]
-            if on_round is not None:
-                on_round(step[k] + 1, x)
-        return x
+    return Steps(schedule.timesteps, _rows(schedule.a, schedule.b, schedule.s), _ddpm_step)
 
 
-class DdimSteps:
-    """DDIM (Song et al. 2021, eq. 12); arguments as `sample_ddim`."""
+def _ddpm_step(coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tensor) -> Tensor:
+    a, b, s = coefficients
+    return a * x + b * x0 + s * xi
 
-    def __init__(self, schedule: Schedule, num_steps: int, eta: float, clip: float | None, set_alpha_to_one: bool):
-        strided = schedule.with_num_steps(num_steps)
-        self.num_steps, self.timesteps, self._clip = strided.num_steps, strided.timesteps, clip
-        abar, abar_next = strided.abar, _ddim_abar_next(strided, set_alpha_to_one)
-        sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
-        direction = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
-        columns = abar.sqrt(), (1 - abar).sqrt(), abar_next.sqrt(), direction, sigma
-        self._coefficients = list(zip(*(column.tolist() for column in columns), strict=True))
 
-    def __call__(
-        self,
-        network: Evaluate,
-        denoiser: Denoiser,
-        context: Context,
-        tape: NoiseTape,
-        on_round: OnRound | None = None,
-    ) -> Tensor:
-        """As `Steps`."""
-        step, row = _steps_and_rows(self.num_steps, len(tape.start), tape.start.device)
-        x = tape.start
-        for k, (signal, noise, next_signal, direction, sigma) in enumerate(self._coefficients):
-            x0 = network(denoiser, x, step[k], row, context)
-            epsilon = (x - signal * x0) / noise
-            x = next_signal * clipped(x0, self._clip) + direction * epsilon + sigma * tape.xi[:, k]
-            if on_round is not None:
-                on_round(step[k] + 1, x)
-        return x
+def ddim_steps(schedule: Schedule, num_steps: int, eta: float, clip: float | None, set_alpha_to_one: bool) -> Steps:
+    """DDIM (Song et al. 2021, eq. 12); arguments as `sample_ddim`, `clip` for predictions that are not clipped yet."""
+    strided = schedule.with_num_steps(num_steps)
+    abar, abar_next = strided.abar, _ddim_abar_next(strided, set_alpha_to_one)
+    sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
+    direction = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
+    coefficients = _rows(abar.sqrt(), (1 - abar).sqrt(), abar_next.sqrt(), direction, sigma)
+    return Steps(strided.timesteps, coefficients, partial(_ddim_step, clip))
+
+
+def _ddim_step(clip: float | None, coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tensor) -> Tensor:
+    signal, noise, next_signal, direction, sigma = coefficients
+    epsilon = (x - signal * x0) / noise
+    return next_signal * clipped(x0, clip) + direction * epsilon + sigma * xi
+
+
+def _rows(*columns: Tensor) -> list[tuple[float, ...]]:
+    """Columns (K,) each as K rows of numbers."""
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def check_eta(eta: float) -> None:

@@ -1,7 +1,7 @@
 """The roll-out of a window as one GPU kernel: the loop over the window's steps runs in registers (Triton).
 
 The event's numbers do not depend on each other, so each thread follows one number of one chain through all W steps.
-The plain torch loop launches some ten kernels a step; this is one kernel whatever W.
+The plain torch loop launches five kernels a step; this is one kernel whatever W.
 Needs Triton, which some platforms lack.
 """
 
