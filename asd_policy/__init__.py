@@ -4,6 +4,7 @@ The names below are loaded on first use, so that `import asd_policy` itself cost
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +24,9 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'asd_policy' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name == "load_policy" and find_spec("gymnasium") and find_spec("envs"):
+        # gymnasium 1.0 has no entry points for environments: gym.make("asd/Square-v0") finds ours from here on.
+        import_module("envs")
     return getattr(import_module(_HOME[name]), name)
 
 
