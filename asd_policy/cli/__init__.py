@@ -86,9 +86,9 @@ def run(name: str, argv: Sequence[str], prog: str) -> int:
 
 
 def _parse(module: Any, argv: list[str], prog: str) -> Any:
-    import tyro
+    from asd_policy.cli.parsing import parse
 
-    return tyro.cli(module.Arguments, prog=prog, description=module.__doc__, args=argv)
+    return parse(module.Arguments, module.__doc__, argv, prog)
 
 
 def _named(argv: Sequence[str]) -> str | None:
