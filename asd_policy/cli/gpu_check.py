@@ -43,9 +43,7 @@ def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
         "--out", type=Path, default=Path("results/gpu"), help="folder for what is written (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=7.0, help="time for everything (%(default)s)")
-    parser.add_argument(
-        "--checkpoint", type=Path, default=CHECKPOINT, help="Square's policy; unless given, the shipped"
-    )
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="Square's policy (the shipped one)")
     parser.add_argument(
         "--only", nargs="+", choices=names, default=[], metavar="SECTION", help=f"sections to run: {', '.join(names)}"
     )

@@ -103,7 +103,6 @@ def main(command: New | Resume) -> int:
     parameters = sum(p.numel() for p in trainer.net.parameters())
     console.print(f"{parameters / 1e6:.2f}M parameters, from step {trainer.step} to {trainer.settings.steps}")
     finished = train_with_progress(trainer, command.out, console)
-    console.print(
-        "finished" if finished else f"stopped; continue with: asd-policy images train resume --out {command.out}"
-    )
+    resume = f"asd-policy images train resume --out {command.out}"
+    console.print("finished" if finished else f"stopped; continue with: {resume}", soft_wrap=True)
     return COMPLETE if finished else INCOMPLETE

@@ -158,14 +158,12 @@ def test_damaged_measurements_are_named(model, features, tmp_path):
     arguments = ImageBenchmark(model, features, tmp_path, quality=("ddpm",))
     settings = json.dumps(arguments.settings())
     for lines, message in (
-        ("{}\n{\n", "line 2 is no JSON object"),
-        (settings + '\n{"kind": "cost", "sampler": "ddpm", "repeat": 0, "rounds": 3.0}\n', "line 2.*lacks evaluations"),
+        ("{}\n{\n", "is no JSON object"),
+        (settings + '\n{"kind": "cost", "sampler": "ddpm", "repeat": 0, "rounds": 3.0}\n', "lacks evaluations"),
         (settings + '\n{"kind": "price", "sampler": "ddpm", "repeat": 0}\n', "kind is 'price'"),
-        (settings + '\n{"kind": "memory", "sampler": "ddpm", "repeat": 0, "peak_bytes": "1"}\n', "line 2.*peak_bytes"),
+        (settings + '\n{"kind": "memory", "sampler": "ddpm", "repeat": 0, "peak_bytes": "1"}\n', "peak_bytes"),
     ):
         (tmp_path / "measurements.jsonl").write_text(lines)
-        with pytest.raises(
-            DataError, match=rf"measurements\.jsonl, {message if message[0] == 'l' else '.*' + message}.*--out"
-        ):
+        with pytest.raises(DataError, match=rf"measurements\.jsonl, line 2.*{message}.*choose another --out"):
             images_bench.main(arguments)
         assert (tmp_path / "measurements.jsonl").read_text() == lines
