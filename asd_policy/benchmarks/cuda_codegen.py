@@ -131,6 +131,9 @@ def _calls(source: str) -> Iterator[str]:
 class _OnCpu(TorchDispatchMode):
     """Makes on the CPU what should be made on a GPU: the constants that Inductor folds while it compiles."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs or {}))
         return func(*args, **kwargs)

@@ -28,7 +28,10 @@ def parse(arguments: Any, description: str, argv: Sequence[str], prog: str) -> A
 
     read = partial(tyro.cli, arguments, prog=prog, description=DESCRIPTION)
     if "-h" in argv or "--help" in argv:
-        print(_help(read, argv).replace(DESCRIPTION, wrapped(description)), end="")
+        usage, _, rest = _help(read, argv).partition("\n\n")
+        print(
+            _filled(usage, indent=len("usage: ")), rest.replace(DESCRIPTION, wrapped(description)), sep="\n\n", end=""
+        )
         raise SystemExit(0)
     try:
         found, unknown = cast(tuple[Any, list[str]], read(args=list(argv), return_unknown_args=True))
@@ -45,21 +48,33 @@ def parse(arguments: Any, description: str, argv: Sequence[str], prog: str) -> A
 
 def wrapped(text: str) -> str:
     """A docstring in lines as long as the terminal's; a shell command that is longer goes on after a backslash."""
-    width = shutil.get_terminal_size().columns
     paragraphs = re.split(r"\n\s*\n", textwrap.dedent(text).strip())
     return "\n\n".join(
-        "\n".join(_wrapped_commands(paragraph, width)) if paragraph[0].isspace() else textwrap.fill(paragraph, width)
+        "\n".join(_wrapped_commands(paragraph)) if paragraph[0].isspace() else _filled(paragraph)
         for paragraph in paragraphs
     )
 
 
-def _wrapped_commands(paragraph: str, width: int) -> list[str]:
-    lines: list[str] = []
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _filled(paragraph: str, indent: int = 0) -> str:
+    """A paragraph in lines that fit, all but the first indented."""
+    return textwrap.fill(paragraph, _width(), subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _wrapped_commands(paragraph: str) -> list[str]:
+    """Shell commands in lines that fit: their own lines, if they do."""
+    lines = paragraph.splitlines()
+    if max(map(len, lines)) <= _width():
+        return lines
+    lines = []
     for command in re.sub(r"\\\n\s*", "", paragraph).splitlines():
         indent = command[: len(command) - len(command.lstrip())]
         parts = textwrap.wrap(
             command.strip(),
-            width - 2,
+            _width() - 2,
             initial_indent=indent,
             subsequent_indent=2 * indent,
             break_long_words=False,
