@@ -1,4 +1,4 @@
-"""A policy that acts on recorded observations, so that what a chunk costs is timed from arrays to arrays."""
+"""A policy that acts on recorded observations, to time chunks from NumPy arrays to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from asd_policy.benchmarks.work import chunk_range
 from asd_policy.errors import DataError
 from asd_policy.policies.diffusion import ChunkStats, DiffusionPolicy
 
+SQUARE_OBSERVATIONS = Path(__file__).parent / "data" / "square_observations.npz"
+"""Recorded along three episodes of the shipped Square policy."""
+
 
 class Recording:
-    """What a policy saw along episodes where it sampled a chunk: N times, the last two observations.
+    """The last two observations before each of N chunks that a policy sampled along episodes.
 
     Attributes:
         first: (N,) bool, whether an episode begins here.
@@ -40,12 +43,12 @@ class Recording:
         return len(self.first)
 
     def at(self, index: NDArray[np.intp], which: int) -> dict[str, NDArray[np.float32]]:
-        """The last (1) or the one before it (0) at N' places (N',): for each key (N', D)."""
+        """The last observation (`which` 1) or the one before (0) at the places `index` (N',): for each key (N', D)."""
         return {key: value[index, which] for key, value in self.values.items()}
 
 
 class Acting:
-    """A batch of environments that are recordings, each a chunk further along than the one before it."""
+    """A policy in a batch of recorded environments, each one chunk ahead of the one before it."""
 
     def __init__(self, policy: DiffusionPolicy, recording: Recording, batch_size: int):
         self.policy, self._recording = policy, recording
@@ -53,13 +56,13 @@ class Acting:
         self._begun = False
 
     def chunk(self) -> tuple[float, ChunkStats]:
-        """Sample the next chunk and act on it; the seconds of the call of `act` that sampled it, and its cost."""
+        """Sample the next chunk and execute it; seconds of the call of `act` that sampled it, and its statistics."""
         result = self.sample()
         self.finish()
         return result
 
     def sample(self) -> tuple[float, ChunkStats]:
-        """The first part of `chunk`, which is what it times: from observations to the chunk's first actions."""
+        """The timed part of `chunk`: from observations to the chunk's first actions."""
         policy, index = self.policy, self._index
         if not self._begun:
             policy.reset(seeds=list(range(len(index))))
@@ -77,11 +80,11 @@ class Acting:
         return seconds, policy.stats
 
     def finish(self) -> None:
-        """The other part: act until the next chunk is due."""
+        """The rest of `chunk`: act until the next chunk is due."""
         now, following = self._recording.at(self._index, 1), (self._index + 1) % len(self._recording)
         to_come = self.policy.config.n_action_steps - 1
         for _ in range(to_come - 1):
             self.policy.act(now)
         if to_come:
-            self.policy.act(self._recording.at(following, 0))  # the one before the next chunk's
+            self.policy.act(self._recording.at(following, 0))  # the observation before the next chunk's
         self._index = following

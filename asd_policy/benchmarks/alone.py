@@ -1,4 +1,4 @@
-"""A network's call, and a round of speculation, by themselves: captured on a GPU, called as they are on a CPU."""
+"""One call of a network, and one round of speculation, timed alone: captured on a GPU, called directly on a CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUPS = 7  # of calls; the median group counts
 
 
 class Repeated:
-    """A function that changes nothing but its own buffers, to be run again and again on a device."""
+    """A function that changes only its own buffers, for repeated runs on a device."""
 
     @torch.no_grad()
     def __init__(self, run: Callable[[], Any], device: torch.device):
@@ -31,7 +31,7 @@ class Repeated:
 
     @torch.no_grad()
     def milliseconds(self, calls: int) -> float:
-        """Of one run, with nothing between one and the next."""
+        """Time of one run, in runs that follow each other at once; median of several groups."""
         groups = []
         for _ in range(GROUPS + 1):
             self._wait()
@@ -44,7 +44,7 @@ class Repeated:
 
     @torch.no_grad()
     def kernels(self) -> int:
-        """Of one run, as in `Work`."""
+        """Kernels of one run, as `Work` counts them."""
 
         def run() -> None:
             with chunk_range():

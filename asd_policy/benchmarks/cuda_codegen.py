@@ -1,8 +1,8 @@
 """Count the kernels of the CUDA code that Inductor generates for a function, on a machine that may have no GPU.
 
-Inductor decides what to fuse before it compiles anything, from the shapes alone. So tensors without values stand for
-the GPU's, torch is told of an H100, and the generated program is read instead of loaded. Nothing runs or is timed.
-The pretence replaces internals of torch and may need care with another version; it was made with torch 2.14.
+Inductor decides what to fuse from shapes alone, before it compiles anything. So fake tensors stand for the GPU's, torch
+is made to see an H100, and the generated program is read instead of loaded. Nothing runs, and nothing is timed. This
+replaces internals of torch, and may need changes for another version; it was written for torch 2.14.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ def _calls(source: str) -> Iterator[str]:
 
 class _OnCpu(TorchDispatchMode):
     """Makes on the CPU what should be made on a GPU: the constants that Inductor folds while it compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs or {}))

@@ -1,4 +1,4 @@
-"""The loop that users of diffusers write, to compare with: `DDPMScheduler.step` around the plain network."""
+"""The usual loop of diffusers, to compare with: `DDPMScheduler.step` around the plain network."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Step = Callable[[Tensor, int, Tensor, Generator], Tensor]
 
 
 class DiffusersLoop:
-    """That loop as a policy's sampler. It draws the noise of a batch where the generator lies, on the policy's device.
+    """diffusers' loop as a policy's sampler. Its noise is drawn on the policy's device, for the whole batch at once.
 
     Args:
         policy: whose network and scheduler to run.
-        restated: take this module's own statement of the scheduler's step, for machines without diffusers.
+        restated: use `RestatedStep`, for machines without diffusers.
     """
 
     def __init__(self, policy: DiffusionPolicy, restated: bool = False):
@@ -56,7 +56,7 @@ class DiffusersLoop:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """As `ChunkSampler.launch`, with noise of its own in place of the generators'."""
+        """As `ChunkSampler.launch`, with its own generator in place of those given."""
         assert cond is not None
         return Drawn(self.run(cond, self._generator), record=None, calls=self.num_steps, predictions=None)
 
@@ -73,14 +73,15 @@ class DiffusersLoop:
 
 
 def diffusers_step(config: SchedulerConfig) -> Step:
-    """diffusers' own. Raises ImportError where it is not installed."""
+    """The step of diffusers. Raises ImportError where it is not installed."""
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_config(asdict(config))  # which leaves out what is DDIM's
     scheduler.set_timesteps(config.num_train_timesteps)
 
     def step(output: Tensor, t: int, x: Tensor, generator: Generator) -> Tensor:
-        return scheduler.step(output, t, x, generator=generator).prev_sample
+        following: Tensor = scheduler.step(output, t, x, generator=generator).prev_sample
+        return following
 
     return step
 
@@ -131,7 +132,7 @@ class RestatedStep:
 
 
 def loop_policy(policy: DiffusionPolicy, restated: bool) -> DiffusionPolicy:
-    """A policy with the same weights that samples with that loop."""
+    """A policy with the same weights that samples with diffusers' loop."""
     other = policy.with_sampler("ddpm")
     other.sampler = DiffusersLoop(policy, restated)
     return other

@@ -1,4 +1,4 @@
-"""The sections of scripts/gpu_check.py, in order of importance.
+"""The sections of `asd-policy gpu-check`, in order of importance.
 
 Each measurement is a row. A failure, or lack of time, is noted in its row, and the run goes on.
 """
@@ -15,18 +15,19 @@ import torch
 from asd_policy.benchmarks.gpu_chunks import Chunks
 from asd_policy.benchmarks.gpu_networks import compare_precisions, measure_wide_network
 from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench, Plan
-from asd_policy.benchmarks.gpu_results import Row
+from asd_policy.benchmarks.gpu_table import Row
 from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
 from asd_policy.core.capture.compiled import MAX_NETWORKS
 from asd_policy.core.capture.cuda_graph import has_while_nodes
 
+NO_TESTS = "the installed package has no tests: run this from a clone of the repository"
 MINIMUM_FOR_TESTS = 20  # seconds; importing torch takes a good part of them
 
 
 def sections(plan: Plan) -> dict[str, tuple[float, Callable[[Bench, Chunks, float], None]]]:
-    """Section -> the share of the time at which it should be over, and what it does.
+    """Section -> the share of the time at which it should be over, and the function that measures it.
 
-    The counts come after all timings, for once a profiler was started everything may be slower.
+    The counts come after all timings, because everything may be slower once a profiler was started.
     """
 
     def chunks(batch: int) -> Callable[[Bench, Chunks, float], None]:
@@ -44,7 +45,7 @@ def sections(plan: Plan) -> dict[str, tuple[float, Callable[[Bench, Chunks, floa
 
 
 def run_sections(bench: Bench, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
-    """Measure all sections, or those that `only` names, but for those that `without` names."""
+    """Measure all sections, or those in `only`, except those in `without`."""
     _allow_recompilations()
     chunks = Chunks(bench)
     for name, (share, measure) in sections(bench.plan).items():
@@ -68,7 +69,10 @@ def _allow_recompilations() -> None:
 
 
 def check_tests(bench: Bench, share: float) -> None:
-    """Run the tests that need a GPU, as long as time is left."""
+    """Run the tests that need a GPU while time is left, if there is a folder of tests."""
+    if bench.root is None:
+        bench.results.add("tests", "pytest", skipped=NO_TESTS)
+        return
     chosen = gpu_tests(bench.root) if bench.plan.tests is None else bench.plan.tests
     row = bench.results.add("tests", " ".join(("pytest", *chosen)))
     left = bench.budget.left(share)

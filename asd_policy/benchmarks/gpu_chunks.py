@@ -8,7 +8,8 @@ from asd_policy.benchmarks.acting import Acting
 from asd_policy.benchmarks.alone import Repeated, network_alone
 from asd_policy.benchmarks.diffusers_loop import has_diffusers, loop_policy
 from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, Bench
-from asd_policy.benchmarks.gpu_results import Row, outcome
+from asd_policy.benchmarks.gpu_results import outcome
+from asd_policy.benchmarks.gpu_table import Row
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.work import round_cost
 from asd_policy.core import AsdSampler
@@ -48,7 +49,7 @@ class Chunks:
                     self._compare_with_network(label, batch, row)
 
     def _begin(self, label: str, batch: int, row: Row) -> None:
-        """Make a sampler and draw its first chunks."""
+        """Build a sampler and draw its first chunks."""
         bench = self._bench
         if label == LOOP:
             restated = not has_diffusers()
@@ -131,14 +132,14 @@ class Chunks:
 
 
 class Timed:
-    """Chunks that were timed."""
+    """Times and rounds of a sampler's chunks."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
         self._rounds: list[int] = []
 
     def add(self, seconds: float, stats: ChunkStats) -> None:
-        """One more."""
+        """Add a chunk."""
         self._seconds.append(seconds)
         self._rounds.append(int(stats.rounds.max()))  # a batch goes on until its slowest is done
 

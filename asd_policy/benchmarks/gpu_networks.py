@@ -14,7 +14,8 @@ from asd_policy.benchmarks.acting import Acting
 from asd_policy.benchmarks.alone import Repeated, network_alone, round_alone
 from asd_policy.benchmarks.gpu_chunks import Timed
 from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench
-from asd_policy.benchmarks.gpu_results import Row, outcome
+from asd_policy.benchmarks.gpu_results import outcome
+from asd_policy.benchmarks.gpu_table import Row
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
@@ -30,7 +31,7 @@ PRECISIONS = (
 
 
 def measure_wide_network(bench: Bench, share: float) -> None:
-    """One call of a wide network with random weights against its batch size, and one round against its window."""
+    """Time one call of a wide network with random weights by batch size, and one round by window."""
     config = replace(bench.policy.config, network=NetworkConfig(down_dims=bench.plan.wide))
     network = build_network(config)
     bench.results.about["wide_parameters"] = sum(parameter.numel() for parameter in network.parameters())
@@ -97,7 +98,7 @@ def _time(bench: Bench, policy: DiffusionPolicy) -> Row:
 
 @contextmanager
 def allowed_tf32(products: bool, convolutions: bool) -> Iterator[None]:
-    """Whether matrix products and convolutions may be computed in TF32, within the block."""
+    """Within the block, allow or forbid TF32 in matrix products and convolutions."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions

@@ -1,4 +1,4 @@
-"""What scripts/gpu_check.py measures, and with what."""
+"""The plan of `asd-policy gpu-check`, and what its sections share."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Bench:
     """What every section needs.
 
     Attributes:
-        root: the folder of `tests`.
+        root: the folder that holds `tests`; None if there is none.
         log: reports progress.
     """
 
@@ -84,11 +84,11 @@ class Bench:
     plan: Plan
     results: Results
     budget: Budget
-    root: Path
+    root: Path | None
     log: Callable[[str], None]
 
     def conditions(self, count: int) -> Tensor:
-        """What the network is told at the first `count` places of the recording, (count, global_cond_dim)."""
+        """The network's conditions at the first `count` places of the recording, (count, global_cond_dim)."""
         index = np.arange(count) % len(self.recording)
         before, now = self.recording.at(index, 0), self.recording.at(index, 1)
         histories = ([{key: values[key][row] for key in values} for values in (before, now)] for row in range(count))

@@ -1,4 +1,4 @@
-"""What scripts/gpu_check.py measured: rows, kept on disk after each of them, and the time that is left for more."""
+"""Results of `asd-policy gpu-check`, written after each row, and the time that is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asd_policy.benchmarks.gpu_table import Row, table
 
 
 class Budget:
-    """Time for everything. Each section has a share; what one leaves, the next ones have."""
+    """Time for all sections. Each has a share; what one leaves over goes to those after it."""
 
     def __init__(self, minutes: float):
         self._seconds, self._started = 60 * minutes, time.monotonic()
@@ -50,7 +50,7 @@ class Results:
 
     @contextmanager
     def measuring(self, row: Row) -> Iterator[None]:
-        """Whatever goes wrong in the block becomes the row's error, and everything else goes on."""
+        """An exception in the block becomes the row's error, and the run goes on."""
         try:
             yield
         except Exception as error:
@@ -59,7 +59,7 @@ class Results:
             self.save()
 
     def save(self) -> None:
-        """Write what there is; NaN, which JSON lacks, as null."""
+        """Write all rows; NaN, which JSON lacks, as null."""
         found = {**self.about, "rows": _without_nan(self.rows)}
         for name, text in (("gpu_check.json", json.dumps(found, indent=1) + "\n"), ("gpu_check.md", table(found))):
             part = self.folder / f"{name}.part"

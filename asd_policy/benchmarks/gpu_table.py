@@ -1,4 +1,4 @@
-"""The rows of scripts/gpu_check.py as Markdown."""
+"""The rows of `asd-policy gpu-check` as Markdown."""
 
 from __future__ import annotations
 

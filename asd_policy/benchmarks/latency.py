@@ -1,14 +1,12 @@
-"""What a chunk costs: samplers timed in turn on the same observations, and what share of that the network takes."""
+"""Latency of samplers, timed in turn on the same observations, and the network's share of it."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,18 +17,20 @@ from asd_policy.benchmarks.work import chunk_range, round_cost
 from asd_policy.core import AsdSampler, EpsilonDenoiser, SampleStats, Schedule
 from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
-from asd_policy.policies.diffusion import DiffusionPolicy, Observation
+from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.samplers import ChunkSampler
 
-CLOCKED = 10  # chunks in which the time of the network is taken
+CLOCKED = 10  # chunks in which the network is timed
+GROWTH_DRAFTS = ("frozen", "path")  # whose rounds are counted against the number of steps
+GROWTH_STEPS = 2000  # denoising steps that they are counted over, about
 
 Draw = Callable[[Tensor, torch.Generator], SampleStats | None]
-"""(cond (1, ...), generator) -> what the chunk cost, if the sampler tells."""
+"""(cond (1, ...), generator) -> the chunk's statistics; None from a sampler that keeps none."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One sampler over all observations."""
+    """One sampler, timed on all observations."""
 
     sampler: str
     median_ms: float
@@ -38,28 +38,13 @@ class Timing:
     rounds: float  # mean
     evaluations: float  # mean
     acceptance: list[float]  # (K,)
-    network_share: float = float("nan")  # of the time; NaN where nobody can tell, as of a CUDA graph
-    operations: float = float("nan")  # of a round, on a GPU kernels; NaN for compiled code on a CPU
-    network_operations: float = float("nan")  # of these, the network's
-
-
-def record_histories(policy: DiffusionPolicy, env: gymnasium.Env, seed: int) -> Iterator[tuple[list[Observation], int]]:
-    """Run an episode; yield the observations that each chunk was sampled from, and the rounds that it took."""
-    policy.reset(seed=seed)
-    obs, _ = env.reset(seed=seed)
-    history, chunk, over = deque([obs], maxlen=policy.config.n_obs_steps), policy.stats, False
-    while not over:
-        action = policy.act(obs)
-        if policy.stats is not None and policy.stats is not chunk:
-            chunk = policy.stats
-            yield list(history), int(chunk.rounds[0])
-        obs, _, terminated, truncated, info = env.step(action)
-        history.append(obs)
-        over = terminated or truncated or bool(info["success"])
+    network_share: float = float("nan")  # of the time; NaN where it cannot be measured, as in a CUDA graph
+    operations: float = float("nan")  # of torch in a round, on a GPU kernels; NaN for compiled code on a CPU
+    network_operations: float = float("nan")  # the network's part of these
 
 
 def loop_draw(loop: DiffusersLoop) -> Draw:
-    """The loop that users of diffusers write, which tells no cost."""
+    """diffusers' loop, which keeps no statistics."""
 
     def draw(cond: Tensor, generator: torch.Generator) -> None:
         loop.run(cond, generator)
@@ -72,8 +57,16 @@ def sampler_draw(policy: DiffusionPolicy) -> Draw:
     return lambda cond, generator: policy.sampler.draw(1, cond, [generator]).stats
 
 
-def time_in_turn(draws: Mapping[str, Draw], conds: Sequence[Tensor], done: Callable[[], None]) -> list[Timing]:
-    """Time every sampler on every condition, all samplers on one before the next: a machine that slows, slows all."""
+def time_in_turn(draws: Mapping[str, Draw], conds: Sequence[Tensor], done: Callable[[], object]) -> list[Timing]:
+    """Time every sampler on every condition.
+
+    All samplers run on one condition before the next, so that a machine that slows down affects them all.
+
+    Args:
+        draws: by the sampler's label.
+        conds: each (1, ...).
+        done: called after each draw, and after each sampler's first one, which is not timed.
+    """
     for draw in draws.values():
         draw(conds[0], torch.Generator().manual_seed(0))  # compiles
         done()
@@ -107,7 +100,7 @@ def _timing(label: str, seconds: Sequence[float], costs: Sequence[SampleStats]) 
 
 
 def with_round_cost(timing: Timing, sampler: ChunkSampler, draw: Draw, conds: Sequence[Tensor]) -> Timing:
-    """The timing, with the operations of a round and the network's share, on some of the conditions."""
+    """The timing with the operations of a round and the network's share, measured on the first conditions."""
     some = itertools.cycle(conds)
 
     def run() -> tuple[float, int]:
@@ -122,17 +115,20 @@ def with_round_cost(timing: Timing, sampler: ChunkSampler, draw: Draw, conds: Se
 
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
-    """Memory of all that a sampler keeps through its rounds for conditions `cond` (B, ...): tape, state, memory."""
+    """Bytes of a sampler's tensors for conditions `cond` (B, ...): the noise tape, the state, the draft's memory."""
     chain = sampler.chain(len(cond), cond, None)
     leaves = pytree.tree_leaves((chain, begin(chain, sampler.draft)))
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def rounds_at(policy: DiffusionPolicy, num_steps: int, draft: str, conds: Tensor) -> float:
-    """Mean rounds of a chain of `num_steps` steps, all of them in the window.
+    """Mean rounds of a chain of `num_steps` steps, with a window of all of them.
 
-    The network was trained on T timesteps of a schedule that is defined for any number of them: timestep t of
-    `num_steps` is told to it as (t + 1) T / num_steps - 1, where the signal is equally strong.
+    The network was trained on T timesteps. It gets timestep t of `num_steps` as (t + 1) T / num_steps - 1, where the
+    noise is equally strong.
+
+    Args:
+        conds: (N, ...).
     """
     scheduler: SchedulerConfig = policy.config.scheduler
     schedule = Schedule.from_diffusers(asdict(scheduler) | {"num_train_timesteps": num_steps})
@@ -140,9 +136,28 @@ def rounds_at(policy: DiffusionPolicy, num_steps: int, draft: str, conds: Tensor
 
     def network(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         assert cond is not None
-        return policy.network(x, (t + 1) * ratio - 1, cond)
+        predicted: Tensor = policy.network(x, (t + 1) * ratio - 1, cond)
+        return predicted
 
     denoiser = EpsilonDenoiser(network, schedule, scheduler.clip_sample_range).to(policy.device)
     event_shape = policy.config.horizon, policy.config.action_dim
     sampler = AsdSampler(denoiser, schedule, event_shape, draft=draft, window=None)
     return float(sampler(len(conds), conds, torch.Generator().manual_seed(0))[1].rounds.float().mean())
+
+
+def rounds_against_steps(
+    policy: DiffusionPolicy, steps: Sequence[int], conds: Sequence[Tensor], done: Callable[[], object]
+) -> dict[str, dict[int, float]]:
+    """Mean rounds by draft and number of denoising steps; chains of many steps get fewer of the conditions.
+
+    Args:
+        conds: each (1, ...).
+        done: called after each of them.
+    """
+    growth: dict[str, dict[int, float]] = {draft: {} for draft in GROWTH_DRAFTS}
+    for draft, rounds in growth.items():
+        for num_steps in steps:
+            few = torch.cat(list(conds[:: max(1, len(conds) * num_steps // GROWTH_STEPS)]))
+            rounds[num_steps] = rounds_at(policy, num_steps, draft, few)
+            done()
+    return growth

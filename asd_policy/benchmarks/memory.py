@@ -1,4 +1,4 @@
-"""The peak of memory while something runs."""
+"""Peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """Within the block, how much more memory than at its start was in use at most; `peak` in bytes afterwards.
+    """Measures the peak of memory in its block, less the memory in use at its start.
 
-    Of a CUDA device, torch's allocations; else of this process, which Linux tells and other systems do not (NaN).
+    On a CUDA device it measures torch's allocations, on a CPU the process's resident memory.
+
+    Attributes:
+        peak: in bytes, after the block; NaN where the system does not tell, as outside Linux.
     """
 
     peak: float

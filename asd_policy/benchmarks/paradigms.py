@@ -1,4 +1,4 @@
-"""ParaDiGMS, the parallel sampler to compare with (Shih et al. 2023, Algorithm 1, https://arxiv.org/abs/2305.16317).
+"""ParaDiGMS, a parallel sampler to compare with (Shih et al. 2023, Algorithm 1, https://arxiv.org/abs/2305.16317).
 
 A Picard iteration over a sliding window: every state of the window is denoised at once, and the window moves past the
 states that have settled. It is approximate: how far from the DDPM's law, its tolerance decides. The arithmetic of a
@@ -27,14 +27,14 @@ def sample_paradigms(
     tolerance: float = 0.1,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, int]:
-    """Draw samples, all of which wait for the one that settles last.
+    """Draw samples. The window moves as fast as the slowest of them.
 
     Args:
         net: (x (N, *E), t (N,) int64) -> prediction (N, *E); of B samples' windows, N = W * B with B running fastest.
         scheduler: with its timesteps set.
-        generator: as the core's samplers take it; the tape is theirs too, less what only they need.
+        generator: as for the core's samplers; the noise is the same too.
         window: states that are denoised at once.
-        tolerance: how much a state may still move, as a multiple of the noise that is added to it.
+        tolerance: the change below which a state has settled, as a multiple of the noise that is added to it.
 
     Returns:
         x (B, *E), and the rounds: sequential calls of the network.

@@ -1,4 +1,4 @@
-"""Kernels, synchronisations and the network's share of a chunk, from the trace of torch's profiler."""
+"""Kernels, synchronisations and the network's share of a chunk, from a trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from asd_policy.policies.samplers import ChunkSampler
 CHUNK, NETWORK = "asd: chunk", "asd: network"  # ranges of a trace
 
 chunk_range = partial(record_function, CHUNK)
-"""What is within this range of a `profiled` function is counted."""
+"""The range of a `profiled` function that is counted."""
 
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -69,7 +69,7 @@ class Work:
 
 
 def profiled(run: Callable[[], Any], device: torch.device) -> Work:
-    """Run a function that has a `chunk_range` in it under the profiler."""
+    """The work in the `chunk_range` of a function, by running it under the profiler."""
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     if gpu:

@@ -72,9 +72,10 @@ def run(name: str, argv: Sequence[str], prog: str) -> int:
         parse = getattr(module, "parse", None) or _parse
         return int(module.main(parse(module, list(argv), prog)))
     except ModuleNotFoundError as error:
-        if (error.name or "asd_policy").partition(".")[0] in ("asd_policy", "envs"):
+        package = (error.name or "asd_policy").partition(".")[0]
+        if package in ("asd_policy", "envs"):
             raise
-        return _failed(f"{prog} needs {error.name}. Do: pip install 'asd-policy[{command.extra}]'")
+        return _failed(f"{prog} needs {package}. Do: pip install 'asd-policy[{command.extra}]'")
     except KeyboardInterrupt:
         return INTERRUPTED
     except AsdPolicyError as error:
@@ -86,9 +87,9 @@ def run(name: str, argv: Sequence[str], prog: str) -> int:
 
 
 def _parse(module: Any, argv: list[str], prog: str) -> Any:
-    import tyro
+    from asd_policy.cli.parsing import parse
 
-    return tyro.cli(module.Arguments, prog=prog, description=module.__doc__, args=argv)
+    return parse(module.Arguments, module.__doc__, argv, prog)
 
 
 def _named(argv: Sequence[str]) -> str | None:

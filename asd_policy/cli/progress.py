@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from time import monotonic
 from typing import Protocol
 
@@ -36,6 +37,12 @@ def progress(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         yield _Rows(bars)
+
+
+def counter(shown: Progress, label: str, total: int) -> Callable[[], None]:
+    """A new row; the function that it returns says that one more unit is done."""
+    row, units = shown.add(label, total), count(1)
+    return lambda: shown.update(row, next(units))
 
 
 class _Rows:
@@ -77,4 +84,4 @@ class _Lines:
             told = ", ".join(
                 filter(None, (f"{label or name}: {done}/{total}", note, f"about {left / 60:.0f} min left"))
             )
-            self._console.print(", ".join(filter(None, told)), highlight=False, markup=False, soft_wrap=True)
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)

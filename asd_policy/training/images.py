@@ -1,9 +1,12 @@
-"""Training a class-conditional DDPM on images; the run's snapshots are folders that diffusers loads."""
+"""Training of a class-conditional DDPM on images. Its snapshots are folders that diffusers loads."""
 
+from __future__ import annotations
+
+import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,24 +16,50 @@ from torch import Tensor, nn
 
 from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError
-from asd_policy.training.loop import Trainer, TrainSettings
+from asd_policy.records import read_record_file
+from asd_policy.training.loop import Trainer
+from asd_policy.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class UnetSizes:
-    """A U-Net with attention at its lowest resolution alone.
+    """Sizes of a U-Net with attention at its lowest resolution.
 
     Attributes:
-        channels: of each resolution, the image's own first; each further one halves it.
-        layers: residual blocks per resolution.
+        channels: Channels at each resolution, the image's first; each further one is half of it.
+        layers: Residual blocks per resolution.
     """
 
     channels: tuple[int, ...] = (32, 64, 128)
     layers: int = 1
 
 
+@dataclass(frozen=True)
+class ImageRun:
+    """`train.json` of a run: with the code and the data, all that is needed to train the same weights again.
+
+    Attributes:
+        data: the path of the digits.
+        fingerprint: of the images and labels, so that a run is not resumed on others; older runs lack it.
+    """
+
+    data: str
+    settings: TrainSettings
+    sizes: UnetSizes
+    fingerprint: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> ImageRun:
+        """Read the file. Raises CheckpointError if it cannot be read."""
+        return read_record_file(cls, path, "training settings", CheckpointError)
+
+
 def build_unet(sizes: UnetSizes, image_size: int, image_channels: int, classes: int, seed: int) -> UNet2DModel:
-    """A class-conditional U-Net with fresh weights made from `seed`. Label `classes` stands for "no class"."""
+    """A class-conditional U-Net with new weights drawn from `seed`. The label `classes` means "no class"."""
     plain = len(sizes.channels) - 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # layers have no generator argument
@@ -61,10 +90,11 @@ def image_trainer(
     """The trainer of an image DDPM.
 
     Args:
-        unet: class-conditional; its last class stands for "no class".
+        unet: class-conditional; its last class means "no class".
         images: (N, C, H, W) from -1 to 1, on the U-Net's device.
         labels: (N,) int64.
-        label_dropout: the share of labels that are replaced by "no class", for guidance.
+        label_dropout: share of the labels that "no class" replaces, for guidance.
+        compile_net: run the U-Net through torch.compile.
         on_snapshot: called with the averaged pipeline and its folder after each snapshot.
     """
     no_class = unet.config.num_class_embeds - 1
@@ -80,7 +110,8 @@ def image_trainer(
         return labels[indices].masked_fill(dropped, no_class), images[indices]
 
     def forward(net: UNet2DModel, x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
-        return net(x, timestep, class_labels=classes, return_dict=False)[0]
+        predicted: Tensor = net(x, timestep, class_labels=classes, return_dict=False)[0]
+        return predicted
 
     def write(averaged: nn.Module, path: Path) -> None:
         assert isinstance(averaged, UNet2DModel)
@@ -93,7 +124,7 @@ def image_trainer(
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its place and move it there: what lies at `path` is always whole.
+    """Write a folder beside `path` and move it there, so that the folder at `path` is always whole.
 
     Raises:
         CheckpointError: if it cannot be written, as on a full disk.

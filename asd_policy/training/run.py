@@ -35,6 +35,7 @@ class Machine:
     """Where to run: changes how fast, not what is learned."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train, such as cpu or cuda."""
     threads: int | None = None
     """CPU threads; all cores unless given."""
     compile: bool = False

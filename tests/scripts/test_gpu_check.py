@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from asd_policy import load_policy
-from asd_policy.benchmarks.acting import Acting, Recording
+from asd_policy.benchmarks.acting import SQUARE_OBSERVATIONS, Acting, Recording
 from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
-from asd_policy.benchmarks.gpu_check import machine, run_sections
+from asd_policy.benchmarks.gpu_check import NO_TESTS, machine, run_sections
 from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, TINY, Bench, Plan
 from asd_policy.benchmarks.gpu_results import Budget, Results
 from asd_policy.benchmarks.gpu_table import WIDTH
-from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
+from asd_policy.benchmarks.gpu_tests import clone, gpu_tests, run_tests
 from asd_policy.benchmarks.work import CHUNK, NETWORK, chunk_range, network_marked, profiled, work_on_gpu
 from asd_policy.errors import DataError
 from asd_policy.policies.samplers import SamplerSpec
@@ -26,7 +26,6 @@ from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
-OBSERVATIONS = ROOT / "scripts" / "data" / "square_observations.npz"
 
 ON_A_BARE_MACHINE = """
 import runpy, sys
@@ -48,7 +47,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def bench_of(checkpoint: Path, out: Path, plan: Plan, minutes: float = 5) -> Bench:
     about = {"dry_run": True, "date": "today", "commit": "none", **machine(torch.device("cpu")), "sections": {}}
-    policy, recording = load_policy(checkpoint), Recording.read(OBSERVATIONS)
+    policy, recording = load_policy(checkpoint), Recording.read(SQUARE_OBSERVATIONS)
     return Bench(policy, recording, plan, Results(out, about), Budget(minutes), ROOT, lambda text: None)
 
 
@@ -131,7 +130,7 @@ def test_everything_planned_exists():
 
 
 def test_recording_is_what_the_shipped_policy_sees():
-    recording, policy = Recording.read(OBSERVATIONS), load_policy(ROOT / "checkpoints" / "square")
+    recording, policy = Recording.read(SQUARE_OBSERVATIONS), load_policy(ROOT / "checkpoints" / "square")
     assert {key: value.shape[2:] for key, value in recording.values.items()} == policy.config.obs_shapes
     assert recording.first.sum() == 3
     for key, value in recording.values.items():
@@ -148,7 +147,7 @@ def test_unreadable_recording(tmp_path):
 
 def test_acting_gives_the_policy_the_recorded_histories(checkpoint):
     """Through several chunks and an episode's end, in a batch whose rows are at different places."""
-    recording = Recording.read(OBSERVATIONS)
+    recording = Recording.read(SQUARE_OBSERVATIONS)
     policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
     seen: list[torch.Tensor] = []
     launch = policy.sampler.launch
@@ -235,6 +234,15 @@ def test_tests_that_need_a_gpu_are_found():
     assert chosen[:2] == ["-m", "gpu"]
     assert {"tests/core/test_capture.py", "tests/core/test_law.py"} <= set(chosen)
     assert "tests/core/test_window.py" not in chosen
+
+
+def test_an_installed_package_has_no_tests_to_run(checkpoint, tmp_path):
+    bench = replace(bench_of(checkpoint, tmp_path, TINY), root=None)
+    run_sections(bench, only=["tests"])
+    [row] = bench.results.rows
+    assert row["skipped"] == NO_TESTS
+    assert "from a clone" in " ".join((tmp_path / "gpu_check.md").read_text().split())
+    assert clone() == ROOT
 
 
 def test_tests_are_counted(tmp_path):

@@ -1,4 +1,4 @@
-"""The scripts around images, on a handful of digits and a network of no use."""
+"""The commands around images, on a handful of digits and an untrained network."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import pytest
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.benchmarks.images import ImageBenchmark
+from asd_policy.cli import images_bench, images_classifier, images_draw, images_train
+from asd_policy.errors import CheckpointError, ConfigError, DataError
 from asd_policy.training.images import UnetSizes
-from asd_policy.training.loop import TrainSettings
 from asd_policy.training.run import Machine
-from scripts import bench_images, generate_images, train_digit_classifier, train_images
+from asd_policy.training.settings import TrainSettings
 
 STEPS = 12
 
@@ -31,11 +32,11 @@ def run(tmp_path_factory, data) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
     settings = TrainSettings(steps=2, batch_size=4, warmup_steps=1)
     machine = Machine(device="cpu", threads=1)
-    assert train_images.main(train_images.New(data, out, settings, UnetSizes((8, 16)), machine)) == 0
+    assert images_train.main(images_train.New(data, out, settings, UnetSizes((8, 16)), machine)) == 0
     values = json.loads((out / "train.json").read_text())
     values["settings"]["steps"] = 4
     (out / "train.json").write_text(json.dumps(values))
-    assert train_images.main(train_images.Resume(out, machine)) == 0
+    assert images_train.main(images_train.Resume(out, machine)) == 0
     return out
 
 
@@ -53,37 +54,37 @@ def model(run) -> Path:
 @pytest.fixture(scope="module")
 def features(tmp_path_factory, data) -> Path:
     path = tmp_path_factory.mktemp("features") / "features.safetensors"
-    train_digit_classifier.main(train_digit_classifier.Arguments(data, path, steps=3))
+    images_classifier.main(images_classifier.Arguments(data, path, steps=3))
     return path
 
 
-def test_training(run, capsys):
+def test_training(run):
     for step in (2, 4):
         assert DDPMPipeline.from_pretrained(run / f"ema_{step:06d}").unet.config.num_class_embeds == 11
         assert Image.open(run / f"ema_{step:06d}.png").size == (320, 64)
     assert (run / "loss.png").exists()
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [2, 4]
-    assert train_images.main(train_images.New(Path("nowhere"), run, TrainSettings(steps=2))) == 1
-    assert "exists already" in " ".join(capsys.readouterr().out.split())  # it is wrapped
+    with pytest.raises(ConfigError, match="exists already"):
+        images_train.main(images_train.New(Path("nowhere"), run, TrainSettings(steps=2)))
 
 
 def test_a_grid(model, tmp_path, capsys):
     path = tmp_path / "grid.png"
     options = {"sampler": "asd:path:4", "labels": (3, 7), "columns": 2, "batch_size": 2}
-    generate_images.main(generate_images.Arguments(str(model), path, count=3, **options))
+    images_draw.main(images_draw.Arguments(str(model), path, count=3, **options))
     assert "sequential network calls of an image" in " ".join(capsys.readouterr().out.split())
     assert Image.open(path).size == (64, 64)
     with pytest.raises(CheckpointError):
-        generate_images.main(generate_images.Arguments(str(tmp_path), path))
+        images_draw.main(images_draw.Arguments(str(tmp_path), path))
 
 
-def arguments(model: Path, features: Path, out: Path, images: int = 6) -> bench_images.Arguments:
+def arguments(model: Path, features: Path, out: Path, images: int = 6) -> images_bench.Arguments:
     choice = {"drafts": ("path",), "windows": ("4", "all"), "quality": ("ddpm", "paradigms:4:0.1", "ddim:3")}
-    return bench_images.Arguments(model, features, out, **choice, seeds=2, images=images, repeats=2, batch_size=3)
+    return images_bench.Arguments(model, features, out, **choice, seeds=2, images=images, repeats=2, batch_size=3)
 
 
 def test_measurements_go_on_where_they_stopped(model, features, tmp_path):
-    assert bench_images.main(arguments(model, features, tmp_path)) == 0
+    assert images_bench.main(arguments(model, features, tmp_path)) == 0
     record = tmp_path / "measurements.jsonl"
     lines = record.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * 3 + 3 + 2 * 3
@@ -96,21 +97,21 @@ def test_measurements_go_on_where_they_stopped(model, features, tmp_path):
     assert (tmp_path / "speedup.png").exists()
 
     record.write_text("".join(lines[:8]) + lines[8][:10])  # as a kill leaves it
-    assert bench_images.main(arguments(model, features, tmp_path)) == 0
+    assert images_bench.main(arguments(model, features, tmp_path)) == 0
     again = record.read_text().splitlines(keepends=True)
     assert again[:8] == lines[:8]
     first, second = ([json.loads(line).get("frechet") for line in some[1:]] for some in (lines, again))
     assert first == second  # the same noise for the same measurement, whenever it is made
     with pytest.raises(ConfigError, match="Choose another --out"):
-        bench_images.main(arguments(model, features, tmp_path, images=7))
+        images_bench.main(arguments(model, features, tmp_path, images=7))
 
 
 def test_samplers_that_do_not_exist_are_refused_first(model, features, tmp_path):
     for name in ("paradigms:4", "asd:path:x"):
         with pytest.raises(ConfigError, match="Unknown sampler"):
-            bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=(name,)))
+            images_bench.main(images_bench.Arguments(model, features, tmp_path, quality=(name,)))
     with pytest.raises(CheckpointError, match="train_digit_classifier"):
-        bench_images.main(bench_images.Arguments(model, tmp_path / "missing", tmp_path))
+        images_bench.main(images_bench.Arguments(model, tmp_path / "missing", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_samplers_that_do_not_exist_are_refused_first(model, features, tmp_path)
 def test_grids_that_make_no_sense_are_refused_first(model, tmp_path, changes, message):
     arguments = {"model": str(model), "out": tmp_path / "grid.png", "count": 1, **changes}
     with pytest.raises(ConfigError, match=message):
-        generate_images.main(generate_images.Arguments(**arguments))
+        images_draw.main(images_draw.Arguments(**arguments))
     assert not list(tmp_path.iterdir())
 
 
@@ -150,10 +151,19 @@ def test_grids_that_make_no_sense_are_refused_first(model, tmp_path, changes, me
 )
 def test_measurements_that_make_no_sense_are_refused_first(model, features, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        bench_images.main(bench_images.Arguments(model, features, tmp_path, **changes))
+        images_bench.main(images_bench.Arguments(model, features, tmp_path, **changes))
 
 
 def test_damaged_measurements_are_named(model, features, tmp_path):
-    (tmp_path / "measurements.jsonl").write_text("{}\n{\n")
-    with pytest.raises(ConfigError, match=r"measurements\.jsonl is damaged"):
-        bench_images.main(bench_images.Arguments(model, features, tmp_path, quality=("ddpm",)))
+    arguments = ImageBenchmark(model, features, tmp_path, quality=("ddpm",))
+    settings = json.dumps(arguments.settings())
+    for lines, message in (
+        ("{}\n{\n", "is no JSON object"),
+        (settings + '\n{"kind": "cost", "sampler": "ddpm", "repeat": 0, "rounds": 3.0}\n', "lacks evaluations"),
+        (settings + '\n{"kind": "price", "sampler": "ddpm", "repeat": 0}\n', "kind is 'price'"),
+        (settings + '\n{"kind": "memory", "sampler": "ddpm", "repeat": 0, "peak_bytes": "1"}\n', "peak_bytes"),
+    ):
+        (tmp_path / "measurements.jsonl").write_text(lines)
+        with pytest.raises(DataError, match=rf"measurements\.jsonl, line 2.*{message}.*choose another --out"):
+            images_bench.main(arguments)
+        assert (tmp_path / "measurements.jsonl").read_text() == lines

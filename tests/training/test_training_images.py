@@ -7,7 +7,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
 
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
-from asd_policy.training.loop import Trainer, TrainSettings, train
+from asd_policy.training.loop import Trainer, train
+from asd_policy.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(steps=6, batch_size=4, warmup_steps=2, snapshot_every=3, log_every=3)
 

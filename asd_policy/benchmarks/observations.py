@@ -1,0 +1,75 @@
+"""Observations recorded along episodes of a policy's environment, for benchmarks and calibration."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+
+from asd_policy.errors import ConfigError
+from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.observations import Observation
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What a policy observed where it sampled chunks.
+
+    Attributes:
+        observations: for each chunk the last `n_obs_steps` observations, oldest first; fewer at an episode's start.
+        warm_rounds: mean rounds of the chunks that started from the predictions of the one before; NaN without any.
+    """
+
+    observations: list[list[Observation]]
+    warm_rounds: float
+
+    @property
+    def latest(self) -> list[Observation]:
+        """The last observation of each chunk."""
+        return [history[-1] for history in self.observations]
+
+
+def record_histories(policy: DiffusionPolicy, count: int, seed: int, recorded: Callable[[], object]) -> Histories:
+    """Run episodes of the policy's environment until it has sampled `count` chunks.
+
+    Args:
+        seed: of the first episode; each further one adds 1.
+        recorded: called after each of these chunks.
+
+    Raises:
+        ConfigError: if `count` is below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"Got {count} observations to record; expected at least 1.")
+    env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
+    histories: list[list[Observation]] = []
+    warm: list[int] = []
+    while len(histories) < count:
+        for turn, (history, rounds) in enumerate(_episode(policy, env, seed)):
+            warm += [rounds] if turn else []
+            if len(histories) < count:  # the episode is finished for the mean of the rounds
+                histories.append(history)
+                recorded()
+        seed += 1
+    env.close()
+    return Histories(histories, sum(warm) / len(warm) if warm else float("nan"))
+
+
+def _episode(
+    policy: DiffusionPolicy, env: gymnasium.Env[Any, Any], seed: int
+) -> Iterator[tuple[list[Observation], int]]:
+    """Run an episode; yield the observations that each chunk was sampled from, and its rounds."""
+    policy.reset(seed=seed)
+    obs, _ = env.reset(seed=seed)
+    history, chunk, over = deque([obs], maxlen=policy.config.n_obs_steps), policy.stats, False
+    while not over:
+        action = policy.act(obs)
+        if policy.stats is not None and policy.stats is not chunk:
+            chunk = policy.stats
+            yield list(history), int(chunk.rounds[0])
+        obs, _, terminated, truncated, info = env.step(action)
+        history.append(obs)
+        over = terminated or truncated or bool(info["success"])

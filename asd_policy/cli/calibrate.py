@@ -1,0 +1,74 @@
+"""Choose the windows of window=auto for a checkpoint on this machine, and keep them beside it.
+
+    asd-policy calibrate checkpoints/square
+    asd-policy calibrate checkpoints/square --sampler asd:path:auto:cuda_graph --device cuda
+
+Observations are recorded along episodes of the checkpoint's environment. The windows hold for the weights, batch size,
+device, number of threads, draft and capture that they were measured with.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+
+from asd_policy import load_policy
+from asd_policy.benchmarks.calibration import stretches, table
+from asd_policy.benchmarks.observations import record_histories
+from asd_policy.cli import COMPLETE
+from asd_policy.cli.progress import counter, progress
+from asd_policy.errors import ConfigError
+from asd_policy.importers.checkpoint import windows_file
+from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.threads import check_threads
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to calibrate."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Folder with config.json and model.safetensors, where the windows are kept."""
+    sampler: str = "asd:path:auto"
+    """asd:DRAFT:auto[:CAPTURE], the sampler that the windows are for."""
+    observations: int = 32
+    """Observations to record; drafts are tested on one chunk of each."""
+    seed: int = 200000
+    """Seed of the first episode that observations are recorded in."""
+    batch_size: int = 1
+    """Environments that will run together."""
+    device: str = "cpu"
+    """Where to sample, such as cpu or cuda."""
+    threads: int = 1
+    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+
+
+def main(arguments: Arguments) -> int:
+    """Record observations, calibrate, and print the windows."""
+    console = Console()
+    check_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    spec = SamplerSpec.parse(arguments.sampler)
+    if spec.name != "asd" or spec.options.get("window") != "auto":
+        raise ConfigError(
+            f"--sampler is {spec.label}; expected asd:DRAFT:auto[:CAPTURE]: no other has windows to choose."
+        )
+    if not 1 <= arguments.batch_size <= arguments.observations:
+        raise ConfigError(
+            f"Got --batch-size {arguments.batch_size} and --observations {arguments.observations}; expected at least "
+            "1, and no fewer observations than the batch size."
+        )
+    recording = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
+    policy = recording.with_sampler(spec.name, **spec.options)
+    with progress(console) as shown:
+        recorded = counter(shown, "recording observations", arguments.observations)
+        histories = record_histories(recording, arguments.observations, arguments.seed, recorded)
+    with console.status(f"calibrating {spec.label}"):
+        calibration = policy.calibrate(histories.latest, arguments.batch_size)
+    console.print(table(calibration))
+    console.print(f"windows by denoising step (0 is the noisiest): {stretches(calibration.windows)}", soft_wrap=True)
+    console.print(f"Kept in {windows_file(arguments.checkpoint)}", soft_wrap=True)
+    return COMPLETE

@@ -1,0 +1,116 @@
+"""Draw a grid of images from a DDPM that diffusers can load.
+
+    asd-policy images draw --model checkpoints/digits --labels 0 1 2 3 4 --out digits.png
+    asd-policy images draw --model google/ddpm-cifar10-32 --count 16 --out cifar.png
+
+Image i is drawn from a generator seeded with --seed plus i, whatever the sampler and the batch: `ddpm` and `asd` get
+the same noise at the start and at each step. Seeds have 32 bits, as many as torch's generator on the CPU reads.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+from rich.console import Console
+
+from asd_policy.cli import COMPLETE
+from asd_policy.cli.progress import Progress, progress
+from asd_policy.errors import ConfigError
+from asd_policy.images import AsdImagePipeline
+from asd_policy.images.arguments import check_name, whole
+from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.threads import check_threads
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to draw."""
+
+    model: str
+    """Folder of a DDPMPipeline, or its name on the Hugging Face hub."""
+    out: Path
+    """PNG file to write."""
+    sampler: str = "asd:path:64"
+    """ddpm, ddim[:STEPS] or asd[:DRAFT[:WINDOW]]; WINDOW is a number or "all"."""
+    count: int = 10
+    """Images to draw."""
+    labels: tuple[int, ...] = ()
+    """Classes for a class-conditional model, repeated until there is one for each image."""
+    guidance: float = 1.0
+    """Classifier-free guidance; above 1 it needs --negative-label."""
+    negative_label: int | None = None
+    """Class to move away from, trained as "no class"; 10 for the digits."""
+    steps: int | None = None
+    """Denoising steps of ddpm and asd; as many as in training unless given."""
+    seed: int = 0
+    """Seed of the first image."""
+    columns: int = 10
+    """Images in a row of the grid."""
+    batch_size: int = 10
+    """Images drawn together."""
+    max_states: int | None = None
+    """Most states that one call of the network evaluates, which bounds the memory of a wide window."""
+    device: str = "cpu"
+    """Where to sample, such as cpu or cuda."""
+    threads: int = 1
+    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+
+
+def check(arguments: Arguments) -> None:
+    """Raise ConfigError on what would fail, or mean nothing, after images were drawn."""
+    for name in ("count", "columns", "batch_size", "threads"):
+        whole(name, getattr(arguments, name))
+    if not 0 <= arguments.seed <= 2**32 - arguments.count:
+        raise ConfigError(f"seed is {arguments.seed}; expected 0 to 2**32 - count: torch would repeat smaller seeds.")
+    check_name("ending of --out", arguments.out.suffix.lower(), sorted(Image.registered_extensions()))
+
+
+def main(arguments: Arguments) -> int:
+    """Draw the images and write the grid."""
+    check(arguments)
+    console = Console()
+    check_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    spec = SamplerSpec.parse(arguments.sampler)
+    pipeline = AsdImagePipeline.from_pretrained(
+        arguments.model, arguments.device, spec.name, arguments.max_states, **spec.options
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with progress(console) as shown:
+        rounds = draw(pipeline, arguments, shown)
+    console.print(f"Wrote {arguments.out}; sequential network calls of an image: {sum(rounds) / len(rounds):.1f}")
+    return COMPLETE
+
+
+def draw(pipeline: AsdImagePipeline, arguments: Arguments, shown: Progress) -> list[int]:
+    """Draw the images in batches, writing the grid after each; the rounds of each image."""
+    labels = [arguments.labels[i % len(arguments.labels)] for i in range(arguments.count)] if arguments.labels else None
+    images: list[Image.Image] = []
+    rounds: list[int] = []
+    row = shown.add(f"drawing with {arguments.sampler}", arguments.count)
+    while len(images) < arguments.count:
+        rows = range(len(images), min(len(images) + arguments.batch_size, arguments.count))
+        images += pipeline(
+            len(rows),
+            class_labels=labels and [labels[row] for row in rows],
+            guidance_scale=arguments.guidance,
+            negative_label=arguments.negative_label,
+            generator=[torch.Generator().manual_seed(arguments.seed + row) for row in rows],
+            num_inference_steps=arguments.steps,
+        ).images
+        assert pipeline.stats is not None
+        rounds += pipeline.stats.rounds.tolist()
+        save_grid(images, arguments.columns, arguments.out)  # what is finished is not lost
+        shown.update(row, len(images))
+    return rounds
+
+
+def save_grid(images: list[Image.Image], columns: int, path: Path) -> None:
+    """Write the images in rows; the last one is filled up with black ones."""
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    empty = Image.new(images[0].mode, images[0].size)
+    make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(path)

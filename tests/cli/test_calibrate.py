@@ -1,0 +1,89 @@
+"""asd-policy calibrate, on the real environment and a policy with random weights."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from asd_policy import load_policy
+from asd_policy.benchmarks.calibration import expected_seconds, stretches
+from asd_policy.cli import calibrate, run
+from asd_policy.core.window import cheapest_windows
+from asd_policy.errors import ConfigError
+from envs.tasks import TASKS
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    task = TASKS["square"]
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", task.obs_dims, task.action_dim)
+
+
+def test_windows_are_printed_and_kept(checkpoint, capsys):
+    options = ["--sampler", "asd:reuse:auto", "--observations", "3", "--batch-size", "2"]
+    assert run("calibrate", [str(checkpoint), *options], "asd-policy calibrate") == 0
+    said = capsys.readouterr().out
+    [(key, entry)] = json.loads((checkpoint / "windows.json").read_text()).items()
+    assert "reuse, eager" in key
+    assert "batch 2" in key
+    assert stretches(entry["windows"]) in said
+    assert str(checkpoint / "windows.json") in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}
+    assert set(entry["seconds"]) <= set(rows)
+    for window, seconds in entry["seconds"].items():
+        assert float(rows[window][-1]) == pytest.approx(1e3 * seconds, abs=0.006)
+    policy = load_policy(checkpoint, draft="reuse", window="auto")
+    policy.reset(seeds=[0, 1])
+    policy.act({key: torch.zeros(2, dim).numpy() for key, dim in TASKS["square"].obs_dims.items()})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "ddpm"}, r"--sampler is ddpm; expected asd:DRAFT:auto"),
+        ({"sampler": "asd:path:24"}, r"--sampler is asd:path:24; expected asd:DRAFT:auto"),
+        ({"sampler": "euler"}, "Unknown sampler 'euler'"),
+        ({"sampler": "asd:pth:auto"}, "Did you mean 'path'"),
+        ({"device": "gpu"}, "gpu"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"threads": 0}, "threads is 0"),
+        ({"observations": 0}, "--observations 0"),
+        ({"observations": 2, "batch_size": 3}, "--batch-size 3"),
+        ({"batch_size": 0}, "--batch-size 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_an_episode(checkpoint, options, message, monkeypatch):
+    monkeypatch.setattr(calibrate, "record_histories", lambda *_: pytest.fail("an episode was run"))
+    with pytest.raises(ConfigError, match=message):
+        calibrate.main(calibrate.Arguments(checkpoint, **options))
+
+
+def test_expected_seconds_of_all_outcomes():
+    """Against a walk through all outcomes of the drafts, one step after the other."""
+    acceptance, windows, seconds = [0.5, 0.25, 0.75, 0.0, 1.0], (2, 3, 1, 2, 3), {1: 1.0, 2: 1.5, 3: 1.75}
+    total = 0.0
+    for kept in itertools.product([True, False], repeat=len(windows)):
+        chance, step = 1.0, 0
+        for probability, good in zip(acceptance, kept, strict=True):
+            chance *= probability if good else 1 - probability
+        while step < len(windows):
+            total += chance * seconds[windows[step]]
+            end = min(step + windows[step], len(windows))
+            step = next((k + 1 for k in range(step, end) if not kept[k]), end)
+    assert expected_seconds(windows, acceptance, seconds) == pytest.approx(total)
+
+
+def test_cheapest_windows_are_no_slower_than_fixed_ones():
+    acceptance = torch.rand(30, generator=torch.Generator().manual_seed(0)).tolist()
+    seconds = {2: 1.0, 8: 1.6, 30: 3.0}
+    best = expected_seconds(cheapest_windows(acceptance, seconds), acceptance, seconds)
+    for window in seconds:
+        assert best <= 1.01 * expected_seconds((window,) * 30, acceptance, seconds)
+
+
+def test_stretches():
+    assert stretches((4, 4, 2, 2, 2, 4)) == "0-1: 4, 2-4: 2, 5-5: 4"
+    assert stretches((3,)) == "0-0: 3"
