@@ -272,7 +272,7 @@ def demonstrate(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The expert's action at each step, and the one to execute; `now` holds the observation to act on."""
     from envs.experts import make_expert, make_misses
-    from envs.experts.exploration import exploration_noise
+    from envs.exploration import exploration_noise
     from envs.pose_actions import to_pose_action
 
     if lead is not None:

@@ -5,9 +5,9 @@ from itertools import islice
 import gymnasium
 import numpy as np
 import pytest
+from envs.experts.exploration import exploration_noise
 
 from envs.experts import EXPERTS, MISSES, make_expert, make_misses
-from envs.experts.exploration import exploration_noise
 from envs.tasks import TASKS
 
 SUCCESSES = {"square": 95, "transport": 90, "tool_hang": 90}
