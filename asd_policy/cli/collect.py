@@ -36,6 +36,8 @@ from envs.tasks import TASKS, Exploration, TaskSpec
 
 WORKERS = 2
 """Of the processes backend, by default."""
+LAST_TAKEOVER = 300
+"""Last step at which the expert takes over, by default, in episodes that are longer."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Arguments:
     """Checkpoint of a policy that acts first, until the expert takes over. Tool Hang's expert goes on from the state
     that the policy has reached; the others begin anew there. The label of the policy's steps is zero, because the
     expert's action is unknown there: train with --foreseeable 0."""
-    takeover: tuple[int, int] = (0, 300)
-    """First and last step at which the expert takes over from --policy."""
+    takeover: tuple[int, int] | None = None
+    """First and last step at which the expert takes over from --policy. By default 0 and 300."""
     actions: str = "delta"
     """Stored actions: delta, or target poses in the frame of the arm's base (base) or of the world (world)."""
 
@@ -110,8 +112,9 @@ def main(arguments: Arguments) -> int:
 
 def make_collection(arguments: Arguments) -> Collection:
     task = find_task(arguments.task)
-    check_takeover(arguments.takeover, task)
-    lead = None if arguments.policy is None else Lead(arguments.policy, arguments.takeover)
+    takeover = arguments.takeover or (0, min(LAST_TAKEOVER, task.horizon - 1))
+    check_takeover(takeover, task)
+    lead = None if arguments.policy is None else Lead(arguments.policy, takeover)
     return Collection(task, arguments.exploration, arguments.actions, lead, arguments.seed_start)
 
 

@@ -1,4 +1,4 @@
-"""The registry of tasks: specs that travel between processes, ids for every kind of actions, tasks of other packages."""
+"""The registry of tasks: picklable specs, an id for every kind of actions, tasks of other packages."""
 
 import pickle
 import subprocess
@@ -41,10 +41,8 @@ def run(code):
 
 @pytest.mark.parametrize("first", ["import envs", "from asd_policy import load_policy"])
 def test_gymnasium_knows_the_tasks_after(first):
-    code = (
-        f"{first}\nimport gymnasium\nenv = gymnasium.make('asd/Square-v0')\nprint(env.reset(seed=1)[0]['object'].shape)"
-    )
-    done = run(code)
+    make = "import gymnasium\nenv = gymnasium.make('asd/Square-v0')\nprint(env.reset(seed=1)[0]['object'].shape)"
+    done = run(f"{first}\n{make}")
     assert (done.returncode, done.stdout) == (0, "(14,)\n"), done.stderr
 
 
@@ -85,7 +83,7 @@ def test_names_and_ids_that_are_taken_are_refused(lift):
     before = dict(TASKS)
     with pytest.raises(gymnasium.error.Error, match="the name 'lift' is taken"):
         envs.register(replace(lift, horizon=100))
-    with pytest.raises(gymnasium.error.Error, match="asd/Square-v0, asd/SquareBasePose-v0.* is taken"):
+    with pytest.raises(gymnasium.error.Error, match=r"asd/Square-v0, asd/SquareBasePose-v0.* is taken"):
         envs.register(replace(lift, name="other", env_id="asd/Square-v0"))
     assert before == TASKS
 
