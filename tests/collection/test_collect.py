@@ -112,11 +112,11 @@ def test_the_store_is_the_same_in_any_order_and_however_often_it_is_stopped(draw
 
 def test_a_given_up_seed_ends_the_collection_before_much_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "AHEAD", 4)
-    store, backend = new_store(tmp_path), Shuffling(np.random.default_rng(0), width=2, given_up=[2])
+    store, backend = new_store(tmp_path), Shuffling(np.random.default_rng(0), width=1, given_up=[2])
     with pytest.raises(WorkerError, match="Seeds 2 "):
         list(collect(store, 50, backend, FakeDemonstrator))
     assert (store.seeds.tolist(), failed_seeds(store)) == ([0], [1])
-    assert max(backend.begun) == 5  # four from the first that is unfinished
+    assert backend.begun == [0, 1, 2, 3, 4, 5]  # four from the first one unfinished
 
 
 def test_seeds_of_the_evaluation_are_not_tried(tmp_path):
