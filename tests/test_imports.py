@@ -19,11 +19,11 @@ BELOW = {
     "policies": {"asd_policy.core", "asd_policy.nets", *LEAVES},
     "data": {"asd_policy.policies", *LEAVES},
     "training": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", *LEAVES},
-    "importers": {"asd_policy.nets", "asd_policy.policies", *LEAVES},
+    "importers": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", *LEAVES},
     "images": {"asd_policy.core", "asd_policy.policies.samplers", *LEAVES},
     "evaluation": LEAVES,
     "collection": {"asd_policy.data", "asd_policy.evaluation.backends", "asd_policy.importers", "envs", *LEAVES},
-    "benchmarks": {"asd_policy.core", "asd_policy.policies", *LEAVES},
+    "benchmarks": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.images", *LEAVES},
     "cli": {"asd_policy", "envs"},
 }
 """Package of asd_policy -> what it may import besides itself."""

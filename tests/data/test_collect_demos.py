@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -91,7 +92,7 @@ def has_episodes(out: Path) -> bool:
         return False
 
 
-def test_a_stored_episode_replays_bit_for_bit(straight):
+def test_a_stored_episode_replays_bit_for_bit(straight, check_replay):
     check_replay(straight.attrs["env_id"], straight.episode(1))
 
 
@@ -109,13 +110,33 @@ def demonstration(collection: Collection, seed: int) -> Episode:
     return episode
 
 
+@pytest.fixture(scope="module")
+def check_replay():
+    """Checks that executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
+    env_of = cache(lambda env_id: gymnasium.make(env_id, terminate_on_success=False))
+
+    def check(env_id: str, episode: Episode) -> None:
+        env = env_of(env_id)
+        obs, info = env.reset(seed=episode.seed)
+        successes = []
+        for step, action in enumerate(episode.executed_action):
+            for key, values in episode.obs.items():
+                np.testing.assert_array_equal(obs[key], values[step])
+            obs, _, _, _, info = env.step(action)
+            successes.append(info["success"])
+        assert info["success"]
+        assert successes.index(True) + 1 == episode.steps_to_success
+
+    return check
+
+
 @pytest.mark.parametrize(("task", "seed"), [("tool_hang", 200_000), ("transport", 200_000)])
-def test_disturbed_episodes_of_the_other_tasks_replay_bit_for_bit(task, seed):
+def test_disturbed_episodes_of_the_other_tasks_replay_bit_for_bit(check_replay, task, seed):
     episode = demonstration(Collection(TASKS[task], DISTURBED[task]), seed)
     check_replay(TASKS[task].env_id, episode)
 
 
-def test_an_expert_takes_over_from_a_policy():
+def test_an_expert_takes_over_from_a_policy(check_replay):
     first = 230  # the frame is being lowered
     lead = Lead(CHECKPOINTS / "tool_hang", (first, first))
     episode = demonstration(Collection(TASKS["tool_hang"], Exploration(noise=0.0), lead=lead), 200_000)
@@ -130,26 +151,11 @@ def test_an_expert_takes_over_from_a_policy():
     check_replay("asd/ToolHang-v0", episode)
 
 
-def test_stored_poses_replay_bit_for_bit():
+def test_stored_poses_replay_bit_for_bit(check_replay):
     episode = demonstration(Collection(TASKS["square"], Exploration(noise=0.05), actions="base"), 200_000)
     assert np.abs(episode.action[:, 0]).max() < 1  # metres from the base
     assert 0.001 < np.abs(episode.action - episode.executed_action)[:, :3].max() < 0.02  # 0.05 of 0.05 m, some sigmas
     check_replay("asd/SquareBasePose-v0", episode)
-
-
-def check_replay(env_id: str, episode: Episode) -> None:
-    """The executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
-    env = gymnasium.make(f"envs:{env_id}", terminate_on_success=False)
-    obs, info = env.reset(seed=episode.seed)
-    successes = []
-    for step, action in enumerate(episode.executed_action):
-        for key, values in episode.obs.items():
-            np.testing.assert_array_equal(obs[key], values[step])
-        obs, _, _, _, info = env.step(action)
-        successes.append(info["success"])
-    env.close()
-    assert info["success"]
-    assert successes.index(True) + 1 == episode.steps_to_success
 
 
 def test_only_the_executed_action_is_noisy_and_grippers_are_not(straight):
