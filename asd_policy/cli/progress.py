@@ -74,5 +74,7 @@ class _Lines:
         if total and done * LINES // total > self._told[row] * LINES // total:
             self._told[row] = done
             left = (monotonic() - started) / max(done - before, 1) * (total - done)
-            told = filter(None, (f"{label or name}: {done}/{total}", note, f"about {left / 60:.0f} min left"))
-            self._console.print(", ".join(told), highlight=False, markup=False, soft_wrap=True)
+            told = ", ".join(
+                filter(None, (f"{label or name}: {done}/{total}", note, f"about {left / 60:.0f} min left"))
+            )
+            self._console.print(", ".join(filter(None, told)), highlight=False, markup=False, soft_wrap=True)
