@@ -24,7 +24,7 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'asd_policy' has no attribute {name!r}; it has {', '.join(__all__)}")
-    if name == "load_policy" and find_spec("gymnasium") and find_spec("envs"):
+    if name == "load_policy" and all(map(find_spec, ("gymnasium", "scipy", "envs"))):
         # gymnasium 1.0 has no entry points for environments: gym.make("asd/Square-v0") finds ours from here on.
         import_module("envs")
     return getattr(import_module(_HOME[name]), name)

@@ -1,14 +1,35 @@
-"""Gymnasium ids of the robosuite tasks: `gym.make("envs:asd/Square-v0")` imports this package and finds them."""
+"""robosuite's tasks as gymnasium environments: `gym.make("envs:asd/Square-v0")` imports this package and finds them."""
 
 import gymnasium
 
-from envs.tasks import ACTIONS, TASKS
+from envs.tasks import ACTIONS, TASKS, TaskSpec
+
+__all__ = ["register"]
+
+
+def register(task: TaskSpec) -> None:
+    """Add a task: to `envs.tasks.TASKS` by its name, and to gymnasium by its id for each kind of actions.
+
+    Raises:
+        gymnasium.error.Error: if another task has its name, or another environment one of its ids.
+    """
+    ids = {task.variant(actions): actions for actions in ACTIONS}
+    registered = gymnasium.registry
+    taken = [id for id in ids if id in registered and registered[id].kwargs.get("task") != task.name]
+    if TASKS.get(task.name, task) != task or taken:
+        raise gymnasium.error.Error(
+            f"Cannot register {task}: {', '.join(taken) or f'the name {task.name!r}'} is taken. Choose another."
+        )
+    TASKS[task.name] = task
+    for id, actions in ids.items():
+        if id not in registered:
+            gymnasium.register(
+                id=id,
+                entry_point="envs.robosuite_env:RobosuiteEnv",
+                kwargs={"task": task.name, "actions": actions},
+                max_episode_steps=task.horizon,
+            )
+
 
 for _task in TASKS.values():
-    for _actions in ACTIONS:
-        gymnasium.register(
-            id=_task.variant(_actions),
-            entry_point="envs.robosuite_env:RobosuiteEnv",
-            kwargs={"task": _task.name, "actions": _actions},
-            max_episode_steps=_task.horizon,
-        )
+    register(_task)

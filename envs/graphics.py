@@ -71,9 +71,9 @@ def _can_import(name: str) -> bool:
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 with _without_graphics():
-    import mujoco
+    import mujoco as mujoco  # under this name others import it from here
     import mujoco.gl_context
-    import robosuite  # noqa: F401  (imported from here)
+    import robosuite as robosuite
 
 
 @cache
@@ -100,7 +100,7 @@ def gl_context(width: int, height: int) -> Any:
 mujoco.gl_context.GLContext = mujoco.GLContext = gl_context
 
 
-class Renderer(mujoco.Renderer):
+class Renderer(mujoco.Renderer):  # type: ignore[misc,unused-ignore]
     """MuJoCo's renderer, safe beside others in one process.
 
     Raises:

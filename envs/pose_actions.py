@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from envs.experts.motion import METRES_PER_UNIT, RADIANS_PER_UNIT
 from envs.graphics import mujoco
-from envs.tasks import ARM_ACTION_DIM
+from envs.motion import METRES_PER_UNIT, RADIANS_PER_UNIT
+from envs.spec import ARM_ACTION_DIM
 
 
-def to_pose_action(env: Any, action: NDArray[np.floating], frame: str) -> NDArray[np.float64]:
+def to_pose_action(env: Any, action: NDArray[np.floating[Any]], frame: str) -> NDArray[np.float64]:
     """The pose action with the same effect as a delta action, in the state that the environment is in now.
 
     Args:
@@ -28,7 +28,7 @@ def to_pose_action(env: Any, action: NDArray[np.floating], frame: str) -> NDArra
     return np.concatenate([_arm(env, robot, arm, frame) for robot, arm in zip(env.robots, arms, strict=True)])
 
 
-def _arm(env: Any, robot: Any, action: NDArray[np.floating], frame: str) -> NDArray[np.float64]:
+def _arm(env: Any, robot: Any, action: NDArray[np.floating[Any]], frame: str) -> NDArray[np.float64]:
     controller, site = robot.part_controllers["right"], robot.eef_site_id["right"]
     base = Rotation.from_matrix(controller.origin_ori)
     change = np.clip(action[:6], -1.0, 1.0).astype(np.float64)

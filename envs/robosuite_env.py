@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from envs import graphics
 from envs.graphics import mujoco, robosuite
-from envs.tasks import ACTIONS, ARM_ACTION_DIM, TASKS, TaskSpec
+from envs.spec import ACTIONS, ARM_ACTION_DIM, TaskSpec
+from envs.tasks import TASKS
 
 Obs = dict[str, Any]  # float32 arrays
 
@@ -94,7 +95,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self._refresh_observables()
         return self._observe(self.robosuite._get_observations()), {"success": False}
 
-    def step(self, action: NDArray[np.floating]) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.floating[Any]]) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         raw, *_ = self.robosuite.step(self._checked(action))
         self._check_physics()
         success = bool(self.robosuite._check_success())
@@ -132,7 +133,8 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
             self._renderers[size] = graphics.Renderer(sim.model._model, *size)
         visual_geoms = mujoco.MjvOption()
         visual_geoms.geomgroup[0] = 0  # robosuite keeps collision geometry in group 0
-        return self._renderers[size].picture(sim.data._data, camera, visual_geoms)
+        picture: NDArray[np.uint8] = self._renderers[size].picture(sim.data._data, camera, visual_geoms)
+        return picture
 
     def _close_renderers(self) -> None:
         for renderer in self._renderers.values():
@@ -151,7 +153,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         vectors = {key: np.asarray(named[key], np.float32) for key in self.task.obs_dims}
         return vectors | {f"{name}_image": self._picture(name, size) for name, size in self._cameras.items()}
 
-    def _checked(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _checked(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         checked = np.asarray(action, np.float64)
         expected = self.action_space.shape
         if checked.shape != expected:

@@ -1,11 +1,11 @@
-"""Collecting: the same store from any number of workers, whatever interrupts it, and every episode replays."""
+"""The command `collect`: the same store from any number of workers, whatever stops them, and every episode replays."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 
 from asd_policy import load_policy
+from asd_policy.cli.collect import Arguments, main, make_collection
+from asd_policy.collection.demonstration import Demonstrator, Outcome
+from asd_policy.collection.lead import Lead
+from asd_policy.collection.settings import Collection
+from asd_policy.collection.store import failed_seeds, next_seed, open_store, record
 from asd_policy.data.store import Episode, EpisodeStore
-from asd_policy.errors import ConfigError, DataError, UnknownNameError, WorkerError
+from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from envs.tasks import TASKS, Exploration
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +30,8 @@ NUM_EPISODES = 3
 
 def start(out: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, f"--num-episodes={NUM_EPISODES}", f"--workers={workers}", f"--out={out}"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-    )
+    pipe, environ = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def straight(tmp_path_factory):
     return EpisodeStore.open(out)
 
 
-def test_an_interrupted_collection_continues_to_the_same_store(straight, tmp_path):
+def test_a_collection_that_is_interrupted_and_loses_a_worker_continues_to_the_same_store(straight, tmp_path):
     out = tmp_path / "demos.zarr"
     process = start(out, workers=1)
     while not (out.exists() and has_episodes(out)):
@@ -55,8 +59,10 @@ def test_an_interrupted_collection_continues_to_the_same_store(straight, tmp_pat
     assert kept >= 1
 
     process = start(out, workers=1)
-    process.communicate(timeout=200)
+    kill_worker(process)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 0
+    assert kept == NUM_EPISODES or "A worker was lost (killed by signal 9)" in errors
     resumed = EpisodeStore.open(out)
     np.testing.assert_array_equal(resumed.seeds, np.arange(NUM_EPISODES))
     assert resumed.attrs == straight.attrs
@@ -68,6 +74,17 @@ def test_an_interrupted_collection_continues_to_the_same_store(straight, tmp_pat
         np.testing.assert_array_equal(resumed.obs(key), straight.obs(key))
 
 
+def kill_worker(process: subprocess.Popen) -> None:
+    """Kill the first worker that the process starts, unless the process ends before."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        for child in children.read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+                return
+        time.sleep(0.05)
+
+
 def has_episodes(out: Path) -> bool:
     try:
         return EpisodeStore.open(out).num_episodes >= 1
@@ -75,7 +92,7 @@ def has_episodes(out: Path) -> bool:
         return False
 
 
-def test_a_stored_episode_replays_bit_for_bit(straight):
+def test_a_stored_episode_replays_bit_for_bit(straight, check_replay):
     check_replay(straight.attrs["env_id"], straight.episode(1))
 
 
@@ -85,18 +102,44 @@ DISTURBED = {
 }
 
 
-@pytest.mark.parametrize(("task", "seed"), [("tool_hang", 200_000), ("transport", 200_000)])
-def test_disturbed_episodes_of_the_other_tasks_replay_bit_for_bit(script, task, seed):
-    episode = script.roll_out(task, seed, DISTURBED[task])
+def demonstration(collection: Collection, seed: int) -> Episode:
+    expert = Demonstrator(collection)
+    episode = expert((seed,)).episode
+    expert.close()
     assert episode is not None
+    return episode
+
+
+@pytest.fixture(scope="module")
+def check_replay():
+    """Checks that executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
+    env_of = cache(lambda env_id: gymnasium.make(env_id, terminate_on_success=False))
+
+    def check(env_id: str, episode: Episode) -> None:
+        env = env_of(env_id)
+        obs, info = env.reset(seed=episode.seed)
+        successes = []
+        for step, action in enumerate(episode.executed_action):
+            for key, values in episode.obs.items():
+                np.testing.assert_array_equal(obs[key], values[step])
+            obs, _, _, _, info = env.step(action)
+            successes.append(info["success"])
+        assert info["success"]
+        assert successes.index(True) + 1 == episode.steps_to_success
+
+    return check
+
+
+@pytest.mark.parametrize(("task", "seed"), [("tool_hang", 200_000), ("transport", 200_000)])
+def test_disturbed_episodes_of_the_other_tasks_replay_bit_for_bit(check_replay, task, seed):
+    episode = demonstration(Collection(TASKS[task], DISTURBED[task]), seed)
     check_replay(TASKS[task].env_id, episode)
 
 
-def test_an_expert_takes_over_from_a_policy(script):
+def test_an_expert_takes_over_from_a_policy(check_replay):
     first = 230  # the frame is being lowered
-    lead = script.Lead(CHECKPOINTS / "tool_hang", (first, first))
-    episode = script.roll_out("tool_hang", 200_000, Exploration(noise=0.0), lead=lead)
-    assert episode is not None
+    lead = Lead(CHECKPOINTS / "tool_hang", (first, first))
+    episode = demonstration(Collection(TASKS["tool_hang"], Exploration(noise=0.0), lead=lead), 200_000)
     led, demonstrated = slice(first), slice(first, None)
     assert (episode.action[led] == 0).all()
     assert (episode.executed_action[led] != 0).any(axis=1).all()  # so that Windows.foreseeable leaves them out
@@ -108,27 +151,11 @@ def test_an_expert_takes_over_from_a_policy(script):
     check_replay("asd/ToolHang-v0", episode)
 
 
-def test_stored_poses_replay_bit_for_bit(script):
-    episode = script.roll_out("square", 200_000, Exploration(noise=0.05), actions="base")
-    assert episode is not None
+def test_stored_poses_replay_bit_for_bit(check_replay):
+    episode = demonstration(Collection(TASKS["square"], Exploration(noise=0.05), actions="base"), 200_000)
     assert np.abs(episode.action[:, 0]).max() < 1  # metres from the base
     assert 0.001 < np.abs(episode.action - episode.executed_action)[:, :3].max() < 0.02  # 0.05 of 0.05 m, some sigmas
     check_replay("asd/SquareBasePose-v0", episode)
-
-
-def check_replay(env_id: str, episode: Episode) -> None:
-    """The executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
-    env = gymnasium.make(f"envs:{env_id}", terminate_on_success=False)
-    obs, info = env.reset(seed=episode.seed)
-    successes = []
-    for step, action in enumerate(episode.executed_action):
-        for key, values in episode.obs.items():
-            np.testing.assert_array_equal(obs[key], values[step])
-        obs, _, _, _, info = env.step(action)
-        successes.append(info["success"])
-    env.close()
-    assert info["success"]
-    assert successes.index(True) + 1 == episode.steps_to_success
 
 
 def test_only_the_executed_action_is_noisy_and_grippers_are_not(straight):
@@ -145,19 +172,13 @@ def test_episodes_end_soon_after_the_release(straight):
     assert ((tails >= 5) & (tails <= 20)).all()
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("collect_demos", SCRIPT)
-    module = sys.modules["collect_demos"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["collect_demos"]
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"task": "sqare"}, UnknownNameError, r"Did you mean 'square'.*Available"),
+        ({"task": "nowhere.to_be_found:mine"}, ConfigError, "nowhere.to_be_found cannot be imported"),
+        ({"task": "envs.tasks:mine"}, UnknownNameError, "Unknown task 'mine'"),
+        ({"actions": "bse"}, UnknownNameError, "Did you mean 'base'"),
         ({"seed_start": 100_000}, ConfigError, "kept for evaluation"),
         ({"seed_start": -1}, ConfigError, "kept for evaluation"),
         ({"noise": -0.1}, ConfigError, "--noise -0.1"),
@@ -172,57 +193,67 @@ def script():
         ({"workers": 0}, ConfigError, "--workers 0"),
     ],
 )
-def test_bad_arguments_are_refused(script, tmp_path, options, error, message):
+def test_bad_arguments_are_refused(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        script.main(script.Args(**{"out": tmp_path / "demos.zarr", **options}))
+        main(Arguments(**{"out": tmp_path / "demos.zarr", **options}))
     assert not (tmp_path / "demos.zarr").exists()
 
 
-def test_a_store_is_continued_only_with_its_own_settings(script, straight):
+def test_a_store_is_continued_only_with_its_own_settings(straight):
     with pytest.raises(DataError, match=r"collected with \{'noise': 0.05\}"):
-        script.main(script.Args(out=straight.path, noise=0.1))
+        main(Arguments(out=straight.path, noise=0.1))
 
 
-def test_each_task_has_its_own_exploration_and_place(script):
-    assert script.Args(task="tool_hang").exploration == Exploration(noise=0.03)
-    assert script.Args(task="tool_hang", noise=0.0, closings=0.1).exploration == Exploration(0.0, 0.0, 0.1)
-    assert script.Args(task="transport").path == Path("data/transport.zarr")
+def test_each_task_has_its_own_exploration_and_place():
+    assert Arguments(task="tool_hang").exploration == Exploration(noise=0.03)
+    assert Arguments(task="tool_hang", noise=0.0, closings=0.1).exploration == Exploration(0.0, 0.0, 0.1)
+    assert Arguments(task="transport").path == Path("data/transport.zarr")
 
 
-def test_failed_seeds_are_recorded_and_not_tried_again(script, tmp_path):
-    args = script.Args(out=tmp_path / "demos.zarr", seed_start=10)
-    store = script.open_store(args)
-    assert script.next_seed(store, args) == 10
-    script.record(store, 10, None)
+@pytest.mark.parametrize(("task", "takeover"), [("square", (0, 300)), ("tool_hang", (0, 300))])
+def test_the_expert_takes_over_within_300_steps_unless_told(task, takeover):
+    collection = make_collection(Arguments(task=task, policy=CHECKPOINTS / task))
+    assert collection.lead == Lead(CHECKPOINTS / task, takeover)
+    assert collection.attributes["takeover"] == list(takeover)
+
+
+def test_failed_seeds_are_recorded_and_not_tried_again(tmp_path):
+    collection, out = make_collection(Arguments(seed_start=10)), tmp_path / "demos.zarr"
+    store = open_store(out, collection)
+    assert next_seed(store) == 10
+    record(store, Outcome(10, None))
     store.close()
-    assert script.next_seed(script.open_store(args), args) == 11
-    assert (script.failed_seeds(store), store.num_episodes) == ([10], 0)
+    assert next_seed(open_store(out, collection)) == 11
+    assert (failed_seeds(store), store.num_episodes) == ([10], 0)
 
 
-def test_running_out_of_seeds_is_an_error(script, tmp_path):
-    out = tmp_path / "demos.zarr"
-    args = script.Args(out=out, seed_start=99_999)
-    script.record(script.open_store(args), 99_999, None)
+@pytest.mark.parametrize(("actions", "kind"), [("delta", "delta"), ("world", "pose")])
+def test_a_store_says_what_its_actions_are(tmp_path, actions, kind):
+    store = open_store(tmp_path / "demos.zarr", make_collection(Arguments(actions=actions)))
+    assert store.attrs["action_kind"] == store.action_kind == kind
+
+
+def test_running_out_of_seeds_is_an_error(tmp_path):
+    arguments = Arguments(out=tmp_path / "demos.zarr", seed_start=99_999)
+    record(open_store(arguments.path, make_collection(arguments)), Outcome(99_999, None))
     with pytest.raises(DataError, match="used up"):
-        script.main(args)
+        main(arguments)
 
 
-def test_a_full_store_is_left_as_it_is(script, straight):
+def test_a_full_store_is_left_as_it_is(straight):
     before = straight.attrs
-    script.main(script.Args(out=straight.path, num_episodes=2))
+    assert main(Arguments(out=straight.path, num_episodes=2)) == 0
     assert (straight.num_episodes, straight.attrs) == (NUM_EPISODES, before)
 
 
-def lose_the_worker(task: str, seed: int, *_: object) -> Episode | None:
-    if seed == 2:
-        os._exit(9)
-    return None
-
-
-def test_a_lost_worker_is_an_error_that_keeps_what_came_before(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "roll_out", lose_the_worker)
-    monkeypatch.setattr(script, "ignore_interrupts", os.getpid)  # which a spawned process can import
-    args = script.Args(out=tmp_path / "demos.zarr", num_episodes=1, workers=1)
-    with pytest.raises(WorkerError, match="at seed 2 or soon after"):
-        script.collect(script.open_store(args), args)
-    assert script.failed_seeds(EpisodeStore.open(args.path)) == [0, 1]
+def test_a_task_of_another_package_is_collected(tmp_path):
+    """In a worker, which has not imported that package."""
+    out = tmp_path / "lift.zarr"
+    command = [sys.executable, "-m", "asd_policy.cli", "collect", "--task=tests.lift_task:lift", "--num-episodes=1"]
+    done = subprocess.run(
+        [*command, "--workers=1", f"--out={out}"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    store = EpisodeStore.open(out)
+    assert (store.attrs["env_id"], store.attrs["noise"], store.num_episodes) == ("elsewhere/Lift-v0", 0.02, 1)
+    assert store.episode(0).obs["object"].shape[1] == 10

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import robosuite
 
+from asd_policy.collection.demonstration import Demonstrator
+from asd_policy.collection.settings import Collection
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import Episode
-from scripts.collect_demos import roll_out
+from envs.tasks import TASKS, Exploration
 
 SEEDS = (0, 1)
 
@@ -38,7 +40,9 @@ def test_through_robomimics_tools(tmp_path: Path) -> None:
     from robomimic.scripts.conversion.robosuite_add_absolute_actions import add_absolute_actions_to_dataset
     from robomimic.scripts.dataset_states_to_obs import dataset_states_to_obs
 
-    demos = [demo for seed in SEEDS if (demo := roll_out("square", seed, noise=0.05)) is not None]
+    expert = Demonstrator(Collection(TASKS["square"], Exploration(noise=0.05)))
+    demos = [demo for seed in SEEDS if (demo := expert((seed,)).episode) is not None]
+    expert.close()
     assert demos
     env = gymnasium.make("envs:asd/Square-v0", terminate_on_success=False)
     args = {

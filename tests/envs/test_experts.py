@@ -6,16 +6,16 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs.experts import EXPERTS, MISSES, make_expert, make_misses
-from envs.experts.exploration import exploration_noise
+from envs.experts import make_expert, make_misses
+from envs.exploration import exploration_noise
 from envs.tasks import TASKS
 
-SUCCESSES = {"square": 95, "transport": 90, "tool_hang": 90}
-"""Of 100 fresh seeds, under the task's exploration."""
+SUCCESSES, SUCCESSES_OF = 90, {"square": 95}
+"""At least, of 100 fresh seeds under the task's exploration; and of tasks that are held to more."""
 
 
 def test_every_task_has_an_expert():
-    assert set(EXPERTS) == set(TASKS)
+    assert not [name for name, task in TASKS.items() if task.expert is None]
 
 
 @pytest.fixture(scope="module", params=sorted(TASKS))
@@ -76,7 +76,7 @@ def test_only_an_expert_with_a_place_to_miss_is_led_past_it(env):
     env.reset(seed=200_000)
     rng = np.random.default_rng(0)
     assert next(make_misses(env, 0.0, rng)) is None
-    if env.unwrapped.task.name in MISSES:
+    if env.unwrapped.task.misses:
         assert next(make_misses(env, 1.0, rng)) is None  # for it is not there yet
     else:
         with pytest.raises(ValueError, match="tool_hang"):
@@ -87,7 +87,7 @@ def test_only_an_expert_with_a_place_to_miss_is_led_past_it(env):
 @pytest.mark.timeout(3600)
 def test_the_expert_succeeds_on_most_of_100_seeds(env):
     solved = sum(demonstrate(env, seed)[1][-1] for seed in range(300_000, 300_100))
-    assert solved >= SUCCESSES[env.unwrapped.task.name]
+    assert solved >= SUCCESSES_OF.get(env.unwrapped.task.name, SUCCESSES)
 
 
 def test_an_episode_ends_at_success_unless_asked_to_go_on():
@@ -112,5 +112,6 @@ def test_the_expert_varies_with_its_generator_and_with_nothing_else(env):
             env.step(actions[-1].astype(np.float32))
         return np.array(actions)
 
-    np.testing.assert_array_equal(first_actions(0), first_actions(0))
-    assert (first_actions(0) != first_actions(1)).any()
+    first, again, other = (first_actions(style_seed) for style_seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()

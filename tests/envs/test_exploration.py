@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from envs.experts.exploration import CLOSING, CLOSING_STEPS, PUSH, PUSH_STEPS, exploration_noise
+from envs.exploration import CLOSING, CLOSING_STEPS, PUSH, PUSH_STEPS, exploration_noise
 from envs.tasks import Exploration
 
 MOTION, GRIPPERS = [i for i in range(14) if i % 7 != 6], [6, 13]

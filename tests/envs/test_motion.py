@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from envs.experts.motion import (
+from envs.motion import (
     CLOSE,
     OPEN,
     Arm,
@@ -23,9 +23,9 @@ from envs.experts.motion import (
     without_offset,
     wrap,
 )
-from envs.experts.square import MAX_FLIP_COST, choose_grasp
-from envs.experts.tool_hang import HOOK, RING, UPRIGHT, ring_over_hook
-from envs.experts.transport import along_handle, heading, leaning, straightened
+from envs.tasks.square import MAX_FLIP_COST, choose_grasp
+from envs.tasks.tool_hang import HOOK, RING, UPRIGHT, ring_over_hook
+from envs.tasks.transport import along_handle, heading, leaning, straightened
 
 
 def random_pose(rng: np.random.Generator) -> Pose:

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from envs.experts.motion import (
+from envs.motion import (
     CLOSE,
     OPEN,
-    Action,
     Arm,
     LivePose,
     Pose,
@@ -27,7 +26,7 @@ from envs.experts.motion import (
     never,
     wrap,
 )
-from envs.robosuite_env import RobosuiteEnv
+from envs.spec import Action, TaskSpec
 
 GIVER_YAW, RECEIVER_YAW = np.pi / 2, -np.pi / 2  # home orientations: fingers open along world x
 LID_HANDLE = np.array([0.0, 0.0, 0.005])  # in the lid's frame
@@ -97,10 +96,10 @@ class Handover:
     delivered: bool = False
 
 
-def transport_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
+def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
     """Actions (14,) of one episode, from just after reset to a few steps after the hammer is dropped."""
     style, handover = Style.sample(rng), Handover()
-    giver, receiver = give(env.robosuite, style, handover), receive(env.robosuite, style, handover)
+    giver, receiver = give(sim, style, handover), receive(sim, style, handover)
     for left, right in zip(giver, receiver, strict=False):  # the receiver ends the episode
         yield np.concatenate([left, right])
 
@@ -156,7 +155,8 @@ def straightened(hammer: Pose) -> Rotation:
 
 def along_handle(hammer: Pose, distance: float) -> NDArray[np.float64]:
     """The point of the handle's axis at this distance from its middle, positive toward the receiver."""
-    return hammer.position + Rotation.from_euler("z", heading(hammer)).apply([0.0, distance, 0.0])
+    along: NDArray[np.float64] = Rotation.from_euler("z", heading(hammer)).apply([0.0, distance, 0.0])
+    return hammer.position + along
 
 
 def held(arm: Arm, hammer: LivePose, distance: float, beside: float = 0.04) -> bool:
@@ -300,3 +300,15 @@ def deliver(arm: Arm, hammer: LivePose, target_bin: NDArray[np.float64], style: 
         goal = fixed(Pose(np.array([*xy, z]), level))
         yield from arm.carry(hammer, goal, (0.02, 0.2), speed=pace, max_steps=100)
     yield from arm.wait(never, grip=OPEN, max_steps=12)
+
+
+TRANSPORT = TaskSpec(
+    "transport",
+    "asd/Transport-v0",
+    "TwoArmTransport",
+    object_dim=41,
+    horizon=700,
+    robots=("Panda", "Panda"),
+    make_options={"env_configuration": "opposed"},
+    expert=expert,
+)

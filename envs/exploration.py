@@ -1,7 +1,7 @@
-"""What is done to an expert's actions while it demonstrates, so that a policy learns to recover.
+"""Disturbances of an expert's actions while it demonstrates, so that a policy learns to recover.
 
-As in DART (Laskey et al. 2017, https://arxiv.org/abs/1703.09327), the labels are the expert's own actions, from
-wherever the noise has taken it.
+As in DART (Laskey et al. 2017, https://arxiv.org/abs/1703.09327), the labels are the expert's own actions in the states
+that the disturbances have led to.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,23 +9,24 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tasks import ARM_ACTION_DIM, Exploration
+from envs.spec import ARM_ACTION_DIM, Exploration
 
-PUSH = np.array([0.2] * 3 + [0.1] * 3 + [0.0])
+PUSH: NDArray[np.float64] = np.array([0.2] * 3 + [0.1] * 3 + [0.0])
 """Standard deviation of a push on one arm, in fractions of a full action: 1 cm and 0.05 rad a step."""
 PUSH_STEPS = 4, 12
-"""How long it lasts, the second excluded."""
+"""Control steps that a push lasts, the second number excluded."""
 
-CLOSING = np.array([0.0] * 6 + [2.0])
-"""Closes open fingers, and leaves closed ones closed: actions are clipped to [-1, 1]."""
+CLOSING: NDArray[np.float64] = np.array([0.0] * 6 + [2.0])
+"""Added to an action and clipped to [-1, 1], it closes the gripper whatever the action was (-1 opens, 1 closes)."""
 CLOSING_STEPS = 8, 24
+"""Control steps that the gripper stays closed, the second number excluded."""
 
 
 def exploration_noise(exploration: Exploration, arms: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
-    """What to add to the action of each step, of all arms (7 * arms,): white noise, pushes, and fingers that close.
+    """For each step, what to add to the action of all arms (7 * arms,): white noise, pushes and closing fingers.
 
-    White noise averages out before it has moved the hand far; a push lasts, and so shows how to come back from further
-    away. Fingers that close too early show what to do with an empty fist, which an expert that never misses does not.
+    White noise averages out before it has moved the hand far. A push lasts for some steps, so the expert shows how to
+    come back from further away. Fingers that close too early miss the object, so the expert shows how to grasp again.
     """
     white = np.tile([exploration.noise] * (ARM_ACTION_DIM - 1) + [0.0], arms)
 
@@ -44,7 +45,7 @@ def exploration_noise(exploration: Exploration, arms: int, rng: np.random.Genera
 def _now_and_then(
     rate: float, event: Callable[[], NDArray[np.float64]], steps: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
-    """An event (7,) that begins with probability `rate` at a step and lasts for some steps, and zeros between."""
+    """Per step (7,): an event that begins with probability `rate` and lasts for some steps; zeros in between."""
     nothing = np.zeros(ARM_ACTION_DIM)
     while True:
         if rate and rng.random() < rate:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-Action = NDArray[np.float64]
+from envs.spec import Action
+
 Condition = Callable[[], bool]
 
 METRES_PER_UNIT = 0.05
@@ -33,7 +34,8 @@ class Pose:
 
     def apply(self, point: NDArray[np.float64]) -> NDArray[np.float64]:
         """The world position (3,) of a point (3,) given in this pose's coordinates."""
-        return self.position + self.rotation.apply(point)
+        turned: NDArray[np.float64] = self.rotation.apply(point)
+        return self.position + turned
 
 
 LivePose = Callable[[], Pose]
@@ -44,13 +46,13 @@ class Arm:
     """One arm of a robosuite environment, moved by OSC_POSE deltas relative to its achieved pose.
 
     Args:
-        env: the robosuite environment, after its reset.
+        sim: robosuite's environment, after its reset.
         index: which of its single-arm robots.
     """
 
-    def __init__(self, env: Any, index: int = 0):
-        robot = env.robots[index]
-        self._data = env.sim.data
+    def __init__(self, sim: Any, index: int = 0):
+        robot = sim.robots[index]
+        self._data = sim.sim.data
         self._site = robot.eef_site_id["right"]
         self._world_to_base = Rotation.from_matrix(robot.part_controllers["right"].origin_ori).inv()
 
@@ -122,9 +124,9 @@ class Arm:
             yield np.array([0.0] * 6 + [grip])
 
 
-def body_pose(env: Any, body: str) -> LivePose:
+def body_pose(sim: Any, body: str) -> LivePose:
     """The live pose of a body of the simulation."""
-    data, index = env.sim.data, env.sim.model.body_name2id(body)
+    data, index = sim.sim.data, sim.sim.model.body_name2id(body)
 
     def pose() -> Pose:
         return Pose(data.body_xpos[index].copy(), Rotation.from_quat(data.body_xquat[index], scalar_first=True))
@@ -250,4 +252,4 @@ def wrap(angle: float) -> float:
 
 
 def _limited(vector: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
-    return vector * min(1.0, limit / max(np.abs(vector).max(), 1e-9))
+    return vector * min(1.0, limit / max(float(np.abs(vector).max()), 1e-9))

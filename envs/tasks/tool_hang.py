@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from envs.experts.motion import (
+from envs.motion import (
     CLOSE,
     METRES_PER_UNIT,
     OPEN,
-    Action,
     Arm,
     Condition,
     LivePose,
@@ -29,7 +29,7 @@ from envs.experts.motion import (
     steadily,
     without_offset,
 )
-from envs.robosuite_env import RobosuiteEnv
+from envs.spec import Action, Exploration, TaskSpec
 
 GRIP = np.array([0.04375, 0.0, 0.0525])  # middle of the frame's grip; like the next two, in the frame's coordinates
 TIP = np.array([0.04375, 0.0, -0.13445])
@@ -103,9 +103,9 @@ class Style:
         )
 
 
-def tool_hang_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
+def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
     """Actions until the tool hangs still: from just after reset, or from where a policy has come, short of the hook."""
-    style, sim = Style.sample(rng), env.robosuite
+    style = Style.sample(rng)
     arm, frame, tool = Arm(sim), body_pose(sim, "frame_root"), body_pose(sim, "tool_root")
     mouth = body_pose(sim, "stand_root")().apply(MOUTH)
     if frame().apply(TIP)[2] > INSERTED_Z or not near_upright(frame):
@@ -227,14 +227,14 @@ def mount_frame(
     yield from lower(over(0.800, beside), lambda: tip_below(INSERTED_Z), style.precise_speed)
 
 
-def beside_the_stand(env: RobosuiteEnv, rate: float, rng: np.random.Generator) -> Iterator[Action | None]:
+def misses(sim: Any, rate: float, rng: np.random.Generator) -> Iterator[Action | None]:
     """What replaces the expert's actions when the frame, come over the mouth, is led down beside it; None in between.
 
     So does a policy that has misjudged the mouth, and from there the expert shows the way back. Pushes hardly ever lead
     there.
     """
-    frame = body_pose(env.robosuite, "frame_root")
-    mouth = body_pose(env.robosuite, "stand_root")().apply(MOUTH)
+    frame = body_pose(sim, "frame_root")
+    mouth = body_pose(sim, "stand_root")().apply(MOUTH)
 
     def motion(direction: NDArray[np.float64], speed: float) -> Action:
         return np.array([*(speed * direction), 0.0, 0.0, 0.0, CLOSE])
@@ -332,3 +332,15 @@ def hang_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[A
     away = fixed(backed_off(fixed(arm.pose()), 0.10)())
     yield from arm.reach(away, (0.02, 0.3), speed=0.5, grip=OPEN, max_steps=30)
     yield from arm.wait(never, grip=OPEN, max_steps=20)
+
+
+TOOL_HANG = TaskSpec(
+    "tool_hang",
+    "asd/ToolHang-v0",
+    "ToolHang",
+    object_dim=44,
+    horizon=700,
+    expert=expert,
+    misses=misses,
+    exploration=Exploration(noise=0.03),
+)

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from envs.experts.motion import (
+from envs.motion import (
     CLOSE,
     METRES_PER_UNIT,
     OPEN,
-    Action,
     Arm,
     LivePose,
     Pose,
@@ -22,7 +22,7 @@ from envs.experts.motion import (
     near,
     wrap,
 )
-from envs.robosuite_env import RobosuiteEnv
+from envs.spec import Action, TaskSpec
 
 PEG_XY = np.array([0.23, 0.10])
 HANDLE = np.array([0.060, 0.0, 0.0])  # where to grip, in the nut's frame: nearer, the fingers meet its corners
@@ -63,10 +63,10 @@ class Style:
         )
 
 
-def square_expert(env: RobosuiteEnv, rng: np.random.Generator) -> Iterator[Action]:
+def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
     """Actions of one episode, from just after reset to a few steps after the release."""
     style = Style.sample(rng)
-    arm, nut = Arm(env.robosuite), body_pose(env.robosuite, "SquareNut_main")
+    arm, nut = Arm(sim), body_pose(sim, "SquareNut_main")
     for _ in range(MAX_GRASPS):
         flip, peg_yaw = choose_grasp(nut(), style.flip_cost)
         yield from grasp(arm, nut, flip, style)
@@ -163,3 +163,6 @@ def release(arm: Arm) -> Iterator[Action]:
     pose = arm.pose()
     up = fixed(Pose(pose.position + np.array([0.0, 0.0, 0.1]), pose.rotation))
     yield from arm.move(up, lambda: False, speed=0.8, grip=OPEN, max_steps=5)
+
+
+SQUARE = TaskSpec("square", "asd/Square-v0", "NutAssemblySquare", object_dim=14, horizon=400, expert=expert)

@@ -1,0 +1,93 @@
+"""Filling a store: seeds upward until enough demonstrations have succeeded, on any backend, with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any, Protocol, cast
+
+from asd_policy.collection.demonstration import Outcome, Seed
+from asd_policy.collection.settings import FIRST_EVALUATION_SEED
+from asd_policy.collection.store import next_seed, record
+from asd_policy.data.store import EpisodeStore
+from asd_policy.errors import WorkerError
+from asd_policy.evaluation.backends import ATTEMPTS, Backend
+
+AHEAD = 256
+"""Seeds that may be begun beyond the first unfinished one: as many episodes are lost with a seed that is given up."""
+
+
+class SeedWorker(Protocol):
+    """Demonstrates one seed at a time: see `asd_policy.collection.demonstration.Demonstrator`."""
+
+    def __call__(self, task: Seed) -> Outcome: ...
+
+    def close(self) -> None: ...
+
+
+def collect(
+    store: EpisodeStore,
+    num_episodes: int,
+    backend: Backend,
+    make_worker: Callable[[], SeedWorker],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Generator[Outcome, None, None]:
+    """Fill the store with successful demonstrations in the order of their seeds; yield each outcome when it is on disk.
+
+    The store depends on neither the backend nor its workers, nor on what is killed. Ends when the store holds enough
+    episodes, when no seeds are left below FIRST_EVALUATION_SEED, or when asked to stop.
+
+    Args:
+        store: of `asd_policy.collection.store.open_store`.
+        num_episodes: demonstrations that it shall hold.
+        backend: runs the workers.
+        make_worker: picklable, such as `partial(Demonstrator, collection)`.
+        stop_requested: asked before each seed; the seeds that were begun are finished.
+
+    Raises:
+        DataError: if the store cannot be written.
+        WorkerError: if a seed has lost its worker ATTEMPTS times; the seeds before it are in the store.
+    """
+    # A round tries as many seeds as there are demonstrations missing, so that none is ever made in vain.
+    while not stop_requested() and (missing := num_episodes - store.num_episodes) > 0:
+        first = next_seed(store)
+        seeds = range(first, min(first + missing, FIRST_EVALUATION_SEED))
+        if not seeds:
+            return
+        yield from _round(store, seeds, backend, make_worker, stop_requested)
+
+
+def _round(
+    store: EpisodeStore,
+    seeds: range,
+    backend: Backend,
+    make_worker: Callable[[], SeedWorker],
+    stop_requested: Callable[[], bool],
+) -> Generator[Outcome, None, None]:
+    """Try these seeds, in any order; record them in theirs."""
+    begun: list[int] = []
+    recorded = 0  # of those begun
+    waiting: dict[int, Outcome] = {}  # for an earlier seed to finish
+
+    def tasks() -> Iterator[Seed]:
+        for seed in seeds:
+            if stop_requested() or len(begun) - recorded >= AHEAD:
+                return
+            begun.append(seed)
+            yield (seed,)
+
+    outcomes: Generator[Outcome, None, None] = cast(Any, backend).run(tasks(), make_worker)
+    with closing(outcomes):
+        for outcome in outcomes:
+            waiting[outcome.seed] = outcome
+            while recorded < len(begun) and begun[recorded] in waiting:
+                earliest = waiting.pop(begun[recorded])
+                record(store, earliest)
+                recorded += 1
+                yield earliest
+    lost = [seed for seed in begun[recorded:] if seed not in waiting]
+    if lost:
+        raise WorkerError(
+            f"Seeds {', '.join(map(str, lost))} lost their worker {ATTEMPTS} times each, perhaps for want of memory. "
+            f"The seeds before {lost[0]} are in the store: run the command again to go on, with fewer --workers."
+        )
