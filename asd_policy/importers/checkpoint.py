@@ -155,7 +155,7 @@ class Checkpoint:
         for kind in KINDS:
             parts = [tensors.pop(field_name(key, kind)) for key in vectors]
             whole = torch.cat(parts) if parts else torch.empty(0)
-            cut = zip(pieces, whole.split(list(pieces.values())), strict=True)
+            cut = zip(pieces, torch.split(whole, list(pieces.values())), strict=True)
             tensors |= {field_name(key, kind): piece for key, piece in cut}
         return tensors
 
