@@ -28,7 +28,7 @@ import rich
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError, UnknownNameError, WorkerError
 from asd_policy.interrupt import stop_requests
 from envs.tasks import ACTIONS, TASKS, Exploration
@@ -180,12 +180,12 @@ def failed_seeds(store: EpisodeStore) -> list[int]:
     return list(store.attrs["failed_seeds"])
 
 
-def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterator[tuple[int, Episode | None]]:
+def rollouts(args: Args, first_seed: int, missing: Callable[[], int]) -> Iterator[tuple[int, Demonstration | None]]:
     """Outcomes in the order of the seeds, while any are missing; what was begun is always finished."""
     os.environ.update(SINGLE_THREADED)
     seeds = iter(range(first_seed, FIRST_EVALUATION_SEED))
     lead = None if args.policy is None else Lead(args.policy, args.takeover)
-    pending: deque[tuple[int, Future[Episode | None]]] = deque()
+    pending: deque[tuple[int, Future[Demonstration | None]]] = deque()
     with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=ignore_interrupts) as pool:
         while True:
             wanted = min(args.workers + 1, missing()) - len(pending)
@@ -235,7 +235,7 @@ def load_lead(path: Path) -> Any:
 
 def roll_out(
     task: str, seed: int, exploration: Exploration, actions: str = "delta", lead: Lead | None = None
-) -> Episode | None:
+) -> Demonstration | None:
     """One episode of the expert, disturbed as `exploration` says; None if it ends without success."""
     from envs.robosuite_env import SimulationError  # here, so that the collecting process never loads the simulator
 
@@ -258,7 +258,7 @@ def roll_out(
     if not successes[-1]:
         return None
     observations, labels, executions = zip(*steps, strict=True)
-    return Episode(
+    return Demonstration(
         seed=seed,
         obs={key: np.stack([o[key] for o in observations]) for key in observations[0]},
         action=np.stack(labels).astype(np.float32),
@@ -294,7 +294,7 @@ def make_env(task: str, actions: str) -> gymnasium.Env:
     return gymnasium.make(f"envs:{TASKS[task].variant(actions)}", terminate_on_success=False)
 
 
-def record(store: EpisodeStore, seed: int, episode: Episode | None) -> None:
+def record(store: EpisodeStore, seed: int, episode: Demonstration | None) -> None:
     if episode is None:
         store.update_attrs(failed_seeds=[*failed_seeds(store), seed])
     else:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from asd_policy import load_policy
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError, WorkerError
 from envs.tasks import TASKS, Exploration
 
@@ -116,7 +116,7 @@ def test_stored_poses_replay_bit_for_bit(script):
     check_replay("asd/SquareBasePose-v0", episode)
 
 
-def check_replay(env_id: str, episode: Episode) -> None:
+def check_replay(env_id: str, episode: Demonstration) -> None:
     """The executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
     env = gymnasium.make(f"envs:{env_id}", terminate_on_success=False)
     obs, info = env.reset(seed=episode.seed)
@@ -213,7 +213,7 @@ def test_a_full_store_is_left_as_it_is(script, straight):
     assert (straight.num_episodes, straight.attrs) == (NUM_EPISODES, before)
 
 
-def lose_the_worker(task: str, seed: int, *_: object) -> Episode | None:
+def lose_the_worker(task: str, seed: int, *_: object) -> Demonstration | None:
     if seed == 2:
         os._exit(9)
     return None

@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from asd_policy.cli import import_data
-from asd_policy.data.gate import Episode, Gate
+from asd_policy.data.gate import Demonstration, Gate
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
@@ -53,7 +53,7 @@ def as_hdf5(path: Path, demos: list[Arrays]) -> Demonstrations:
 def as_appended(path: Path, demos: list[Arrays]) -> Demonstrations:
     store = EpisodeStore.create(path, {"object": (4,), "front_image": IMAGE}, 7, {"env_id": "asd/Square-v0"})
     for number, demo in enumerate(demos):
-        store.append(Episode(number, {key: demo[key] for key in KEYS}, demo["action"], demo["action"], 1))
+        store.append(Demonstration(number, {key: demo[key] for key in KEYS}, demo["action"], demo["action"], 1))
     store.close()
     return Demonstrations.read(path)
 
