@@ -49,9 +49,7 @@ def test_an_existing_path_wins(installed):
 
 @pytest.mark.parametrize("name", shipped.CLONE_ONLY)
 def test_what_the_wheel_lacks_is_said_to_be_in_the_repository(installed, name):
-    with pytest.raises(
-        CheckpointError, match=rf"not part of the installed.*checkpoints/{name} of .*repository"
-    ):
+    with pytest.raises(CheckpointError, match=rf"not part of the installed.*checkpoints/{name} of .*repository"):
         load_policy(name)
     with pytest.raises(UnknownNameError, match="Available: square"):
         load_policy(f"checkpoints/{name}")
