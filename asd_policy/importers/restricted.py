@@ -48,7 +48,7 @@ class Name(NamedTuple):
 
 
 def _new_dict() -> dict[Any, Any]:
-    """An empty dict. Ignores no arguments: filling it from a list of pairs would hash and copy them."""
+    """An empty dict. It takes no arguments: filling it from a list of pairs would hash and copy them."""
     return {}
 
 
