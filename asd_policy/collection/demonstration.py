@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import envs
 from asd_policy.collection.settings import Collection
-from asd_policy.data.gate import Episode
+from asd_policy.data.gate import Demonstration
 
 Seed = tuple[int]
 """A worker's task: the seed of one episode."""
@@ -29,7 +29,7 @@ class Outcome:
     """What became of a seed: its demonstration, or None if the expert did not succeed."""
 
     seed: int
-    episode: Episode | None
+    episode: Demonstration | None
 
 
 class Demonstrator:
@@ -53,7 +53,7 @@ class Demonstrator:
     def close(self) -> None:
         self._env.close()
 
-    def _demonstrate(self, seed: int) -> Episode | None:
+    def _demonstrate(self, seed: int) -> Demonstration | None:
         from envs.robosuite_env import SimulationError  # here: the collecting process never loads the simulator
 
         self._obs, _ = self._env.reset(seed=seed)
@@ -72,7 +72,7 @@ class Demonstrator:
                 break
         if not successes or not successes[-1]:
             return None
-        return Episode(
+        return Demonstration(
             seed=seed,
             obs={key: np.stack([obs[key] for obs in observations]) for key in observations[0]},
             action=np.stack(labels).astype(np.float32),

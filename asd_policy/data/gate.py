@@ -1,4 +1,4 @@
-"""What a demonstration must be, wherever it comes from, before it is stored or learned from."""
+"""The checks that every demonstration passes before it is stored or learned from."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from asd_policy.errors import ConfigError, DataError
 
 CHANNELS = (1, 3, 4)
 ACTION_KINDS = {"delta": "deltas in [-1, 1]", "pose": "target poses", "other": "neither deltas nor poses of the hand"}
-"""What actions can be; none but deltas have a range."""
+"""Kind of actions -> its description. Only deltas have a range."""
 
-LARGEST_DELTA = 1.0 + 1e-5  # what float32 and a division make of 1
+LARGEST_DELTA = 1.0 + 1e-5  # 1 plus rounding errors of float32
 MAX_KEYS = 1000
-MAX_NAME = 200  # longer is no file name
+MAX_NAME = 200  # longer names do not fit into file names
 
 
 @dataclass(frozen=True)
-class Episode:
+class Demonstration:
     """One demonstration of T steps.
 
     Attributes:
-        seed: of the environment's reset; for demonstrations from elsewhere, their number.
-        obs: (T, D) float32 or (T, H, W, C) uint8 per key, each row seen before the action of its step.
-        action: (T, A) float32, the expert's action.
-        executed_action: (T, A) float32, what the environment was given.
-        steps_to_success: steps until success was first seen.
+        seed: seed of the environment's reset, or the number of an imported demonstration.
+        obs: (T, D) float32 or (T, H, W, C) uint8 per key; a row is the observation before the action of its step.
+        action: (T, A) float32, the expert's actions.
+        executed_action: (T, A) float32, the actions that the environment executed.
+        steps_to_success: steps until the first success.
     """
 
     seed: int
@@ -42,17 +42,17 @@ class Episode:
 
 @dataclass(frozen=True)
 class Gate:
-    """The checks that every episode of one data set passes.
+    """The checks of one data set.
 
     Attributes:
-        source: the data set, as messages name it.
-        obs_shapes: the shape of one step per observation key: (D,), of images (H, W, C).
+        source: the name of the data set in error messages.
+        obs_shapes: the shape of one step of each observation: (D,) or, for images, (H, W, C).
         action_dim: A.
-        action_kind: what actions are, a key of `ACTION_KINDS`.
+        action_kind: a key of `ACTION_KINDS`.
 
     Raises:
-        DataError: on shapes that are neither vectors nor images, on keys that cannot be file names, and on another kind
-            of actions.
+        DataError: if a shape is neither a vector's nor an image's, a key cannot be a file name, or the kind of actions
+            is unknown.
     """
 
     source: str
@@ -78,11 +78,11 @@ class Gate:
             if clash := parents & {*self.obs_shapes}:
                 raise DataError(f"{self.source} has observations {clash.pop()!r} and {key!r}; expected distinct names.")
 
-    def admit(self, episode: Episode, name: str) -> Episode:
-        """The episode as float32 and uint8 arrays.
+    def admit(self, episode: Demonstration, name: str) -> Demonstration:
+        """The demonstration as float32 and uint8 arrays.
 
         Raises:
-            DataError: naming the episode (`name`), the key and the step that does not fit.
+            DataError: naming the demonstration (`name`), the key and the step that does not fit.
         """
         where = f"{self.source}: {name}"
         if set(episode.obs) != set(self.obs_shapes):
@@ -110,14 +110,14 @@ class Gate:
 
 
 def check_key(source: str, key: Any) -> None:
-    """Raise DataError unless an observation key can name an array in any format."""
+    """Raise DataError unless an observation key can be the name of an array in every format."""
     parts = key.split("/") if isinstance(key, str) else [""]
     if not all(parts) or {".", ".."} & {*parts} or not key.isprintable() or "\\" in key or len(key) > MAX_NAME:
         raise DataError(f"{source} has the observation key {str(key)[:MAX_NAME]!r}; expected a printable name.")
 
 
 def check_step_shape(source: str, key: str, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless `shape`, of one step, is that of a vector or of an image."""
+    """Raise DataError unless the shape of one step is that of a vector or of an image."""
     if all(size > 0 for size in shape):
         if len(shape) == 1 or (len(shape) == 3 and shape[2] in CHANNELS):
             return
@@ -133,7 +133,7 @@ def check_step_shape(source: str, key: str, shape: tuple[int, ...]) -> None:
 
 
 def check_dtype(where: str, key: str, dtype: np.dtype[Any], step_shape: tuple[int, ...]) -> None:
-    """Raise DataError unless arrays of this type hold numbers, and of images bytes."""
+    """Raise DataError unless the type is one of real numbers, or uint8 for images."""
     image = len(step_shape) == 3
     if dtype != np.uint8 if image else dtype.kind not in "fiub":
         expected = "uint8 from 0 to 255" if image else "real numbers"
@@ -141,20 +141,24 @@ def check_dtype(where: str, key: str, dtype: np.dtype[Any], step_shape: tuple[in
 
 
 def as_rows(where: str, key: str, values: Any, step_shape: tuple[int, ...]) -> NDArray[Any]:
-    """values (T, *step_shape), or (T,) of one entry a step -> the same as float32, of images uint8, all finite."""
-    values = np.asarray(values)
-    check_dtype(where, key, values.dtype, step_shape)
-    if values.ndim == 1 and step_shape == (1,):
-        values = values[:, None]
-    if values.ndim == 0 or values.shape[1:] != step_shape:
-        raise DataError(f"{where}: {key!r} has shape {values.shape}; expected (steps, {_sizes(step_shape)}).")
+    """Values (T, *step_shape), or (T,) for steps of one entry, as float32, or uint8 for images.
+
+    Raises:
+        DataError: on another shape or type, or on numbers that are not finite in float32.
+    """
+    array: NDArray[Any] = np.asarray(values)
+    check_dtype(where, key, array.dtype, step_shape)
+    if array.ndim == 1 and step_shape == (1,):
+        array = array[:, None]
+    if array.ndim == 0 or array.shape[1:] != step_shape:
+        raise DataError(f"{where}: {key!r} has shape {array.shape}; expected (steps, {_sizes(step_shape)}).")
     if len(step_shape) == 3:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 becomes inf, and is refused
-        rows = values.astype(np.float32, copy=False)
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # too large numbers become inf, which is refused below
+        rows: NDArray[np.float32] = array.astype(np.float32, copy=False)
     if (step := first_not_finite(rows)) is not None:
         raise DataError(
-            f"{where}: {key!r} holds {_odd(values[step], rows[step])} at step {step}; expected finite numbers of "
+            f"{where}: {key!r} holds {_odd(array[step], rows[step])} at step {step}; expected finite numbers of "
             "float32. Remove the demonstration, or repair it."
         )
     return rows
@@ -183,7 +187,7 @@ def first_beyond(actions: NDArray[np.float32]) -> int | None:
 
 
 def check_clippable(where: str, action_kind: str) -> None:
-    """Raise ConfigError unless actions of this kind have a range to be clipped to."""
+    """Raise ConfigError unless actions of this kind have a range to clip to."""
     if action_kind != "delta":
         raise ConfigError(
             f"{where}: clip_actions is for deltas, but its actions are {ACTION_KINDS[action_kind]}. Leave it out."
@@ -191,7 +195,7 @@ def check_clippable(where: str, action_kind: str) -> None:
 
 
 def clip_deltas(where: str, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], str | None]:
-    """actions (T, A) clipped to [-1, 1], and a note that says so if any was beyond."""
+    """Actions (T, A) clipped to [-1, 1], and a note if any were outside."""
     if first_beyond(actions) is None:
         return actions.clip(-1, 1), None
     beyond = int((np.abs(actions) > 1).sum())
@@ -200,7 +204,7 @@ def clip_deltas(where: str, actions: NDArray[np.float32]) -> tuple[NDArray[np.fl
 
 
 def largest_text(actions: NDArray[np.float32]) -> str:
-    """The entry of the largest size, in all digits that float32 has: 1.00004 is not 1."""
+    """The entry of largest magnitude, with all digits of float32: 1.00004 must not print as 1."""
     flat = np.asarray(actions, np.float32).ravel()
     return np.format_float_positional(flat[np.abs(flat).argmax()], min_digits=2)
 

@@ -1,8 +1,8 @@
-"""HDF5 files that nobody vouches for: nothing outside the file is opened, and no more is allocated than it can hold.
+"""Reads HDF5 files from untrusted sources.
 
-A file may link to other files, map its datasets onto them, and declare petabytes that it does not hold. All of this is
-refused before anything is read. What no check here can prevent is a fault of libhdf5 itself on a file whose bytes were
-forged: read files from strangers in a process of their own.
+A file may link to other files, map its datasets onto them, or declare petabytes that it does not hold. All of this is
+refused before any data is read. No check here can prevent a fault of libhdf5 itself on forged bytes: read untrusted
+files in a separate process.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from asd_policy.errors import AsdPolicyError, DataError
 
-MAX_RATIO = 1032  # of deflate, HDF5's densest filter: https://zlib.net/zlib_tech.html
-SMALL = 1 << 24  # bytes that nobody misses
+MAX_RATIO = 1032  # compression ratio of deflate, HDF5's densest filter: https://zlib.net/zlib_tech.html
+SMALL = 1 << 24  # bytes that are always allowed
 MAX_LINKS = 16
 
 
 class UntrustedHdf5:
-    """An open file, read with care. Every method raises DataError, and no other error, on a file that is not sound."""
+    """An open file. On a damaged or hostile file, every method raises DataError and no other error."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -40,14 +40,16 @@ class UntrustedHdf5:
         self._groups: dict[str, Any] = {}
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def names(self, group: str) -> list[str]:
-        """What lies in a group, or an error that it is missing."""
+        """The names in a group. Raises DataError if there is no such group."""
         with self._reading(group):
             return [str(name) for name in self._group(group)]
 
     def has(self, name: str) -> bool:
+        """Whether the file has a group or a dataset of this name."""
         with self._reading(name):
             return self._find(name) is not None
 
@@ -57,13 +59,13 @@ class UntrustedHdf5:
             return self._node(name).attrs.get(attribute)
 
     def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """The shape and the type of a dataset, nothing of which has been read."""
+        """The shape and the type of a dataset, without reading it."""
         with self._reading(name):
             dataset = self._dataset(name)
             return tuple(dataset.shape), dataset.dtype
 
     def read(self, name: str, check_dtype: Callable[[np.dtype[Any]], None] = lambda dtype: None) -> NDArray[Any]:
-        """All of a dataset, once its type has passed a check."""
+        """A whole dataset. `check_dtype` may raise DataError on its type before anything is read."""
         with self._reading(name):
             dataset = self._dataset(name)
             check_dtype(dataset.dtype)
@@ -72,7 +74,7 @@ class UntrustedHdf5:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Whatever h5py makes of damage, from RuntimeError to MemoryError, becomes a DataError."""
+        """Turn every error of h5py on a damaged file, from RuntimeError to MemoryError, into a DataError."""
         try:
             yield
         except AsdPolicyError:
@@ -99,14 +101,18 @@ class UntrustedHdf5:
         return node
 
     def _find(self, name: str) -> Any:
-        """What lies at `name`, or None."""
+        """The group or dataset `name`, or None."""
         folder, _, leaf = name.rpartition("/")
         if folder not in self._groups:
             self._groups[folder] = self._follow(self._file, folder, MAX_LINKS)
         return self._follow(self._groups[folder], leaf, MAX_LINKS)
 
     def _follow(self, start: Any, path: str, links: int) -> Any:
-        """What `path` leads to from `start`, over at most so many links and without ever leaving the file; or None."""
+        """The group or dataset at `path` below `start`, or None.
+
+        Raises:
+            DataError: if the path leaves the file, follows more than `links` links, or ends in a broken link.
+        """
         node = self._file if path.startswith("/") else start
         for part in filter(None, path.split("/")):
             link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
@@ -124,7 +130,7 @@ class UntrustedHdf5:
         return node
 
     def _check_held(self, name: str, dataset: h5py.Dataset) -> None:
-        """Raise DataError if the file cannot hold what the dataset declares: it would be made of fill values."""
+        """Raise DataError if the dataset declares more than the file holds: the rest would read as fill values."""
         creation = dataset.id.get_create_plist()
         if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
             raise DataError(f"{self.path}: {name} is mapped onto other files, which are not opened. Copy it in.")

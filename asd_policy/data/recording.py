@@ -1,4 +1,4 @@
-"""How demonstrations say what their actions are; see `asd_policy.policies.recording`, which reads checkpoints' too."""
+"""How demonstrations describe their actions: `asd_policy.policies.recording`, which checkpoints share."""
 
 from asd_policy.policies.recording import COMPOSITE, CONTROL_HZ, ROBOSUITE, Recording
 

@@ -1,4 +1,4 @@
-"""robomimic's HDF5 demonstrations (versions 1.4 and 1.5): vectors and images; delta actions or target poses.
+"""Reads robomimic's HDF5 demonstrations (versions 1.4 and 1.5) on vectors and images, with deltas or target poses.
 
 Format: https://robomimic.github.io/docs/datasets/overview.html
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asd_policy.data.gate import (
-    Episode,
+    Demonstration,
     Gate,
     as_rows,
     check_clippable,
@@ -39,17 +39,16 @@ DEMO = re.compile(r"demo_[0-9]{1,18}")
 
 
 class RobomimicFile:
-    """An open file; use it in a `with` statement.
+    """An open file. Use it in a `with` statement.
 
     Attributes:
         recording: how the demonstrations were recorded.
-        demos: their names in numerical order, those of the filter alone if there is one.
-        obs_shapes: observation keys in robomimic's order, or in that in which they are asked for: (D,), of images
-            (H, W, C).
+        demos: names of the selected demonstrations in numerical order.
+        obs_shapes: shape of each observation, (D,) or, for images, (H, W, C), in the order asked for or robomimic's.
         absolute: whether actions are target poses.
-        action_kind: what they are, a key of `asd_policy.data.gate.ACTION_KINDS`.
-        env_id: our environment that takes such actions.
-        notes: what somebody who trains on the file should know; what was clipped is added as it is read.
+        action_kind: a key of `asd_policy.data.gate.ACTION_KINDS`.
+        env_id: our environment that takes these actions.
+        notes: what to know before training on the file. Clipped demonstrations are added as they are read.
     """
 
     def __init__(
@@ -81,15 +80,15 @@ class RobomimicFile:
         """Open a file.
 
         Args:
-            filter_key: a mask in the file, such as "train"; None takes every demonstration.
+            filter_key: a mask in the file, such as "train". None takes every demonstration.
             absolute: take the target poses that robomimic's robosuite_add_absolute_actions.py has put beside deltas.
-            obs_keys: observations to read, images too; the low-dimensional ones of robomimic's policies if empty.
-            clip_actions: clip deltas to [-1, 1] where they go beyond, with a note, instead of refusing them.
+            obs_keys: observations to read, vectors or images. If empty, the vectors that robomimic's policies use.
+            clip_actions: clip deltas to [-1, 1], with a note. Without it, deltas outside are an error.
 
         Raises:
-            UnknownNameError: on a filter or an observation that is not in the file.
-            ConfigError: if target poses are to be clipped.
-            DataError: if the file is damaged, or not of a kind that can be used; the message says why.
+            UnknownNameError: if the filter or an observation is not in the file.
+            ConfigError: if `clip_actions` is set and actions are not deltas.
+            DataError: if the file is damaged or of an unsupported kind; the message gives the reason.
         """
         file = UntrustedHdf5(Path(path))
         try:
@@ -110,11 +109,11 @@ class RobomimicFile:
     def notes(self) -> tuple[str, ...]:
         return *self.recording.notes, *self._clipped.values()
 
-    def episode(self, name: str) -> Episode:
+    def episode(self, name: str) -> Demonstration:
         """One demonstration.
 
         Raises:
-            DataError: if it is damaged, or its actions are not of the kind that they are said to be.
+            DataError: if it is damaged, or its actions are not of the declared kind.
         """
         where = f"{self.path}: {name}"
         action = as_rows(where, self._actions, self._rows(name, self._actions), (self.action_dim,))
@@ -124,12 +123,16 @@ class RobomimicFile:
                 self._clipped[name] = note
         obs = {key: self._rows(name, f"obs/{key}", shape) for key, shape in self.obs_shapes.items()}
         steps = self._steps_to_success(name, len(action))
-        episode = self._gate.admit(Episode(_number(name), obs, action, action, steps), name)
+        episode = self._gate.admit(Demonstration(_number(name), obs, action, action, steps), name)
         self._check_num_samples(name, len(action))
         return episode
 
     def to_store(self, path: str | Path) -> EpisodeStore:
-        """Copy the demonstrations into a new episode store, which is there once all of them are in it."""
+        """Copy the demonstrations into a new episode store. A failure leaves no store behind.
+
+        Raises:
+            DataError: if the folder exists or cannot be written, or a demonstration is refused.
+        """
         path = Path(path)
         if path.exists():
             raise DataError(f"{path} exists already: open it, or choose another path.")
@@ -163,7 +166,7 @@ class RobomimicFile:
             return Recording.parse(text.decode() if isinstance(text, bytes) else text, str(self.path))
         except AsdPolicyError:
             raise
-        except Exception as error:  # JSON of any shape can stand there
+        except Exception as error:  # the attribute can hold JSON of any shape
             raise DataError(f"{self.path}: its env_args cannot be understood: {error!r}.") from error
 
     def _selected(self, filter_key: str | None) -> list[str]:
@@ -247,7 +250,7 @@ class RobomimicFile:
         return keys
 
     def _rows(self, demo: str, name: str, step_shape: tuple[int, ...] = ()) -> NDArray[Any]:
-        """A dataset of a demonstration, of a type that the gate takes."""
+        """A dataset of a demonstration. Raises DataError if it is missing or of a wrong type."""
         where = f"{self.path}: {demo}"
         if not self._file.has(f"data/{demo}/{name}"):
             raise DataError(f"{where} lacks {name!r}, which every demonstration must have. Remove it, or repair it.")
@@ -256,14 +259,14 @@ class RobomimicFile:
     def _check_num_samples(self, demo: str, steps: int) -> None:
         said = self._file.attribute(f"data/{demo}", "num_samples")
         try:
-            same = said is None or float(np.asarray(said).item()) == steps  # some writers make text of it
+            same = said is None or float(np.asarray(said).item()) == steps  # some writers store it as text
         except (TypeError, ValueError):
             same = False
         if not same:
             raise DataError(f"{self.path}: {demo} has {steps} actions, but its num_samples says {said}.")
 
     def _steps_to_success(self, demo: str, steps: int) -> int:
-        """Steps until the first reward, which these tasks give on success; all steps where there is none."""
+        """Steps until the first reward, which these tasks give on success. All steps if there is none."""
         name = f"data/{demo}/rewards"
         if not self._file.has(name):
             return steps

@@ -1,20 +1,20 @@
-"""A zarr store of demonstration episodes that survives being cut off at any moment.
+"""A zarr store of demonstrations. A writer that is killed at any moment leaves a sound store.
 
 Layout (N steps in E episodes, episodes laid end to end):
 
     data/obs/<key>          (N, D) float32   observation before the step; an image is (N, H, W, C) uint8
-    data/action             (N, A) float32   what the expert wanted: the label to learn
-    data/executed_action    (N, A) float32   what was executed: the label plus exploration noise, clipped
+    data/action             (N, A) float32   the expert's action: the label to learn
+    data/executed_action    (N, A) float32   the executed action: the label plus exploration noise, clipped
     meta/episode_ends       (E,) int64       one past the last step of each episode
-    meta/seed               (E,) int64       seed of the environment's reset
+    meta/seed               (E,) int64       seed of the environment's reset, or the number of an imported episode
     meta/steps_to_success   (E,) int64       steps until the first success
-    attributes              format_version, obs_keys, action_dim, and what the collector recorded
+    attributes              format_version, obs_keys, action_dim, action_kind, and any values of the collector
 
-An episode is appended data first and its end last; the end is the commit. Steps past the last end belong to an
-append that was cut off: readers never see them, and the next writer drops them. There is one writer at a time.
+Appending an episode writes its data first and its end last; the end is the commit. Steps past the last end belong to an
+interrupted append: readers never see them, and the next writer drops them. There is one writer at a time.
 
-Every chunk is written, of black images too, with zstd's checksum: one that is lost is missing, one that is damaged does
-not decompress.
+Every chunk has a file, even one of black images, and zstd's checksum. A lost chunk is therefore noticed as a missing
+file, and a damaged one fails to decompress.
 """
 
 import os
@@ -31,7 +31,7 @@ from zarr.codecs import ZstdCodec
 
 from asd_policy.data.gate import (
     MAX_KEYS,
-    Episode,
+    Demonstration,
     Gate,
     check_clippable,
     check_deltas,
@@ -40,11 +40,12 @@ from asd_policy.data.gate import (
     first_beyond,
     first_not_finite,
 )
+from asd_policy.data.lock import lock_store
 from asd_policy.data.zarr_array import check_array, check_chunks, chunk_file, has_checksum, no_array
 from asd_policy.errors import AsdPolicyError, DataError
 from asd_policy.policies.tasks import takes_poses
 
-__all__ = ["Episode", "EpisodeStore"]
+__all__ = ["Demonstration", "EpisodeStore"]
 
 FORMAT_VERSION = 1
 CHUNK_STEPS = 8192
@@ -53,9 +54,9 @@ CHUNK_EPISODES = 4096
 
 
 class EpisodeStore:
-    """Episodes on disk; make one with `create` or `open`.
+    """Episodes on disk. Make one with `create` or `open`.
 
-    A writer keeps other writers out until `close()`, or until it is forgotten.
+    A writer keeps other writers out until `close()`, or until it is garbage-collected.
     """
 
     def __init__(self, root: zarr.Group, path: Path, writable: bool):
@@ -66,7 +67,7 @@ class EpisodeStore:
         shapes = {key: tuple(self._array(f"data/obs/{key}").shape[1:]) for key in self.obs_keys}
         action_dim = int(self._array("data/action").shape[-1])
         self._gate = Gate(str(path), shapes, action_dim, self.action_kind)
-        self._release = weakref.finalize(self, os.close, _lock(path)) if writable else None
+        self._release = weakref.finalize(self, os.close, lock_store(path)) if writable else None
 
     @classmethod
     def create(
@@ -78,12 +79,12 @@ class EpisodeStore:
             path: a folder that does not exist yet.
             obs_shapes: observation keys and shapes, (D,) or of images (H, W, C), in the order the policy will see them.
             action_dim: size A of an action.
-            attrs: whatever describes the collection (JSON values). `action_kind` says what actions are
-                (`asd_policy.data.gate.ACTION_KINDS`); without it they are target poses if the name in `env_id` says so,
-                else deltas.
+            attrs: JSON values that describe the collection. `action_kind` is the kind of actions, a key of
+                `asd_policy.data.gate.ACTION_KINDS`. Without it, actions are target poses if `env_id` names one of our
+                environments that take poses, else deltas.
 
         Raises:
-            DataError: if the folder exists or cannot be made, or if observations of such names or shapes cannot be
+            DataError: if the folder exists or cannot be made, or if observations of these names or shapes cannot be
                 stored.
         """
         path = Path(path)
@@ -107,11 +108,11 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path, writable: bool = False) -> "EpisodeStore":
-        """An existing store; safe for reading while another process appends to it.
+        """Open an existing store. Reading is safe while another process appends.
 
         Args:
             path: its folder.
-            writable: open for appending, which first drops what an interrupted append left behind.
+            writable: open for appending, which first drops the rest of an interrupted append.
 
         Raises:
             DataError: if there is no sound store, or another process is writing it.
@@ -132,26 +133,27 @@ class EpisodeStore:
         return store
 
     def close(self) -> None:
-        """Let another writer in, if this is one; it may not append any more."""
+        """Release the lock of a writer, which may not append any more. Does nothing for a reader."""
         if self._release is not None:
             self._release()
 
     @property
     def attrs(self) -> dict[str, Any]:
         """A copy of the store's attributes."""
-        return self._root.attrs.asdict()
+        return dict(self._root.attrs.asdict())
 
     def update_attrs(self, **values: Any) -> None:
+        """Set attributes (JSON values). Raises DataError if they cannot be written."""
         with self._zarr("cannot be written"):
             self._root.attrs.update(values)
 
     @property
     def episode_ends(self) -> NDArray[np.int64]:
-        """(E,) one past the last step of each committed episode."""
+        """One past the last step of each committed episode, (E,)."""
         name = "meta/episode_ends"
         array = self._array(name)
-        # A commit that was cut off between growing the array and writing into it leaves a zero at its end, or a chunk
-        # of this one row that is not there.
+        # A commit that was interrupted between growing the array and writing the row leaves a zero at the end, or a
+        # missing file if the row begins a chunk.
         count = array.shape[0]
         begins_chunk = count % array.chunks[0] == 1
         ends = self._read(
@@ -164,39 +166,42 @@ class EpisodeStore:
 
     @property
     def num_episodes(self) -> int:
+        """E, the number of committed episodes."""
         return len(self.episode_ends)
 
     @property
     def num_steps(self) -> int:
+        """N, the number of steps in committed episodes."""
         ends = self.episode_ends
         return int(ends[-1]) if len(ends) else 0
 
     @property
     def seeds(self) -> NDArray[np.int64]:
-        """(E,) the reset seed of each episode."""
+        """The reset seed of each episode, (E,)."""
         return self._meta("seed")
 
     @property
     def steps_to_success(self) -> NDArray[np.int64]:
-        """(E,) steps to the first success in each episode."""
+        """Steps to the first success in each episode, (E,)."""
         return self._meta("steps_to_success")
 
     def obs(self, key: str) -> NDArray[Any]:
-        """(N, D) float32 or (N, H, W, C) uint8, one observation key over all committed steps."""
+        """One observation over all committed steps: (N, D) float32 or (N, H, W, C) uint8."""
         return self._steps(f"obs/{key}", self.episode_ends)
 
     def actions(self, executed: bool = False) -> NDArray[np.float32]:
-        """(N, A) the expert's actions over all committed steps, or those that were executed."""
+        """The expert's actions over all committed steps, or the executed actions, (N, A)."""
         return self._steps("executed_action" if executed else "action", self.episode_ends)
 
     def labels(self, clip: bool = False) -> tuple[NDArray[np.float32], str | None]:
-        """(N, A) the expert's actions, in [-1, 1] if they are deltas; and a note if some had to be clipped to it.
+        """The expert's actions to learn from, (N, A), and a note if any were clipped.
 
         Args:
-            clip: clip them; without it, one beyond is refused.
+            clip: clip deltas to [-1, 1]. Without it, deltas outside are an error.
 
         Raises:
-            ConfigError: if target poses are to be clipped.
+            ConfigError: if `clip` is set and actions are not deltas.
+            DataError: if deltas lie outside [-1, 1] and `clip` is not set.
         """
         ends = self.episode_ends
         actions = self._steps("action", ends)
@@ -213,12 +218,12 @@ class EpisodeStore:
             check_deltas(f"{self.path}: episode {episode}", actions[begin : int(ends[episode])])
         return actions, None
 
-    def episode(self, index: int) -> Episode:
-        """One episode, by its position in the store."""
+    def episode(self, index: int) -> Demonstration:
+        """One episode by its position in the store. Raises DataError if there is none."""
         ends = self.episode_ends
         if not 0 <= index < len(ends):
             raise DataError(f"No episode {index} in {self.path}: it holds {len(ends)}.")
-        return Episode(
+        return Demonstration(
             seed=int(self._read("meta/seed", index, index + 1)[0]),
             obs={key: self._steps(f"obs/{key}", ends, index) for key in self.obs_keys},
             action=self._steps("action", ends, index),
@@ -226,15 +231,15 @@ class EpisodeStore:
             steps_to_success=int(self._read("meta/steps_to_success", index, index + 1)[0]),
         )
 
-    def append(self, episode: Episode) -> None:
+    def append(self, episode: Demonstration) -> None:
         """Add one episode and commit it.
 
         Raises:
-            DataError: if it does not pass the gate (`asd_policy.data.gate`), if the rows that it would share a chunk
-                with are lost, or if it cannot be written.
+            DataError: if it does not pass the gate (`asd_policy.data.gate`), if rows of the chunks that it extends are
+                lost, or if it cannot be written.
         """
         episode = self._gate.admit(episode, f"episode of seed {episode.seed}")
-        self._drop_uncommitted()  # what an append before has left that failed
+        self._drop_uncommitted()  # the rest of an append that failed
         end = self.num_steps + len(episode.action)
         rows = {f"data/obs/{key}": episode.obs[key] for key in self.obs_keys}
         rows |= {"data/action": episode.action, "data/executed_action": episode.executed_action}
@@ -256,7 +261,7 @@ class EpisodeStore:
                 raise DataError(f"{self.path} is damaged: {group}/{name} has {array.shape[0]} of {length} rows.")
             if array.shape[0] > length:
                 array.resize((length, *array.shape[1:]))
-            # Appending writes the last chunk anew: one that is lost would come back as fill values.
+            # Appending rewrites the last chunk. If it is lost, its rows would come back as fill values.
             self._check_chunks(f"{group}/{name}", array, length - length % array.chunks[0], length)
 
     def _array(self, name: str) -> zarr.Array:
@@ -273,7 +278,7 @@ class EpisodeStore:
         return self._read(f"meta/{name}", 0, self.num_episodes)
 
     def _read(self, name: str, start: int = 0, end: int | None = None) -> NDArray[Any]:
-        """Rows of an array, all of which have been written."""
+        """Rows of an array. Raises DataError if any of them was not written."""
         array = self._array(name)
         end = array.shape[0] if end is None else end
         self._check_chunks(name, array, start, end)
@@ -281,14 +286,14 @@ class EpisodeStore:
             return np.asarray(array[start:end], array.dtype)
 
     def _check_chunks(self, name: str, array: zarr.Array, start: int, end: int) -> None:
-        # Stores from before checksums leave out a chunk of zeros: a first episode of seed 0 has no file for its seed.
+        # Stores from before checksums have no file for a chunk of zeros, as of the seed of a first episode of seed 0.
         zeros = name == "meta/seed" and not has_checksum(array) and array.shape[0] >= end
         if zeros and not chunk_file(self.path, name, array, start).exists():
             return
         check_chunks(str(self.path), name, array, self.path, start, end)
 
     def _steps(self, name: str, ends: NDArray[np.int64], index: int | None = None) -> NDArray[Any]:
-        """Rows of data/`name` of all episodes, or of one, which pass the gate."""
+        """Rows of data/`name` of all episodes or of one. Raises DataError if any number is not finite."""
         first, last = (0, len(ends)) if index is None else (index, index + 1)
         start, end = (int(ends[i - 1]) if i else 0 for i in (first, last))
         rows = self._read(f"data/{name}", start, end)
@@ -304,7 +309,7 @@ class EpisodeStore:
 
     @contextmanager
     def _zarr(self, trouble: str) -> Iterator[None]:
-        """Whatever zarr and its codecs make of damage becomes a DataError."""
+        """Turn every error of zarr and its codecs into a DataError."""
         try:
             yield
         except AsdPolicyError:
@@ -323,36 +328,13 @@ def _obs_keys(path: Path, keys: Any) -> tuple[str, ...]:
 
 
 def _action_kind(attrs: Mapping[str, Any]) -> Any:
-    """What actions are, as the store says; as the environment's name does in those that do not say."""
+    """The kind of actions: the store's attribute, or in stores without one what the environment takes."""
     env, kind = attrs.get("env_id"), attrs.get("action_kind")
     return kind if kind is not None else "pose" if isinstance(env, str) and takes_poses(env) else "delta"
 
 
-def _lock(path: Path) -> int:
-    """A descriptor that shuts other writers of the store out until it is closed."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise DataError(
-            f"Writing {path} needs file locks (fcntl), which this system lacks: use Linux or macOS."
-        ) from error
-    never_rewritten = path / "meta" / "zarr.json"
-    try:
-        descriptor = os.open(never_rewritten, os.O_RDWR)  # NFS locks only what may be written
-    except OSError as error:
-        raise DataError(f"{path} is damaged or write-protected: {error}.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise DataError(f"Another process is writing {path}. Wait for it, or choose another folder.") from error
-        raise DataError(f"{path} cannot be locked against other writers: {error}.") from error
-    return descriptor
-
-
 def _create(root: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: str) -> None:
-    # What was grown and never written reads as the fill value: of images a black frame, else never as plausible data.
+    # Rows that were never written read as the fill value. It is NaN for numbers, so that it never looks like data.
     if dtype == "uint8":
         rows, fill = CHUNK_IMAGES, 0.0
     else:

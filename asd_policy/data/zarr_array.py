@@ -42,7 +42,7 @@ def has_checksum(array: zarr.Array) -> bool:
 
 def chunk_file(folder: Path, name: str, array: zarr.Array, row: int) -> Path:
     """The file that a row of an array of a store lies in."""
-    return folder / name / array.metadata.encode_chunk_key((row // array.chunks[0],) + (0,) * (array.ndim - 1))
+    return Path(folder / name, array.metadata.encode_chunk_key((row // array.chunks[0],) + (0,) * (array.ndim - 1)))
 
 
 def check_chunks(where: str, name: str, array: zarr.Array, folder: Path, start: int, end: int) -> None:

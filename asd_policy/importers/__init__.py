@@ -1,6 +1,8 @@
-"""Policies from files: this package's own, real-stanford's, robomimic's and lerobot's."""
+"""Checkpoints: this package's own, real-stanford's, robomimic's and lerobot's."""
 
 from asd_policy.importers.checkpoint import Checkpoint
+from asd_policy.importers.format import Format
 from asd_policy.importers.registry import FORMATS, detect_format, load_policy, read_checkpoint
+from asd_policy.importers.shipped import find_checkpoint
 
-__all__ = ["FORMATS", "Checkpoint", "detect_format", "load_policy", "read_checkpoint"]
+__all__ = ["FORMATS", "Checkpoint", "Format", "detect_format", "find_checkpoint", "load_policy", "read_checkpoint"]

@@ -1,4 +1,4 @@
-"""A policy at rest: its configuration and its tensors, whatever file they came from."""
+"""A checkpoint: a policy's configuration and tensors, read from any format."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from asd_policy.policies.tasks import arms_of, takes_poses
 KINDS = ("scale", "offset", "center")
 FIELDS = "normalizer.fields."
 FOLDED = 64
-"""Size of center * scale up to which (x - center) * scale is computed as x * scale - center * scale."""
+"""Largest |center * scale| for which (x - center) * scale is computed as x * scale - center * scale."""
 
-MASKS = ("model.mask", "model.memory_mask")  # of attention: minus infinity where there is none
+MASKS = ("model.mask", "model.memory_mask")  # attention masks, which contain minus infinity
 
 CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What every importer returns.
+    """A policy's configuration and tensors, as every format's reader returns them.
 
     Attributes:
-        source: the file or folder it was read from.
-        format: the name of the format it was found to be in.
-        config: this package's configuration of the policy.
-        tensors: `model.*` of the network, `normalizer.fields.<field>.{center,scale,offset}`, and `encoders.<key>.*` of
-            images; keys stand there as `module_name` writes them.
-        notes: what the file says and this package does differently, or cannot know.
+        source: the file or folder it was read from; `Path()` for a policy in memory.
+        format: the name of its format.
+        config: the policy's configuration.
+        tensors: `model.*` (the network), `normalizer.fields.<field>.{center,scale,offset}`, and `encoders.<key>.*` (the
+            image encoders). Fields and keys are written as `module_name` does.
+        notes: differences between the file's own library and this package, and facts that the file does not tell.
     """
 
     source: Path
@@ -65,10 +65,11 @@ class Checkpoint:
 
         Raises:
             ConfigError: on an unknown sampler or option.
-            CheckpointError: if the tensors are not exactly those of the configuration, or not finite.
+            CheckpointError: if tensors are missing, unexpected, not finite, or of wrong shapes or types. The message
+                names them.
         """
         try:
-            with torch.device("meta"):  # shapes alone: a file can claim sizes that fit into no memory
+            with torch.device("meta"):  # no memory is allocated: a file can claim impossible sizes
                 self._check(self._modules())
         except (RuntimeError, OverflowError, TypeError) as error:
             raise CheckpointError(f"{self.source} describes a network of impossible size: {error!s:.300}") from error
@@ -82,14 +83,14 @@ class Checkpoint:
         return DiffusionPolicy(network, normalizer, self.config, sampler, device, windows, encoders=encoders, **options)
 
     def save(self, folder: str | Path) -> None:
-        """Write the native folder: `config.json` and `model.safetensors`."""
+        """Write a native folder: `config.json` and `model.safetensors`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save(folder / CONFIG)
         save_file({name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}, folder / WEIGHTS)
 
     def check_values(self) -> None:
-        """Raise CheckpointError unless every number is finite in float32, naming the feature or the tensor."""
+        """Raise CheckpointError if any number is not finite in float32. The message names the feature or the tensor."""
         for name, value in self.tensors.items():
             numbers = value.float().clamp(min=-1) if name in MASKS else value.float()
             if not bool(numbers.isfinite().all()):
@@ -98,18 +99,18 @@ class Checkpoint:
                 raise CheckpointError(f"{self.source}: {what} is not finite; expected numbers that float32 can hold.")
 
     def affine(self, key: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What normalises an observation or "action": scale, offset and center of `Affine`, (D,) float64."""
+        """Scale, offset and center that normalise an observation or "action", each (D,) float64."""
         scale, offset, center = (self.tensors[field_name(key, kind)].double() for kind in KINDS)
         return scale, offset, center
 
     def with_env_id(self, env_id: str) -> Checkpoint:
-        """The same policy for another environment, with the bound and the parts of the actions that it takes.
+        """The same policy for another environment, with the action bound and action parts of that environment.
 
-        Target poses have no bound, and deltas in place of target poses have theirs. Otherwise the bound is the file's,
-        and so are bound and parts for environments that are not among ours.
+        Target poses have no bound. Deltas instead of target poses have a bound of 1 in our environments. Otherwise the
+        bound and the parts stay.
         """
         config = replace(self.config, env_id=env_id)
-        if takes_poses(env_id):  # the bound is that of deltas, and networks predict rotations in six numbers
+        if takes_poses(env_id):  # no bound, and 6-D rotations if the network predicts them
             arms = POSE_ARM * arms_of(env_id)
             predicted = config.action_dim == sum(part.dim for part in arms)
             parts = arms if predicted and not config.action_parts else config.action_parts
@@ -119,13 +120,14 @@ class Checkpoint:
         return replace(self, config=config)
 
     def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
-        """The same policy with its observation cut into other keys: the same numbers in the same order.
+        """The same policy with its observation split into other keys: the same numbers in the same order.
 
         Args:
-            obs_keys: an image is one of them, with as many numbers as it has features, and may have another name.
+            obs_keys: observation keys and sizes in order. An image counts as many numbers as it has features, and may
+                be renamed.
 
         Raises:
-            ConfigError: if the sizes do not add up to the policy's, or cut through an image or a quaternion.
+            ConfigError: if the sizes do not add up to the policy's, or split an image or a quaternion.
         """
         config = self.config
         told = f"the policy in {self.source} observes {config.obs_dim}: {dict(config.obs_keys)}"
@@ -148,14 +150,14 @@ class Checkpoint:
         return replace(self, config=renamed, tensors=self._cut(names, obs_keys))
 
     def _cut(self, names: Mapping[str, str], obs_keys: Mapping[str, int]) -> dict[str, Tensor]:
-        """The tensors with images under new names, and the vectors' normalisation cut into the other keys."""
+        """The tensors with images renamed and the vectors' normalisation split into the other keys."""
         tensors = {_renamed(name, names): value for name, value in self.tensors.items()}
         vectors = [key for key in self.config.obs_keys if key not in names]
         pieces = {key: dim for key, dim in obs_keys.items() if key not in names.values()}
         for kind in KINDS:
             parts = [tensors.pop(field_name(key, kind)) for key in vectors]
             whole = torch.cat(parts) if parts else torch.empty(0)
-            cut = zip(pieces, whole.split(list(pieces.values())), strict=True)
+            cut = zip(pieces, torch.split(whole, list(pieces.values())), strict=True)
             tensors |= {field_name(key, kind): piece for key, piece in cut}
         return tensors
 
@@ -187,14 +189,14 @@ class Checkpoint:
 
 
 def _span(keys: Mapping[str, int], key: str) -> tuple[int, int]:
-    """Where the key's numbers begin and end in the observation."""
+    """The first and one past the last position of the key's numbers in the observation."""
     names = list(keys)
     end = sum(keys[name] for name in names[: names.index(key) + 1])
     return end - keys[key], end
 
 
 def _moved(quaternion: Quaternion, old: Mapping[str, int], new: Mapping[str, int]) -> Quaternion:
-    """The quaternion under the key that holds its four entries now."""
+    """The quaternion under the new key that holds its four entries."""
     first = _span(old, quaternion.key)[0] + quaternion.first
     for key in new:
         start, end = _span(new, key)
@@ -207,7 +209,7 @@ def _moved(quaternion: Quaternion, old: Mapping[str, int], new: Mapping[str, int
 
 
 def _renamed(name: str, keys: Mapping[str, str]) -> str:
-    """A tensor's name where observation keys have other names."""
+    """A tensor's name after renaming observation keys."""
     prefixes = {
         f"{kind}.{module_name(old)}.": f"{kind}.{module_name(new)}."
         for kind in ("encoders", "normalizer.fields")
@@ -218,15 +220,15 @@ def _renamed(name: str, keys: Mapping[str, str]) -> str:
 
 
 def windows_file(source: Path) -> Path:
-    """Where calibrated windows are kept: in the checkpoint's folder, or beside its file."""
+    """The file of calibrated windows: in the checkpoint's folder, or beside its file."""
     return source / WINDOWS if source.is_dir() else source.with_suffix(f".{WINDOWS}")
 
 
 def fingerprint(source: Path, windows: bool = False) -> str:
-    """SHA-256 of a checkpoint's file, or of the names and contents of what a policy is read from in its folder.
+    """SHA-256 of a checkpoint's file, or of the names and contents of the JSON and safetensors files in its folder.
 
     Args:
-        windows: include the calibrated windows, for samplers that use them.
+        windows: include the calibrated windows. For samplers that use them.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -249,14 +251,14 @@ def field_name(key: str, kind: str) -> str:
 
 
 def _field_of(name: str) -> str | None:
-    """The observation, or "action", whose normalisation the tensor is; None of a weight."""
+    """The observation, or "action", that the tensor normalises; None for a weight."""
     return unquote(name.removeprefix(FIELDS).rpartition(".")[0]) if name.startswith(FIELDS) else None
 
 
 def affine_field(key: str, scale: Tensor, offset: Tensor, center: Tensor | None = None) -> dict[str, Tensor]:
     """The tensors that normalise `key` as y = (x - center) * scale + offset, all (D,).
 
-    Where float32 loses nothing by it, the center becomes part of the offset, as in this package's own policies.
+    The center is folded into the offset unless float32 would lose precision.
     """
     scale, offset = scale.double(), offset.double()
     center = torch.zeros_like(scale) if center is None else center.double()

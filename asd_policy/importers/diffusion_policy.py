@@ -1,13 +1,15 @@
-"""Checkpoints of https://github.com/real-stanford/diffusion_policy, `*.ckpt`: U-Net, transformer, U-Net on images.
+"""real-stanford (https://github.com/real-stanford/diffusion_policy): `.ckpt` files, read only.
 
-The file is a pickle made with dill. It is read by `asd_policy.importers.restricted`, which runs none of its code; what
-is pickled inside of it once more (`pickles`) is never opened, and the configuration's strings are never evaluated.
+Policies with a U-Net, a transformer, or a U-Net on images. The file is a pickle made with dill, which
+`asd_policy.importers.restricted` reads without running its code. The pickles inside it (`pickles`) are never opened,
+and the interpolations in its configuration are never evaluated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,8 +21,10 @@ from asd_policy.errors import CheckpointError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import FIELDS, Checkpoint, affine_field, field_name
 from asd_policy.importers.files import TensorPool, check_count, entry
+from asd_policy.importers.format import Format
+from asd_policy.importers.lazy_tensors import TensorReader
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
-from asd_policy.importers.restricted import TensorReader, plain, read_restricted
+from asd_policy.importers.restricted import plain, read_restricted
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers
 from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
@@ -30,8 +34,8 @@ from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.tasks import env_id
 
-FORMAT = "diffusion_policy"
-OLD_ROBOSUITE = (1, 2)  # which these policies were trained with
+NAME = "diffusion_policy"
+OLD_ROBOSUITE = (1, 2)  # the version that these policies were trained with
 UNET, TRANSFORMER = "DiffusionUnetLowdimPolicy", "DiffusionTransformerLowdimPolicy"
 HYBRID = "DiffusionUnetHybridImagePolicy"
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
@@ -45,7 +49,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
     },
     HYBRID: {"obs_as_global_cond": True},
 }
-"""Policy -> the settings of its configuration that are supported."""
+"""Policy class -> the settings in its configuration that are supported."""
 
 ROTATION = "rotation_6d"
 ROBOMIMIC_TASKS = ("lift", "can", "square", "transport", "tool_hang")
@@ -53,11 +57,14 @@ DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_va
 
 
 def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
-    """The policy in a `.ckpt`: its averaged weights, where it was trained with an average.
+    """Read a `.ckpt`: the EMA weights if the policy was trained with them.
+
+    Args:
+        trust_pickle: run the pickle with dill, including any code in it.
 
     Raises:
         UnsafeFileError: if the pickle wants to build anything but tensors, containers and configuration.
-        CheckpointError: if it is damaged, or a policy of a kind that is not supported.
+        CheckpointError: if the file is damaged, or holds a policy of an unsupported kind.
     """
     file = TorchFile.open(path)
     payload = _unpickle_trusted(path) if trust_pickle else read_restricted(file)
@@ -75,7 +82,7 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _plain_cfg(cfg: Any, where: str) -> Any:
-    """The configuration as plain values; in a trusted file it is OmegaConf's own."""
+    """The configuration as plain values. A trusted file gives it as OmegaConf's own object."""
     if hasattr(cfg, "_content"):
         from omegaconf import OmegaConf
 
@@ -92,7 +99,7 @@ def _check_supported(cfg: Any, where: str) -> None:
     if wrong:
         raise CheckpointError(f"{where} was trained with {wrong}, which is not supported.")
     latency = cfg.get("n_latency_steps") or 0
-    if latency != 0:  # its runners leave out so many of the actions that the policy returns
+    if latency != 0:  # real-stanford's runners then drop that many of the policy's actions
         raise CheckpointError(f"{where} was trained for n_latency_steps = {latency!s:.100}; only 0 is supported.")
 
 
@@ -101,7 +108,7 @@ def _target(cfg: Any, where: str) -> str:
 
 
 def _images(cfg: Any, where: str) -> dict[str, tuple[int, ...]]:
-    """Observation keys of a hybrid policy in their order, with the shapes (C, H, W) of images and () of vectors."""
+    """Observation keys of a hybrid policy in order -> (C, H, W) for an image, () for a vector. Empty for others."""
     if _target(cfg, where) != HYBRID:
         return {}
     found: dict[str, tuple[int, ...]] = {}
@@ -118,7 +125,7 @@ def _images(cfg: Any, where: str) -> dict[str, tuple[int, ...]]:
 def _image(
     key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], cfg: Any, where: str
 ) -> tuple[ImageKey, int]:
-    """The image and the number of its features. The encoder's other settings are fixed in real-stanford's code."""
+    """The image and its number of features. real-stanford's code fixes the encoder's other settings."""
     channels, height, width = shape
     defaults = {"crop_shape": (76, 76), "eval_fixed_crop": False}
     policy = defaults | _value(cfg, "policy", where)
@@ -130,7 +137,7 @@ def _image(
 
 
 def _sizes(cfg: Any, network: Mapping[str, Any], where: str) -> Sizes:
-    """The network's sizes, which must be those that the configuration claims."""
+    """The network's sizes from its tensors, which must agree with the configuration."""
     target = _target(cfg, where)
     model = _value(cfg, "policy" if target == HYBRID else "policy.model", where)
     if target == TRANSFORMER:
@@ -143,7 +150,7 @@ def _sizes(cfg: Any, network: Mapping[str, Any], where: str) -> Sizes:
 
 
 def _take_tensors(pool: TensorPool, keys: Sequence[str]) -> dict[str, Any]:
-    """Networks and normaliser, with a field for each of the keys, under native names; nothing of the pool is left."""
+    """All tensors under native names: networks, and a normaliser with a field for each key and for the action."""
     for prefix in DUMMIES:
         pool.take_all(prefix)
     tensors = {f"model.{name}": value for name, value in pool.take_all("model.").items()}
@@ -152,7 +159,7 @@ def _take_tensors(pool: TensorPool, keys: Sequence[str]) -> dict[str, Any]:
     for field in (*keys, "action"):
         for kind in ("scale", "offset"):
             tensors[field_name(field, kind)] = pool.take(f"normalizer.params_dict.{field}.{kind}")
-        pool.take_all(f"normalizer.params_dict.{field}.input_stats.")  # of the training data; scale and offset say it
+        pool.take_all(f"normalizer.params_dict.{field}.input_stats.")  # redundant with scale and offset
     pool.finish()
     return tensors
 
@@ -197,7 +204,7 @@ def _checkpoint(
     notes += robots.version_notes(env, OLD_ROBOSUITE)
     if poses and env == name:
         notes += (robots.POSES_ELSEWHERE,)
-    checkpoint = Checkpoint(path, FORMAT, config, native, notes)
+    checkpoint = Checkpoint(path, NAME, config, native, notes)
     keys = task.get("obs_keys") if "obs" in obs_keys else None
     return checkpoint.with_obs_keys(robots.split_observation(keys, obs_keys["obs"], where)) if keys else checkpoint
 
@@ -208,7 +215,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _statistics(tensors: Mapping[str, Tensor], where: str) -> dict[str, Statistics]:
-    """How each field is normalised, in their order: x * scale + offset, and actions (x - offset) / scale."""
+    """The normalisation x * scale + offset of each field, in order."""
     found = {}
     for name, scale in _below(FIELDS, tensors).items():
         key, _, kind = name.rpartition(".")
@@ -237,7 +244,7 @@ def _scheduler(policy: Mapping[str, Any], where: str) -> tuple[SchedulerConfig, 
 
 
 def _flag(settings: Mapping[str, Any], name: str, where: str, required: bool = False) -> bool:
-    """A setting that is true or false, and false where it is null, or missing though not required."""
+    """A boolean setting. A null, or a missing one that is not required, counts as false."""
     value = _value(settings, (name,), where) if required or name in settings else False
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{where}: {name} is {value!r:.200}; expected true or false.")
@@ -245,10 +252,10 @@ def _flag(settings: Mapping[str, Any], name: str, where: str, required: bool = F
 
 
 def _has_rotations(task: Mapping[str, Any], name: str, where: str) -> bool:
-    """Whether absolute actions are poses with rotations of six numbers, as of real-stanford's robomimic tasks.
+    """Whether absolute actions are poses with 6-D rotations, as in real-stanford's robomimic tasks.
 
-    Its other tasks with absolute actions (kitchen, block pushing) take joints or positions. What runs the task and
-    reads its data tells; in a configuration without either, the name does.
+    Its other tasks with absolute actions (kitchen, block pushing) take joints or positions. The task's runner and data
+    set decide; without either, the task's name does.
     """
     runner, dataset = (task.get(part) or {} for part in ("env_runner", "dataset"))
     representation = dataset.get("rotation_rep", ROTATION)
@@ -266,7 +273,7 @@ def _action_parts(dim: int, where: str) -> tuple[ActionPart, ...]:
 
 
 def _value(cfg: Any, path: str | tuple[str, ...], where: str) -> Any:
-    """An entry of the configuration that is no interpolation: those are code, and are not evaluated."""
+    """An entry of the configuration. Interpolations are refused: evaluating them could run code."""
     value = entry(cfg, path, where)
     if isinstance(value, str) and "${" in value:
         name = path if isinstance(path, str) else ".".join(path)
@@ -277,7 +284,16 @@ def _value(cfg: Any, path: str | tuple[str, ...], where: str) -> Any:
 
 
 def _unpickle_trusted(path: Path) -> Any:
-    """Run the pickle, with whatever code is in it."""
+    """Load the file with dill, which runs any code in it."""
     import dill
 
     return unpickle_trusted(path, dill)
+
+
+FORMAT = Format(
+    name=NAME,
+    place="file",
+    marks=frozenset({"cfg", "state_dicts", "pickles"}),
+    read=read,
+    read_trusted=partial(read, trust_pickle=True),
+)

@@ -1,4 +1,4 @@
-"""Reading a stranger's files: JSON and safetensors, and the account of which tensors were used."""
+"""Reads JSON and safetensors from untrusted sources, and keeps account of the tensors that were used."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
 WRAPPERS = ("module", "_orig_mod")
 KEYED = ("fields", "params_dict", "obs_nets", "encoders")
-"""Modules whose children are called as the observations are."""
+"""Modules whose children have the names of observations."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or CheckpointError."""
+    """All tensors of a safetensors file. Raises CheckpointError if it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"Cannot read the weights {path}: there is no such file.")
     try:
@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or CheckpointError."""
+    """A JSON object from a file. Raises CheckpointError if there is none."""
     try:
         if not path.is_file():
             raise CheckpointError(f"Cannot read {path}: there is no such file.")
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_object(text: Any, where: str) -> dict[str, Any]:
-    """A JSON object from a string, all of its numbers finite and no name in it twice, or CheckpointError."""
+    """A JSON object from a string. Raises CheckpointError on infinite numbers and repeated names too."""
     try:
         data = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except (TypeError, ValueError, RecursionError) as error:
@@ -74,7 +74,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
-    """`data["a"]["b"]` for the path "a.b" or ("a", "b"), or CheckpointError naming what is missing."""
+    """`data["a"]["b"]` for the path "a.b" or ("a", "b"). Raises CheckpointError naming the first missing key."""
     keys = tuple(path.split(".")) if isinstance(path, str) else path
     for depth, key in enumerate(keys):
         if not isinstance(data, Mapping) or key not in data:
@@ -88,22 +88,22 @@ def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
 
 
 def check_count(observations: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError on more observations than a policy has: each is looked up among all tensors."""
+    """Raise CheckpointError on too many observations, each of which would cost a search through all tensors."""
     if len(observations) > MAX_KEYS:
         raise CheckpointError(f"{where} has {len(observations)} observations; expected at most {MAX_KEYS}.")
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without the modules that torch.compile and data-parallel training wrap around others."""
+    """A tensor's name without the wrapper modules of torch.compile and data-parallel training."""
     parts = name.split(".")
     kept = [part for before, part in zip(["", *parts], parts, strict=False) if part not in WRAPPERS or before in KEYED]
     return ".".join(kept)
 
 
 class TensorPool:
-    """A file's tensors, each to be taken once: what is left over in the end is an error, not a silence.
+    """A file's tensors, each to be taken once. `finish` raises an error that names the tensors left over.
 
-    Their names are those of the plain modules, without the wrappers of `WRAPPERS`.
+    Names are those without the wrapper modules in `WRAPPERS`.
     """
 
     def __init__(self, tensors: Any, where: str):
@@ -122,18 +122,18 @@ class TensorPool:
         self._where = where
 
     def take(self, name: str) -> Any:
-        """The tensor `name`."""
+        """Remove and return the tensor `name`. Raises CheckpointError if there is none."""
         if name not in self._left:
             raise CheckpointError(f"{self._where} lacks the tensor {name}; left are {self._listed(list(self._left))}.")
         return self._left.pop(name)
 
     def take_all(self, prefix: str) -> dict[str, Any]:
-        """Every tensor below `prefix`, named without it."""
+        """Remove and return the tensors whose names begin with `prefix`, named without it."""
         names = [name for name in self._left if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._left.pop(name) for name in names}
 
     def finish(self) -> None:
-        """Raise CheckpointError unless every tensor was taken."""
+        """Raise CheckpointError naming the tensors that were not taken, if any."""
         if self._left:
             raise CheckpointError(
                 f"{self._where} holds {len(self._left)} tensors that no part of the policy uses: "

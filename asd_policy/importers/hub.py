@@ -1,5 +1,4 @@
-"""Policies on the Hugging Face hub, and in folders with its method names: `save_pretrained`, `push_to_hub`,
-`from_pretrained`. Needs huggingface_hub."""
+"""Policies on the Hugging Face hub: `save_pretrained`, `push_to_hub` and `from_pretrained`. Needs huggingface_hub."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ from asd_policy.importers.registry import read_checkpoint
 from asd_policy.policies.diffusion import DiffusionPolicy
 
 PATTERNS = ("*.json", "*.safetensors")
-"""Files of a policy in a repository of this package's or lerobot's: processors, and averaged weights in a folder."""
+"""The files to download: configurations, processors and weights, in subfolders too."""
 
 OTHERS = ("checkpoints/*", "training_state/*", "optimizer*")
-"""What training leaves in such repositories besides."""
+"""Files of training that are not downloaded."""
 
 CARD = """---
 {metadata}
@@ -41,10 +40,10 @@ action = policy.act(obs)
 
 
 class PretrainedPolicy(ModelHubMixin):
-    """A checkpoint with the hub's three methods; `policy` makes it act.
+    """A checkpoint with the hub's three methods.
 
     Args:
-        checkpoint: what to save or push, from `read_checkpoint` or `Checkpoint.of(policy)`.
+        checkpoint: the checkpoint to save or push, from `read_checkpoint` or `Checkpoint.of(policy)`.
     """
 
     def __init__(self, checkpoint: Checkpoint):
@@ -55,7 +54,7 @@ class PretrainedPolicy(ModelHubMixin):
         return self.checkpoint.policy(sampler, device, **options)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """What the policy is, from its configuration."""
+        """A model card written from the policy's configuration."""
         config = self.checkpoint.config
         data = ModelCardData(library_name="asd-policy", pipeline_tag="robotics", tags=["diffusion-policy", "robotics"])
         return ModelCard(
@@ -77,7 +76,7 @@ class PretrainedPolicy(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> PretrainedPolicy:
-        """From a folder, or from the hub, of which the files of `PATTERNS` are taken."""
+        """The checkpoint in a folder or in a repository of the hub."""
         folder = Path(model_id)
         if not folder.is_dir():
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -89,10 +88,10 @@ class PretrainedPolicy(ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> PretrainedPolicy:
-        """See `ModelHubMixin.from_pretrained`, which reads `config.json` by itself before.
+        """See `ModelHubMixin.from_pretrained`.
 
         Raises:
-            CheckpointError: also if that is no JSON object.
+            CheckpointError: if the checkpoint is damaged, or its `config.json` is no JSON object.
         """
         try:
             return super().from_pretrained(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Sizes of the networks in other libraries' files, read off their tensors."""
+"""Sizes of the networks in other libraries' files, derived from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asd_policy.policies.config import NetworkConfig, TransformerConfig
 
 
 class Sizes(NamedTuple):
-    """What a network's tensors say about it."""
+    """A network's configuration and its action size, derived from its tensors."""
 
     network: NetworkConfig | TransformerConfig
     action_dim: int
@@ -19,13 +19,13 @@ class Sizes(NamedTuple):
 def unet_sizes(tensors: Mapping[str, Any], n_groups: int, where: str) -> Sizes:
     """The sizes of the temporal U-Net with these tensors, named as in `asd_policy.nets.ConditionalUnet1D`.
 
-    Files of robomimic describe sizes that their network does not have: only the tensors can be believed.
+    robomimic's configurations can name sizes that the network does not have, so only the tensors count.
 
     Args:
-        n_groups: groups of the GroupNorm layers, which leave no trace in the tensors.
+        n_groups: groups of the GroupNorm layers, which the tensors do not show.
 
     Raises:
-        CheckpointError: if they are not those of such a U-Net.
+        CheckpointError: if the tensors are not those of such a U-Net.
     """
     try:
         levels = sum(f"down_modules.{i}.0.blocks.0.block.0.weight" in tensors for i in range(len(tensors)))
@@ -49,10 +49,10 @@ def transformer_sizes(tensors: Mapping[str, Any], n_head: int, where: str) -> Si
     """The sizes of the transformer with these tensors, named as in `asd_policy.nets.ConditionalTransformer`.
 
     Args:
-        n_head: attention heads, which leave no trace in the tensors.
+        n_head: attention heads, which the tensors do not show.
 
     Raises:
-        CheckpointError: if they are not those of such a transformer.
+        CheckpointError: if the tensors are not those of such a transformer.
     """
     try:
         n_emb, action_dim = tensors["input_emb.weight"].shape
@@ -63,10 +63,11 @@ def transformer_sizes(tensors: Mapping[str, Any], n_head: int, where: str) -> Si
 
 
 def check_claims(network: NetworkConfig | TransformerConfig, claims: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError if a file's own description of its network is not that of its tensors.
+    """Raise CheckpointError if a file's configuration contradicts its tensors.
 
     Args:
-        claims: fields of the network's configuration and what the file says of them.
+        network: the sizes derived from the tensors.
+        claims: field of the network's configuration -> the file's value.
     """
     for name, claimed in claims.items():
         found = getattr(network, name)

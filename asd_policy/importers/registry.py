@@ -1,63 +1,50 @@
-"""Which formats there are, how a file's is recognised by its content, and the one way in."""
+"""The registry of checkpoint formats, and reading a checkpoint or a policy in any of them."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asd_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers import diffusion_policy, lerobot, native, robomimic
 from asd_policy.importers.checkpoint import CONFIG, Checkpoint
 from asd_policy.importers.files import read_json
+from asd_policy.importers.format import Formats, Place
+from asd_policy.importers.shipped import find_checkpoint
 from asd_policy.importers.torch_file import TorchFile
 from asd_policy.policies.diffusion import DiffusionPolicy
 
-Reader = Callable[..., Checkpoint]
+FORMATS = Formats()
+"""Name -> format. Add one with `FORMATS[format.name] = format`."""
 
-FORMATS: Mapping[str, Reader] = {
-    native.FORMAT: native.read,
-    diffusion_policy.FORMAT: diffusion_policy.read,
-    robomimic.FORMAT: robomimic.read,
-    lerobot.FORMAT: lerobot.read,
-}
-"""Format -> what reads it."""
-
-FOLDER_MARKS = {native.FORMAT: {"obs_keys", "format_version"}, lerobot.FORMAT: {"input_features", "output_features"}}
-FILE_MARKS = {
-    diffusion_policy.FORMAT: {"cfg", "state_dicts", "pickles"},
-    robomimic.FORMAT: {"algo_name", "shape_metadata", "env_metadata"},
-}
-PICKLED = {diffusion_policy.FORMAT, robomimic.FORMAT}
+for _format in (native.FORMAT, diffusion_policy.FORMAT, robomimic.FORMAT, lerobot.FORMAT):
+    FORMATS[_format.name] = _format
 
 
-def detect_format(path: str | Path) -> str:
-    """The name of the format of a checkpoint, by what is in it. Runs none of it.
+def detect_format(path_or_name: str | Path) -> str:
+    """The name of a checkpoint's format, found by its content. Runs no code from it.
+
+    Args:
+        path_or_name: see `find_checkpoint`.
 
     Raises:
         UnknownNameError: if there is no such file or folder.
-        CheckpointError: if it is in none of the formats or in several, damaged, or cannot be looked at.
+        CheckpointError: if the content matches no format or several, is damaged, or cannot be read.
     """
-    path = Path(path)
-    try:
-        folder, single = (path / CONFIG).is_file(), path.is_file()
-    except OSError as error:  # a folder that may not be entered, a name that is too long
-        raise CheckpointError(f"Cannot read the checkpoint {str(path)[:1000]}: {error.strerror}.") from error
-    if folder:
-        marks, found = FOLDER_MARKS, set(read_json(path / CONFIG))
-    elif single:
-        marks, found = FILE_MARKS, TorchFile.open(path).strings()
-    else:
-        raise UnknownNameError("checkpoint", str(path), _checkpoints_beside(path))
-    formats = [name for name, mark in marks.items() if mark <= found]
-    if len(formats) != 1:
-        expected = "; ".join(f"{name}: {', '.join(sorted(mark))}" for name, mark in marks.items())
-        told = f"has the entries of {' and '.join(formats)} at once" if formats else "is in no format that is known"
+    path = find_checkpoint(path_or_name)
+    place: Place = "folder" if path.is_dir() else "file"
+    found = set(read_json(path / CONFIG)) if place == "folder" else TorchFile.open(path).strings()
+    candidates = [candidate for candidate in FORMATS.values() if candidate.place == place]
+    names = [candidate.name for candidate in candidates if candidate.marks <= found]
+    if len(names) != 1:
+        expected = "; ".join(f"{candidate.name}: {', '.join(sorted(candidate.marks))}" for candidate in candidates)
+        told = f"has the entries of {' and '.join(names)} at once" if names else "is in no format that is known"
         raise CheckpointError(f"{path} {told}. Expected the entries of one of them: {expected}.")
-    return formats[0]
+    return names[0]
 
 
 def read_checkpoint(
@@ -66,30 +53,32 @@ def read_checkpoint(
     env_id: str | None = None,
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """A checkpoint in any format.
+    """Read a checkpoint in any format.
 
     Args:
-        path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`.
-        obs_keys: the environment's observation keys and sizes, in the order in which the policy was trained on them,
-            where the file has them in one piece.
-        env_id: the environment, where the file does not name it.
-        trust_pickle: let the file run any code on this machine while it is read.
+        path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`, or the name of a shipped
+            checkpoint such as "square".
+        obs_keys: the environment's observation keys and sizes, in the order in which the policy was trained on them.
+            Needed if the file has all observations in one vector.
+        env_id: the environment. Needed if the file does not name it.
+        trust_pickle: allow a pickled file to run any code on this machine while it is read.
 
     Raises:
+        UnknownNameError: if there is no such file, folder or shipped checkpoint.
         UnsafeFileError: if a file asks to run code and is not trusted.
-        CheckpointError, ConfigError: on a file that cannot be used, with the reason.
+        CheckpointError, ConfigError: if the file cannot be used; the message gives the reason.
     """
-    path = Path(path)
-    name = detect_format(path)
-    options = {"trust_pickle": trust_pickle} if name in PICKLED else {}
+    path = find_checkpoint(path)
+    found = FORMATS[detect_format(path)]
+    read = found.read_trusted if trust_pickle and found.read_trusted is not None else found.read
     try:
-        checkpoint = FORMATS[name](path, **options)
+        checkpoint = read(path)
         checkpoint.check_values()
     except (CheckpointError, ConfigError):
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        # Values of the wrong type deep inside a stranger's file: what they break does not matter.
-        raise CheckpointError(f"{path} looks like {name}, but cannot be understood: {error!r:.300}.") from error
+        # Values of a wrong type deep inside a file can break anything that reads them.
+        raise CheckpointError(f"{path} looks like {found.name}, but cannot be understood: {error!r:.300}.") from error
     if obs_keys is not None:
         checkpoint = checkpoint.with_obs_keys(obs_keys)
     return checkpoint if env_id is None else checkpoint.with_env_id(env_id)
@@ -105,12 +94,12 @@ def load_policy(
     trust_pickle: bool = False,
     **sampler_options: Any,
 ) -> DiffusionPolicy:
-    """A policy from its file, in any format. What the file does otherwise than this package is given as a warning.
+    """Load a policy in any format. Warns where this package differs from the file's own library.
 
     Args:
-        path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`; the format is detected.
+        path: a file, a folder or the name of a shipped checkpoint, see `read_checkpoint`. The format is detected.
         sampler: "asd", "ddpm" or "ddim".
-        device: where to sample.
+        device: the device to sample on.
         obs_keys, env_id, trust_pickle: see `read_checkpoint`.
         sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
 
@@ -122,8 +111,3 @@ def load_policy(
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return checkpoint.policy(sampler, device, **sampler_options)
-
-
-def _checkpoints_beside(path: Path) -> list[str]:
-    """Checkpoint folders next to where one was looked for."""
-    return [str(config.parent) for config in path.parent.glob(f"*/{CONFIG}")]

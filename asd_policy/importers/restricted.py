@@ -2,35 +2,18 @@
 
 It runs the pickle's operations itself, each in bounded time: no global is imported, no function of the file's choice
 is called, nothing is copied, and nothing deeper than a flat tuple is hashed. A global becomes a `Name`; the few that
-may be called are in `CALLS`. Tensors stay descriptions of where their numbers lie until `TensorReader` reads them: what
-is not used (an optimizer) is not read.
+may be called are in `CALLS`. A tensor becomes a `LazyTensor`, which `TensorReader` reads when it is needed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from asd_policy.errors import CheckpointError, UnsafeFileError
+from asd_policy.importers.lazy_tensors import DTYPES, LazyTensor, Storage
 from asd_policy.importers.torch_file import TorchFile
 
-DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 NODES = {
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
@@ -46,61 +29,26 @@ NAMES = {
 }
 """Globals that a pickle may mention."""
 
-MAX_BITS, MAX_KEY, MAX_DIMS = 128, 8, 16
+MAX_BITS, MAX_KEY = 128, 8
 MAX_DEPTH, MAX_VALUES = 100, 200_000
 
 
 class Node:
-    """What stands in for an OmegaConf node: its attributes, and no behaviour."""
+    """Stands in for an OmegaConf node: its attributes without its behaviour."""
 
     def __init__(self) -> None:
         self.state: Any = {}
 
 
 class Name(NamedTuple):
-    """A global that the pickle mentions, or what one made that nobody needs."""
+    """A global that the pickle mentions, or the unneeded result of calling one."""
 
     module: str
     name: str
 
 
-class Storage(NamedTuple):
-    """Numbers in a record of the file."""
-
-    record: str
-    dtype: torch.dtype
-    numel: int
-
-
-@dataclass(frozen=True, eq=False)
-class LazyTensor:
-    """A tensor that is still in its file."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> LazyTensor:
-        """Checks what the file says.
-
-        Raises:
-            ValueError: if that describes no tensor.
-        """
-        sizes = (shape, stride)
-        right = isinstance(storage, Storage) and all(isinstance(x, tuple) and len(x) <= MAX_DIMS for x in sizes)
-        if not right or len(shape) != len(stride) or not all(_is_count(x) for x in (offset, *shape, *stride)):
-            raise ValueError("a tensor of no storage, or with sizes that are no sizes")
-        return cls(storage, offset, shape, stride)
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
 def _new_dict() -> dict[Any, Any]:
-    """Without arguments: a list of pairs would be hashed and copied."""
+    """An empty dict. It takes no arguments: filling it from a list of pairs would hash and copy them."""
     return {}
 
 
@@ -119,7 +67,7 @@ CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
     ("numpy._core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
 }
-"""Globals that a pickle may call, and what it gets. None of them takes longer for larger arguments."""
+"""Globals that a pickle may call, and what the call returns. None of them takes longer for larger arguments."""
 
 ALLOWED = {
     *CALLS,
@@ -127,15 +75,11 @@ ALLOWED = {
 }
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
 def read_restricted(file: TorchFile) -> Any:
     """The object in the file, with LazyTensor for tensors and Node for OmegaConf nodes. Runs none of the file's code.
 
     Raises:
-        UnsafeFileError: naming the first thing it wants to build or call that is not allowed.
+        UnsafeFileError: naming the first global that the pickle mentions and may not.
         CheckpointError: if the pickle is damaged.
     """
     machine = _Machine(file)
@@ -150,7 +94,7 @@ def read_restricted(file: TorchFile) -> Any:
 
 
 class _Machine:
-    """The stack machine that a pickle is a program of."""
+    """The stack machine that runs a pickle's operations."""
 
     def __init__(self, file: TorchFile) -> None:
         self._path = file.path
@@ -220,14 +164,14 @@ class _Machine:
         elif operation == "BUILD":
             state = self.pop()
             if isinstance(built := self._stack[-1], Node):
-                built.state = state  # of the others, containers and names, nobody needs what is added here
+                built.state = state  # containers and names keep no added state: none of it is needed
         elif operation == "BINPERSID":
-            self._stack.append(_storage(self.pop()))
+            self._stack.append(Storage.of(self.pop()))
         else:
             raise ValueError(f"the operation {operation}, which torch.save does not write")
 
     def _named(self, module: Any, name: Any) -> Name:
-        if type(module) is not str or type(name) is not str:  # to print or hash another value can take for ever
+        if type(module) is not str or type(name) is not str:  # printing or hashing other values can take for ever
             raise TypeError(f"a global named by {type(module).__name__} and {type(name).__name__}")
         module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
         if (module, name) not in ALLOWED:
@@ -256,79 +200,24 @@ TUPLES: Mapping[str, int | None] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPL
 
 
 def _key(key: Any) -> Any:
-    """A dictionary's key: hashing a tuple of tuples can take for ever."""
+    """A dictionary's key, which must be a plain value or a flat tuple: hashing nested tuples can take for ever."""
     atoms = key if type(key) is tuple and len(key) <= MAX_KEY else (key,)
     if not all(atom is None or type(atom) in (str, int, float, bool, bytes) for atom in atoms):
         raise TypeError(f"a key of a dictionary that is a {type(key).__name__}, and no plain value")
     return key
 
 
-def _storage(pid: Any) -> Storage:
-    kind, dtype, record, _, numel = pid
-    if kind != "storage" or not isinstance(record, str) or not _is_count(numel):
-        raise ValueError("a storage that is none")
-    return Storage(record, DTYPES[dtype.name], numel)
-
-
-class TensorReader:
-    """Reads a file's tensors, each record once."""
-
-    def __init__(self, file: TorchFile) -> None:
-        self._file = file
-        self._left = 4 * file.path.stat().st_size + 2**20  # tensors may share records, but not without end
-        self._flat: dict[str, Tensor] = {}
-        self._given: set[str] = set()
-
-    def read_all(self, state: Any) -> Any:
-        """A state dict with its tensors read; what is none stays for others to refuse."""
-        if not isinstance(state, Mapping):
-            return state
-        return {name: self.read(value) if isinstance(value, LazyTensor) else value for name, value in state.items()}
-
-    def read(self, tensor: LazyTensor) -> Tensor:
-        """The tensor itself, in memory of its own.
-
-        Raises:
-            CheckpointError: if its shape does not fit into its record.
-        """
-        storage, shape, numel = tensor.storage, tensor.shape, tensor.numel
-        flat = self._record(storage)
-        last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, tensor.stride, strict=True))
-        if numel and (numel > len(flat) or last >= len(flat)):
-            size = len(flat) * storage.dtype.itemsize
-            raise CheckpointError(f"{self._file.path}: a tensor of shape {shape} does not fit its {size} bytes.")
-        self._left -= numel * storage.dtype.itemsize
-        if self._left < 0:
-            raise CheckpointError(f"{self._file.path}: its tensors are several times larger than the file; refused.")
-        if not numel:
-            return torch.empty(shape, dtype=storage.dtype)
-        view = flat.as_strided(shape, tensor.stride, tensor.offset).contiguous()
-        shared = storage.record in self._given or view.numel() < len(flat)
-        self._given.add(storage.record)
-        return view.clone() if shared else view
-
-    def _record(self, storage: Storage) -> Tensor:
-        key = f"{storage.record} {storage.dtype}"
-        if key not in self._flat:
-            raw = self._file.record(f"data/{storage.record}")
-            if len(raw) != storage.numel * storage.dtype.itemsize:
-                raise CheckpointError(f"{self._file.path}: {storage.numel} numbers do not fit its {len(raw)} bytes.")
-            flat = torch.frombuffer(bytearray(raw), dtype=storage.dtype) if raw else torch.empty(0, dtype=storage.dtype)
-            self._flat[key] = flat
-        return self._flat[key]
-
-
 def plain(node: Any, where: str) -> Any:
-    """Dicts, lists and values of what a pickle holds; OmegaConf's interpolations stay the strings they are.
+    """Nodes and containers from a pickle as dicts, lists and values. OmegaConf's interpolations stay strings.
 
     Raises:
-        CheckpointError: if it contains itself, is nested too deeply, or is larger than any configuration.
+        CheckpointError: if the value contains itself, is nested too deeply, or is too large for a configuration.
     """
     return _Plain(where).convert(node)[0]
 
 
 class _Plain:
-    """Converts each container once: a small pickle can refer to the same one from a great many places."""
+    """Converts each container once, because a small pickle can refer to one container from very many places."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -336,7 +225,7 @@ class _Plain:
         self._open: set[int] = set()
 
     def convert(self, node: Any) -> tuple[Any, int]:
-        """The plain value, and how many values it has when it is walked."""
+        """The plain value, and how many values a walk over it visits."""
         if not isinstance(node, Node | Mapping | list | tuple) or isinstance(node, Name | Storage):
             return node, 1
         if id(node) in self._open or len(self._open) > MAX_DEPTH:

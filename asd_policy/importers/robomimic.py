@@ -1,8 +1,13 @@
-"""Checkpoints of https://github.com/ARISE-Initiative/robomimic 0.5, `*.pth`: DiffusionPolicyUNet, on images too."""
+"""robomimic 0.5 (https://github.com/ARISE-Initiative/robomimic): `.pth` files of DiffusionPolicyUNet.
+
+Reads policies on vectors and on images; writes policies on vectors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +17,24 @@ from torch import Tensor
 from asd_policy.errors import CheckpointError, DataError
 from asd_policy.importers import robots
 from asd_policy.importers.checkpoint import Checkpoint, affine_field
+from asd_policy.importers.expressing import require, require_common, spread_and_center, tensors_below
 from asd_policy.importers.files import TensorPool, check_count, entry, json_object
+from asd_policy.importers.format import Format
+from asd_policy.importers.lazy_tensors import TensorReader
 from asd_policy.importers.network_sizes import unet_sizes
-from asd_policy.importers.restricted import TensorReader, plain, read_restricted
+from asd_policy.importers.restricted import plain, read_restricted
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
 from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
 from asd_policy.policies.actions import ActionPart
-from asd_policy.policies.config import PolicyConfig, SchedulerConfig
+from asd_policy.policies.config import SAMPLING, NetworkConfig, PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
-from asd_policy.policies.recording import ROBOSUITE, Recording
-from asd_policy.policies.tasks import env_id
+from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE, Recording
+from asd_policy.policies.tasks import ENV_IDS, POSES, env_id, takes_poses
 
-FORMAT = "robomimic"
-N_GROUPS = 8  # robomimic builds its U-Net with the default, whatever the config says
+NAME = "robomimic"
+N_GROUPS = 8  # robomimic builds its U-Net with the default number of groups, whatever its config says
 NETWORK = "policy.noise_pred_net."
 OBS_NETS = "policy.obs_encoder.nets.obs.obs_nets."
 BACKBONES = {"ResNet18Conv": "resnet18", "ResNet50Conv": "resnet50"}
@@ -36,17 +44,23 @@ SCHEDULERS: Mapping[str, tuple[str, ...]] = {
         "num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type", "set_alpha_to_one", "steps_offset",
     ),
 }  # fmt: skip
-UNUSED = ("model", "variable_state")  # the weights are read by themselves, and how training went by nobody
+UNUSED = ("model", "variable_state")  # weights are read separately; the training state is not needed
+ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
+"""The only network that robomimic builds."""
+
 CONTROLLED = "actions"
-"""The action that robomimic hands to the controller as it is; others say what they are, as `actions_abs`."""
+"""The action key that robomimic passes to the controller unchanged. Other keys name their kind, as `actions_abs`."""
 
 
 def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
-    """The policy in a `.pth`: its averaged weights, where it was trained with an average.
+    """Read a `.pth`: the EMA weights if it has any.
+
+    Args:
+        trust_pickle: run the pickle with torch.load, including any code in it.
 
     Raises:
-        UnsafeFileError: if the file asks for more than tensors and plain values.
-        CheckpointError: if it is damaged, or a policy of a kind that is not supported.
+        UnsafeFileError: if the pickle asks for more than tensors and plain values.
+        CheckpointError: if the file is damaged, or holds a policy of an unsupported kind.
     """
     file = TorchFile.open(path)
     where = str(path)
@@ -104,13 +118,13 @@ def _checkpoint(
         action_parts=parts,
         images=tuple(image for image, _ in images.values()),
     )
-    return Checkpoint(path, FORMAT, policy, tensors, notes + env_notes)
+    return Checkpoint(path, NAME, policy, tensors, notes + env_notes)
 
 
 def _environment(metadata: Any, keys: list[str], where: str) -> tuple[str, tuple[str, ...]]:
-    """The environment that takes the policy's actions, and what to know before it is run there.
+    """The environment that takes the policy's actions, and notes on running the policy there.
 
-    The controller in the metadata says what `actions` are; of other keys robomimic's names do (`abs_pos`).
+    The controller in the metadata decides the kind of `actions`. Other action keys name their kind (`abs_pos`).
     """
     name = str(entry(metadata, "env_name", where))
     if metadata.get("type", ROBOSUITE) != ROBOSUITE:
@@ -132,7 +146,7 @@ def _environment(metadata: Any, keys: list[str], where: str) -> tuple[str, tuple
 
 
 def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
-    """Observation keys in the order in which robomimic concatenates them: (D,), of images (C, H, W)."""
+    """Observation shapes in the order in which robomimic concatenates them: (D,) or, for images, (C, H, W)."""
     shapes = entry(payload, "shape_metadata.all_shapes", where)
     found = {key: tuple(shapes.get(key, ())) for key in sorted(entry(payload, "shape_metadata.all_obs_keys", where))}
     check_count(found, where)
@@ -145,9 +159,9 @@ def _obs_shapes(payload: Any, where: str) -> dict[str, tuple[int, ...]]:
 def _image(
     key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
 ) -> tuple[ImageKey, int]:
-    """The image and the number of its features, as the configuration of robomimic's encoders says."""
+    """The image and its number of features, from the configuration of robomimic's encoders."""
     if key not in entry(config, "observation.modalities.obs.rgb", where):
-        raise CheckpointError(f"{where}: {key!r} is an image, but not of colours; only those (rgb) are supported.")
+        raise CheckpointError(f"{where}: {key!r} is an image, but not of colours (rgb), which is not supported.")
     settings = entry(config, "observation.encoder.rgb", where)
     kwargs, randomizer = settings.get("core_kwargs") or {}, settings.get("obs_randomizer_class")
     backbone = kwargs.get("backbone_class", "ResNet18Conv")
@@ -165,7 +179,7 @@ def _image(
 
 
 def _statistics(stats: Any, key: str, dim: int, where: str, is_action: bool = False) -> Statistics:
-    """robomimic's (x - offset) / scale. An action, x * scale + offset, may have scale 0: it is always the offset."""
+    """robomimic's normalisation (x - offset) / scale. An action with scale 0 is always its offset."""
     scale, offset = (numbers(entry(stats, (key, name), where), key, where) for name in ("scale", "offset"))
     if scale.shape != (1, dim) or offset.shape != (1, dim):
         shapes = f"{tuple(scale.shape)} and {tuple(offset.shape)}"
@@ -206,7 +220,7 @@ def _action_keys(config: dict[str, Any], where: str) -> list[str]:
 def _actions(
     config: dict[str, Any], payload: Any, keys: list[str], action_dim: int, where: str
 ) -> tuple[tuple[ActionPart, ...], dict[str, int]]:
-    """How actions are composed: parts, and sizes by key in order."""
+    """The parts of an action, and the size of each action key in order."""
     settings = entry(config, "train", where).get("action_config") or {}
     stats = payload.get("action_normalization_stats")
     if stats is None and len(keys) > 1:
@@ -225,9 +239,113 @@ def _actions(
 
 
 def _scheduler(algo: Any, where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
-    """The scheduler with the settings that robomimic hands to diffusers; it looks at no others."""
+    """The scheduler from the settings that robomimic passes to diffusers. robomimic ignores all others."""
     name = next((kind for kind in SCHEDULERS if entry(algo, f"{kind}.enabled", where)), None)
     if name is None:
         raise CheckpointError(f"{where} enables neither {' nor '.join(SCHEDULERS)}; expected one of them.")
     values = {setting: entry(algo, f"{name}.{setting}", where) for setting in SCHEDULERS[name]}
     return read_scheduler(name.upper(), values, entry(algo, f"{name}.num_inference_timesteps", where), where)
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a robomimic `.pth`. Needs robomimic installed, for its default configuration.
+
+    Raises:
+        ConfigError: if robomimic cannot express the network, the scheduler or the order of observations.
+    """
+    config = checkpoint.config
+    free = ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type", *SAMPLING)
+    fixed = {name: value for name, value in asdict(SchedulerConfig()).items() if name not in free}
+    require_common(config)
+    require(not config.images, "observations", "with images", "vectors")
+    require(config.network == ROBOMIMIC_NETWORK, "the network", config.network, ROBOMIMIC_NETWORK)
+    require(fixed.items() <= asdict(config.scheduler).items(), "the scheduler", config.scheduler, fixed)
+    require(
+        list(config.obs_keys) == sorted(config.obs_keys), "the order of observations", list(config.obs_keys), "sorted"
+    )
+    env = config.env_id
+    told = env_id(env) == env
+    require(told, "the actions of", env, "target poses, deltas of them, and what the controller is not told of")
+    bound = robots.action_bound(env)
+    require(config.action_bound == bound, f"actions in {env} bounded by", config.action_bound, bound)
+    parts = config.action_parts
+    kind = "rel" if env.startswith("asd/") and not takes_poses(env) else "abs"
+    dims = {f"action_dict/{kind}_{i}": part.dim for i, part in enumerate(parts)} or {"actions": config.action_dim}
+    formats = dict(zip(dims, ("rot_6d" if part.kind == "rot6d" else None for part in parts), strict=False))
+    network = {NETWORK + name: value for name, value in tensors_below(checkpoint, "model.").items()}
+    payload = {
+        "model": {"nets": network, "optimizers": {}, "lr_schedulers": {}, "ema": None},
+        "config": _written_config(checkpoint, list(dims), formats),
+        "algo_name": "diffusion_policy",
+        "env_metadata": _written_metadata(config.env_id),
+        "shape_metadata": {
+            "ac_dim": config.action_dim,
+            "all_shapes": {key: [dim] for key, dim in config.obs_keys.items()},
+            "all_obs_keys": list(config.obs_keys),
+            "use_images": False,
+        },
+        "variable_state": None,
+        "obs_normalization_stats": {
+            key: _written_stats(*spread_and_center(checkpoint, key)) for key in config.obs_keys
+        },
+        "action_normalization_stats": {
+            key: _written_stats(spread, center)
+            for key, spread, center in zip(
+                dims,
+                *(torch.split(whole, list(dims.values())) for whole in spread_and_center(checkpoint, "action")),
+                strict=True,
+            )
+        },
+    }
+    torch.save(payload, path)
+
+
+def _written_stats(spread: Tensor, center: Tensor) -> dict[str, Any]:
+    return {"scale": [spread.tolist()], "offset": [center.tolist()]}
+
+
+def _written_metadata(env: str) -> dict[str, Any]:
+    """The environment's metadata, with a controller that takes deltas, or target poses in a frame."""
+    controller: dict[str, Any] = {"type": POSE_CONTROLLER, "input_type": "delta"}
+    name = env
+    for frame, poses in POSES.items():
+        if takes_poses(env) and poses in env:
+            controller |= {"input_type": "absolute", "input_ref_frame": frame}
+            name = env.replace(poses, "")
+    names = {ours: theirs for theirs, ours in ENV_IDS.items()}  # the last entry for each id is robosuite's name
+    known = {"controller_configs": {"type": "BASIC", COMPOSITE: {"right": controller}}} if name in names else {}
+    return {"env_name": names.get(name, env), "env_version": "1.5", "type": ROBOSUITE, "env_kwargs": known}
+
+
+def _written_config(checkpoint: Checkpoint, keys: list[str], formats: Mapping[str, str | None]) -> str:
+    from robomimic.config import config_factory
+
+    config, ours = config_factory("diffusion_policy"), checkpoint.config
+    with config.unlocked():
+        config.observation.modalities.obs.low_dim = list(ours.obs_keys)
+        config.train.action_keys = keys
+        config.train.action_config = {key: {"normalization": "min_max", "format": formats.get(key)} for key in keys}
+        config.train.hdf5_normalize_obs = True
+        config.train.seq_length, config.train.frame_stack = ours.horizon, ours.n_obs_steps
+        config.algo.horizon.observation_horizon = ours.n_obs_steps
+        config.algo.horizon.action_horizon = ours.n_action_steps
+        config.algo.horizon.prediction_horizon = ours.horizon
+        config.algo.ema.enabled = False
+        config.algo.ddpm.num_train_timesteps = ours.scheduler.num_train_timesteps
+        config.algo.ddpm.num_inference_timesteps = ours.scheduler.num_train_timesteps
+        config.algo.ddpm.beta_schedule = ours.scheduler.beta_schedule
+        config.algo.ddpm.clip_sample = ours.scheduler.clip_sample
+        config.algo.ddpm.prediction_type = ours.scheduler.prediction_type
+        for name in ("num_train_batches", "num_epochs"):  # robomimic's optimizer schedule needs them
+            config.algo.optim_params["policy"][name] = 1
+    return str(config.dump())
+
+
+FORMAT = Format(
+    name=NAME,
+    place="file",
+    marks=frozenset({"algo_name", "shape_metadata", "env_metadata"}),
+    read=read,
+    read_trusted=partial(read, trust_pickle=True),
+    write=write,
+)

@@ -1,4 +1,4 @@
-"""Robots: the observations and actions that files describe by name alone."""
+"""Sizes and meaning of named robot observations and actions."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from asd_policy.policies.tasks import ARM_DIMS, takes_poses
 
 
 def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, int]:
-    """Sizes of low-dimensional observation keys that have `total` entries together; one size may be unknown.
+    """The sizes of vector observations that have `total` entries together. At most one size may be unknown.
 
     Raises:
-        CheckpointError: if more than one is, or they do not add up.
+        CheckpointError: if more than one size is unknown, or the sizes do not add up to `total`.
     """
     known = {key: dim for key in keys for name, dim in ARM_DIMS.items() if key.endswith(name)}
     rest = total - sum(known.values())
@@ -25,12 +25,16 @@ def split_observation(keys: Sequence[str], total: int, where: str) -> dict[str, 
 
 
 def action_bound(env: str) -> float | None:
-    """Delta actions of this package's environments lie in [-1, 1]; of others nothing is known."""
+    """The bound of an environment's actions: 1 for delta actions in our environments, None for all others."""
     return None if takes_poses(env) or not env.startswith("asd/") else 1.0
 
 
 def version_notes(env: str, robosuite: tuple[int, int]) -> tuple[str, ...]:
-    """What somebody should know who runs a policy of this robosuite, (0, 0) if it is not told, in our environment."""
+    """Notes on running a policy of an older robosuite version in our environment.
+
+    Args:
+        robosuite: the version (major, minor) the policy was trained with; (0, 0) if unknown.
+    """
     if not env.startswith("asd/") or robosuite >= NEW_CONTROLLERS:
         return ()
     version = ".".join(map(str, robosuite)) if robosuite > (0, 0) else "of an unknown version"
@@ -38,4 +42,4 @@ def version_notes(env: str, robosuite: tuple[int, int]) -> tuple[str, ...]:
 
 
 POSES_ELSEWHERE = "Actions are absolute poses: run them in an environment whose controller takes absolute input."
-"""A note for policies of environments that are not among ours."""
+"""A note for policies of other packages' environments."""

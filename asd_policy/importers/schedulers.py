@@ -1,4 +1,4 @@
-"""What other libraries' schedulers say, in this package's words: diffusers' settings, accepted by value."""
+"""Converts diffusers' scheduler settings in other libraries' files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "steps_offset": 0,
     "set_alpha_to_one": True,
 }
-"""Those of diffusers' DDPMScheduler and DDIMScheduler where a file says nothing."""
+"""Settings of diffusers' DDPMScheduler and DDIMScheduler that a file leaves out."""
 
 FIXED: Mapping[str, Any] = {
     "trained_betas": None,
@@ -41,21 +41,21 @@ NULLS: Mapping[str, Any] = {
     "predict_epsilon": True,
     "set_alpha_to_one": False,
 }
-"""What diffusers computes with where a file says null, and does not fail."""
+"""The values that diffusers uses for a null in a file, for the settings where it accepts one."""
 
 
 def read_scheduler(
     kind: str, settings: Mapping[str, Any], steps: int | None, where: str
 ) -> tuple[SchedulerConfig, tuple[str, ...]]:
-    """The scheduler, and what the file does otherwise than this package by default.
+    """The scheduler's configuration, and notes on how the file's library samples differently.
 
     Args:
-        kind: the name of diffusers' class, or its beginning.
-        settings: its arguments; those that are missing have diffusers' defaults.
-        steps: how many steps the file samples with; None takes all.
+        kind: the name of diffusers' class, with or without "Scheduler".
+        settings: its arguments. Missing ones have diffusers' defaults.
+        steps: the number of sampling steps in the file; None for all training steps.
 
     Raises:
-        CheckpointError: on a scheduler, or a value of a setting, that is not sampled here.
+        CheckpointError: on an unsupported scheduler or setting; the message names it.
     """
     name = str(kind).removesuffix("Scheduler")
     if name not in KINDS:

@@ -1,4 +1,4 @@
-"""Normalisation statistics in other libraries' files: checked, and turned into scale, offset and center."""
+"""Checks normalisation statistics of other libraries, and converts them to scale, offset and center."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 from asd_policy.errors import CheckpointError
 
 TINY = 1e-30
-"""A spread below this is none: float32 cannot hold what is divided by it."""
+"""Spreads below this count as zero, because dividing by them overflows float32."""
 
 
 class Statistics(NamedTuple):
-    """y = (x - center) * scale + offset, and back, each (D,) float64. Scale 0: x is always the center."""
+    """The normalisation y = (x - center) * scale + offset and its inverse, each (D,) float64.
+
+    Scale 0 means that x is always the center.
+    """
 
     scale: Tensor
     offset: Tensor
@@ -23,20 +26,20 @@ class Statistics(NamedTuple):
 
     @classmethod
     def identity(cls, dim: int) -> Statistics:
-        """Nothing is normalised."""
+        """The identity."""
         return cls(torch.ones(dim), torch.zeros(dim), torch.zeros(dim))
 
     @classmethod
     def joined(cls, pieces: list[Statistics]) -> Statistics:
-        """Side by side."""
+        """Several normalisations side by side."""
         return cls(*(torch.cat([value.double() for value in values]) for values in zip(*pieces, strict=True)))
 
 
 def numbers(value: Any, feature: str, where: str) -> Tensor:
-    """A tensor or nested lists of numbers as float64.
+    """A tensor or nested lists of numbers as a float64 tensor.
 
     Raises:
-        CheckpointError: if it is something else.
+        CheckpointError: if the value is anything else.
     """
     try:
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -48,7 +51,7 @@ def numbers(value: Any, feature: str, where: str) -> Tensor:
 
 
 def check_finite(values: Mapping[str, Tensor], feature: str, where: str) -> None:
-    """Raise CheckpointError unless all are finite, naming the statistic."""
+    """Raise CheckpointError naming the first statistic that is not finite, if any."""
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(
@@ -58,7 +61,7 @@ def check_finite(values: Mapping[str, Tensor], feature: str, where: str) -> None
 
 
 def check_spread(spread: Tensor, name: str, feature: str, where: str, may_be_zero: bool) -> None:
-    """Raise CheckpointError where a spread is negative, or zero though something is divided by it."""
+    """Raise CheckpointError if a spread is negative, or zero though it must not be."""
     wrong = spread < 0 if may_be_zero else spread < TINY
     if bool(wrong.any()):
         raise CheckpointError(
@@ -68,5 +71,5 @@ def check_spread(spread: Tensor, name: str, feature: str, where: str, may_be_zer
 
 
 def reciprocal(spread: Tensor) -> Tensor:
-    """1 / spread; 0 for an entry that does not move."""
+    """1 / spread, and 0 where the spread is zero."""
     return torch.where(spread < TINY, 0.0, 1 / spread.clamp(min=TINY))

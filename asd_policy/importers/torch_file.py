@@ -1,7 +1,7 @@
-"""The zip file that `torch.save` writes, looked at before anything of it is loaded.
+"""Opens zip files of `torch.save` and checks them before loading anything.
 
-torch stores its records uncompressed. A record that is compressed, or records that together are larger than their file,
-are therefore no checkpoint but a decompression bomb, and are refused before they are read.
+torch stores records uncompressed. Compressed records, or records larger in total than their file, are therefore a
+decompression bomb, and are refused before they are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from asd_policy.errors import CheckpointError
 
-MAX_PICKLE_BYTES = 4 * 2**20  # the names and shapes of a checkpoint; its tensors are other records
+MAX_PICKLE_BYTES = 4 * 2**20  # names and shapes; the tensors' numbers are in other records
 MAX_OPCODES = 1_000_000
 
 
@@ -39,10 +39,10 @@ class TorchFile:
 
     @classmethod
     def open(cls, path: str | Path) -> TorchFile:
-        """Check the file's directory of records.
+        """Open a file and check its directory of records.
 
         Raises:
-            CheckpointError: if it is no such file, incomplete, compressed, ambiguous, or big-endian.
+            CheckpointError: if torch.save wrote no such file: it is incomplete, compressed, ambiguous or big-endian.
         """
         path = Path(path)
         try:
@@ -86,10 +86,10 @@ class TorchFile:
             raise CheckpointError(f"{self.path} is damaged at {name}: {error}. Is the file complete?") from error
 
     def operations(self) -> Iterator[tuple[str, Any]]:
-        """The pickle's operations, name and argument of each, without running any.
+        """The name and argument of each operation of the pickle. Runs none of them.
 
         Raises:
-            CheckpointError: if it is no pickle, or one that asks for absurd amounts of work or memory.
+            CheckpointError: if it is no pickle, or asks for absurd amounts of work or memory.
         """
         pickled = self.record("data.pkl", MAX_PICKLE_BYTES)
         try:
@@ -101,17 +101,17 @@ class TorchFile:
             raise CheckpointError(f"{self.path}: its pickle is damaged: {error}. Is the file complete?") from error
 
     def strings(self) -> set[str]:
-        """Every string in the pickle, such as its dictionaries' keys, read without running it."""
+        """Every string in the pickle, such as dictionary keys. Runs none of its operations."""
         return {argument for _, argument in self.operations() if isinstance(argument, str)}
 
 
 def unpickle_trusted(path: Path, pickle_module: Any = pickle) -> Any:
-    """The object in the file. Runs whatever code is in its pickle.
+    """The object in the file. Runs any code in its pickle.
 
     Raises:
         CheckpointError: if the file is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", pickle_module=pickle_module, weights_only=False)
-    except Exception as error:  # torch's reader of archives raises RuntimeError and more, and the file's code anything
+    except Exception as error:  # the file's code can raise anything
         raise CheckpointError(f"Cannot read {path}: {error!r:.300}. Is the file complete?") from error

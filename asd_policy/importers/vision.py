@@ -1,4 +1,4 @@
-"""Image encoders in other libraries' files, under this package's names."""
+"""Converts image encoders of other libraries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.keyed import module_name
 
 PIXEL = 255
-"""Other libraries normalise pixels from 0 to 1, this one from 0 to 255."""
+"""The largest pixel. Other libraries normalise pixels in [0, 1], this package in [0, 255]."""
 
 
 def image_field(statistics: Statistics, channels: int) -> Statistics:
-    """Those (C,) of pixels from 0 to 255, given those of pixels from 0 to 1: numbers, or (C, 1, 1)."""
+    """The normalisation (C,) of pixels in [0, 255], from that of pixels in [0, 1], which is a number or (C, 1, 1)."""
     scale, offset, center = (value.double().flatten().expand(channels) for value in statistics)
     return Statistics(scale / PIXEL, offset, center * PIXEL)
 
@@ -28,10 +28,10 @@ def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """robomimic's VisualCore with a spatial softmax as an `asd_policy.nets.vision.ImageEncoder`.
 
     Args:
-        tensors: those of `obs_nets.<key>`, where backbone and pool stand twice, as themselves and within `nets`.
+        tensors: the tensors of `obs_nets.<key>`, which contain backbone and pool twice: by name, and within `nets`.
 
     Raises:
-        CheckpointError: if it is another kind of encoder.
+        CheckpointError: if they are those of another kind of encoder.
     """
     pool = TensorPool(tensors, where)
     backbone, softmax, linear = (pool.take_all(f"nets.{place}.") for place in (0, 1, 3))
@@ -43,10 +43,10 @@ def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     softmax_pool = TensorPool(softmax, where)
     temperature = softmax_pool.take("temperature")
     encoder = {f"backbone.{name.removeprefix('nets.')}": value for name, value in backbone.items()}
-    for name in ("weight", "bias"):  # the softmax's temperature is a factor of what goes into it
+    for name in ("weight", "bias"):  # the temperature of the softmax divides its input
         encoder[f"pool.conv.{name}"] = softmax_pool.take(f"nets.{name}") / temperature
     for grid in ("pos_x", "pos_y"):
-        softmax_pool.take(grid)  # of coordinates, which follow from the image's size
+        softmax_pool.take(grid)  # coordinates, which follow from the image's size
     softmax_pool.finish()
     return encoder | {f"out.{name}": value for name, value in linear.items()}
 
@@ -60,13 +60,14 @@ def image_key(
     resize: tuple[int, ...] = (),
     backbone: str = "resnet18",
 ) -> tuple[ImageKey, int]:
-    """An image whose encoder has these tensors, and the number of its features.
+    """The image whose encoder has these tensors, and its number of features.
 
     Args:
         shape: channels, height and width.
+        crop, resize, backbone: see `ImageKey`.
 
     Raises:
-        CheckpointError: if the tensors are of no such encoder.
+        CheckpointError: if the encoder has no spatial softmax.
     """
     channels, height, width = shape
     try:
@@ -79,15 +80,15 @@ def image_key(
 
 def rgb_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """lerobot's DiffusionRgbEncoder as an `asd_policy.nets.vision.ImageEncoder`."""
-    grid = "pool.pos_grid"  # of coordinates, which follow from the image's size
+    grid = "pool.pos_grid"  # coordinates, which follow from the image's size
     return {name.replace("pool.nets.", "pool.conv."): value for name, value in tensors.items() if name != grid}
 
 
 def encoder_tensors(key: str, encoder: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The encoder's tensors as a checkpoint names them."""
+    """The encoder's tensors under their names in a checkpoint."""
     return {f"{encoder_prefix(key)}{name}": value for name, value in encoder.items()}
 
 
 def encoder_prefix(key: str) -> str:
-    """What the names of an encoder's tensors begin with in a checkpoint."""
+    """The prefix of an encoder's tensors in a checkpoint."""
     return f"encoders.{module_name(key)}."

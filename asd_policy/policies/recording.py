@@ -1,4 +1,4 @@
-"""How robomimic's files, demonstrations and checkpoints, say what their actions are: the environment's metadata."""
+"""Reads the environment metadata of robomimic's demonstrations and checkpoints: what their actions mean."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 from asd_policy.errors import DataError
 from asd_policy.policies.tasks import POSES, arms_of, env_id
 
-ROBOSUITE = 1  # robomimic's number for robosuite's environments
+ROBOSUITE = 1  # robomimic's number for environments of robosuite
 CONTROL_HZ = 20
-COMPOSITE = "body_parts"  # robosuite 1.5 nests the arms' controllers below this
+COMPOSITE = "body_parts"  # the key below which robosuite 1.5 nests the arms' controllers
 APART = (None, "BASIC", "HYBRID_MOBILE_BASE")
-"""Composite controllers of robosuite 1.5 that hand each arm's actions to its own controller, and no name at all."""
+"""Composite controllers of robosuite 1.5 that pass each arm's actions to its own controller; None if not named."""
 
 POSE_CONTROLLER = "OSC_POSE"
 ROBOT = "Panda"
 NEW_CONTROLLERS = (1, 5)
-"""The robosuite that the environments here are made with, and which changed the arms' controllers."""
-
+"""The robosuite version of our environments, which changed the arms' controllers."""
 
 OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)  # metres and radians
 LIMITS: Mapping[str, float | Sequence[float]] = {
@@ -30,22 +29,22 @@ LIMITS: Mapping[str, float | Sequence[float]] = {
     "output_max": OUTPUT,
     "output_min": tuple(-limit for limit in OUTPUT),
 }
-"""How far a delta of 1 moves the arm in the environments here, as robosuite's controllers say it."""
+"""The controller settings of our environments that say how far a delta of 1 moves the arm."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What the metadata says.
+    """The contents of the metadata.
 
     Attributes:
         env_name: robosuite's name of the environment.
-        env_id: ours that takes the actions, or robosuite's name where there is none.
-        version: robosuite's, as (major, minor); (0, 0) where it is not told.
-        absolute: actions are target poses, not deltas.
-        frame: of target poses, "base" or "world".
-        notes: what somebody who trains on the file should know.
-        poses: actions are poses or deltas of them, as the environments here take; joints, for example, are not.
-        controller_notes: those of the notes that tell of the arms' controllers.
+        env_id: our environment that takes the actions, or robosuite's name if there is none.
+        version: robosuite's version as (major, minor); (0, 0) if unknown.
+        absolute: whether actions are target poses.
+        frame: the frame of target poses, "base" or "world".
+        notes: what to know before training on the file.
+        poses: whether actions are target poses or deltas of poses. Joint positions, for example, are neither.
+        controller_notes: the notes that concern the arms' controllers.
     """
 
     env_name: str
@@ -114,20 +113,20 @@ class Recording:
         return cls(name, ours, version, absolute, frame, notes, poses, controller_notes)
 
     def env_for(self, absolute: bool) -> str:
-        """Our environment that takes the demonstrations' actions, or with `absolute` target poses put beside them."""
+        """Our environment that takes the recorded actions, or with `absolute` the target poses beside them."""
         return env_id(self.env_name, self.frame) if absolute and self.poses else self.env_id
 
 
 def _arm_controllers(configs: Any) -> list[Mapping[str, Any]]:
     """The arms' controllers: nested below `body_parts` since robosuite 1.5, the configuration itself before.
 
-    Of several robots it is a list.
+    The configuration of several robots is a list.
     """
     if isinstance(configs, list):
         return [controller for config in configs for controller in _arm_controllers(config)]
     if COMPOSITE not in configs:
         return [configs] if configs else []
-    if configs.get("type") not in APART:  # one for the whole body, which hands joints on to the arms
+    if configs.get("type") not in APART:  # one for the whole body, which passes joints on to the arms
         return [{"type": configs["type"]}]
     parts = configs[COMPOSITE]
     parts = parts.get("arms", parts)
@@ -138,7 +137,7 @@ def _are_absolute(controllers: list[Mapping[str, Any]], new: bool, where: str) -
     """Whether the arms' controllers take target poses.
 
     Raises:
-        DataError: if one does and another does not.
+        DataError: if some do and others do not.
     """
     types = {str(controller.get("input_type", "delta"))[:100] for controller in controllers} if new else set()
     if odd := types - {"absolute", "delta"}:
@@ -153,7 +152,7 @@ def _are_absolute(controllers: list[Mapping[str, Any]], new: bool, where: str) -
 
 
 def _frame(controllers: list[Mapping[str, Any]], new: bool, where: str) -> str:
-    """Of target poses: the controllers' since robosuite 1.5, the world's before."""
+    """The frame of target poses: the controllers' setting since robosuite 1.5, "world" before."""
     frames = {str(controller.get("input_ref_frame", "base"))[:100] for controller in controllers} or {"base"}
     if not new:
         return "world"
@@ -163,7 +162,7 @@ def _frame(controllers: list[Mapping[str, Any]], new: bool, where: str) -> str:
 
 
 def _version(text: Any) -> tuple[int, int]:
-    """(1, 5) of "1.5.1"; (0, 0) where it is not told."""
+    """(1, 5) for "1.5.1"; (0, 0) if unknown."""
     if text is None:
         return 0, 0
     found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
@@ -183,7 +182,7 @@ def _version_notes(text: str | None, version: tuple[int, int]) -> tuple[str, ...
 
 
 def _setup_notes(name: str, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the recording's set-up is not that of the environments here."""
+    """Notes on differences between the recording's set-up and our environments'."""
     notes = []
     freq = kwargs.get("control_freq", CONTROL_HZ)
     if freq != CONTROL_HZ:
@@ -214,7 +213,7 @@ def _controller_notes(controllers: list[Mapping[str, Any]], new: bool) -> tuple[
 
 
 def _limit_notes(controllers: list[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Of deltas, where 1 moves the arm by another amount than here."""
+    """Notes on controller limits that differ, so that a delta of 1 moves the arm by another amount."""
     notes = []
     for name, expected in LIMITS.items():
         said = {str(c[name])[:100] for c in controllers if name in c and not _equals(c[name], expected)}
@@ -227,7 +226,7 @@ def _limit_notes(controllers: list[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _equals(value: Any, expected: float | Sequence[float]) -> bool:
-    """Whether a limit, one for all entries or one for each, is the expected one, in either form."""
+    """Whether two limits are equal, each given as one number for all entries or as one for each."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     wanted = [expected] if isinstance(expected, int | float) else list(expected)
     longest = max(len(values), len(wanted))

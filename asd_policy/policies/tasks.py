@@ -1,4 +1,4 @@
-"""What the names of robomimic's tasks and observations mean here."""
+"""Names of robomimic's tasks and observations, and our environments for them."""
 
 ENV_IDS = {
     "square": "asd/Square-v0",
@@ -8,20 +8,21 @@ ENV_IDS = {
     "tool_hang": "asd/ToolHang-v0",
     "ToolHang": "asd/ToolHang-v0",
 }
-"""robomimic's name of a task, and robosuite's of its environment -> our environment."""
+"""robomimic's task, or robosuite's environment -> our environment."""
 
 POSES = {"base": "BasePose", "world": "WorldPose"}
-"""The frame of target poses -> how the names of our environments that take them say it."""
+"""Frame of target poses -> the part of our environments' names that says so."""
 
 ARM_DIMS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
-"""Low-dimensional observations of one arm, in robomimic's order."""
+"""Vector observations of one arm and their sizes, in robomimic's order."""
 
 
 def env_id(name: str, poses: str | None = None) -> str:
-    """The id of the environment that others call `name`; a name that is not known stays as it is.
+    """The id of our environment for a task; an unknown name is returned unchanged.
 
     Args:
-        poses: a key of `POSES` where actions are target poses.
+        name: robomimic's name of the task, or robosuite's of the environment.
+        poses: the frame of target poses, a key of `POSES`; None if actions are deltas.
     """
     ours = ENV_IDS.get(name)
     if ours is None or poses is None:
@@ -31,7 +32,7 @@ def env_id(name: str, poses: str | None = None) -> str:
 
 
 def is_ours(env: str) -> bool:
-    """Whether an environment is one of those here."""
+    """Whether an environment is one of ours."""
     return env.startswith("asd/")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from asd_policy.collection.demonstration import Outcome
-from asd_policy.data.gate import Episode
+from asd_policy.data.gate import Demonstration
 
 FAILING = frozenset({1, 4, 5, 9})
 
@@ -44,4 +44,4 @@ def outcome(seed: int) -> Outcome:
     rng = np.random.default_rng(seed)
     length = int(rng.integers(2, 6))
     actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
-    return Outcome(seed, Episode(seed, {"object": actions[:, :3] + 1}, actions, actions, length))
+    return Outcome(seed, Demonstration(seed, {"object": actions[:, :3] + 1}, actions, actions, length))

@@ -18,7 +18,7 @@ from asd_policy.collection.demonstration import Demonstrator, Outcome
 from asd_policy.collection.lead import Lead
 from asd_policy.collection.settings import Collection
 from asd_policy.collection.store import failed_seeds, next_seed, open_store, record
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from envs.tasks import TASKS, Exploration
 
@@ -102,7 +102,7 @@ DISTURBED = {
 }
 
 
-def demonstration(collection: Collection, seed: int) -> Episode:
+def demonstration(collection: Collection, seed: int) -> Demonstration:
     expert = Demonstrator(collection)
     episode = expert((seed,)).episode
     expert.close()
@@ -115,7 +115,7 @@ def check_replay():
     """Checks that executed actions, after a reset with the episode's seed, meet the same observations and succeed."""
     env_of = cache(lambda env_id: gymnasium.make(env_id, terminate_on_success=False))
 
-    def check(env_id: str, episode: Episode) -> None:
+    def check(env_id: str, episode: Demonstration) -> None:
         env = env_of(env_id)
         obs, info = env.reset(seed=episode.seed)
         successes = []

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import DataError
 from asd_policy.training.run import Demonstrations
 from tests.data.robomimic_file import env_args, write_file
@@ -139,7 +139,7 @@ def golden_store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     for seed, steps in enumerate((5, 3)):
         obs = {"object": rng.normal(size=(steps, 4)), "image": rng.integers(0, 256, (steps, *IMAGE), np.uint8)}
         action = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-        store.append(Episode(seed, obs, action, action, steps))
+        store.append(Demonstration(seed, obs, action, action, steps))
     store.close()
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -13,13 +13,13 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from asd_policy.data.gate import Episode, Gate
+from asd_policy.cli import import_data
+from asd_policy.data.gate import Demonstration, Gate
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.training.run import Demonstrations
-from scripts import import_dataset
 from tests.data.robomimic_file import env_args, write_file
 
 KEYS = ("object", "front_image")
@@ -53,7 +53,7 @@ def as_hdf5(path: Path, demos: list[Arrays]) -> Demonstrations:
 def as_appended(path: Path, demos: list[Arrays]) -> Demonstrations:
     store = EpisodeStore.create(path, {"object": (4,), "front_image": IMAGE}, 7, {"env_id": "asd/Square-v0"})
     for number, demo in enumerate(demos):
-        store.append(Episode(number, {key: demo[key] for key in KEYS}, demo["action"], demo["action"], 1))
+        store.append(Demonstration(number, {key: demo[key] for key in KEYS}, demo["action"], demo["action"], 1))
     store.close()
     return Demonstrations.read(path)
 
@@ -410,11 +410,11 @@ def test_a_commit_that_was_cut_off_in_a_new_chunk_leaves_no_trace(tmp_path):
 
 def test_a_refused_demonstration_leaves_no_store_behind(file, tmp_path, capsys):
     edited(file, lambda f: f["data/demo_9/actions"].__setitem__((0, 0), 1.5))
-    arguments = import_dataset.Arguments(file, out=tmp_path / "human.zarr")
+    arguments = import_data.Arguments(file, out=tmp_path / "human.zarr")
     with pytest.raises(DataError, match=r"demo_9: its actions reach 1\.50"):
-        import_dataset.main(arguments)
+        import_data.main(arguments)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    import_dataset.main(import_dataset.Arguments(file, out=tmp_path / "human.zarr", clip_actions=True))
+    import_data.main(import_data.Arguments(file, out=tmp_path / "human.zarr", clip_actions=True))
     assert re.search(r"note: .*1 numbers were clipped", capsys.readouterr().out)
     assert Demonstrations.read(tmp_path / "human.zarr").actions.abs().max() == 1
     assert re.search("1.50; 1 numbers were clipped", Demonstrations.read(tmp_path / "human.zarr").notes[0])

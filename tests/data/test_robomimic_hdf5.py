@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from asd_policy.cli import download_data, import_data
 from asd_policy.data.recording import Recording
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
@@ -16,7 +17,6 @@ from asd_policy.errors import ConfigError, DataError
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.training.loop import TrainSettings
 from asd_policy.training.run import Demonstrations
-from scripts import download_data, import_dataset
 from scripts.train import Machine, New, Resume, main
 from tests.data.robomimic_file import OBS_DIMS, env_args, write_file
 
@@ -194,22 +194,25 @@ def test_truncated_and_foreign_files(file, tmp_path):
 
 
 def test_import_dataset(file, tmp_path, capsys):
-    import_dataset.main(import_dataset.Arguments(file, inspect=True))
+    import_data.main(import_data.Arguments(file, inspect=True))
     assert "NutAssemblySquare -> asd/Square-v0" in capsys.readouterr().out
-    import_dataset.main(import_dataset.Arguments(file, out=tmp_path / "human.zarr"))
+    import_data.main(import_data.Arguments(file, out=tmp_path / "human.zarr"))
     assert "3 episodes, 95 steps" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="either --inspect or --out"):
-        import_dataset.main(import_dataset.Arguments(file))
+        import_data.main(import_data.Arguments(file))
 
 
-def test_download_asks_robomimics_downloader(tmp_path, monkeypatch):
+def test_download_asks_robomimics_downloader(tmp_path, monkeypatch, capsys):
     def download(repo: str, source: str, folder: str) -> None:
         assert (repo, source) == ("robomimic/robomimic_datasets", "v1.5/square/ph/low_dim_v15.hdf5")
         (Path(folder) / "low_dim_v15.hdf5").touch()
 
     monkeypatch.setattr("robomimic.utils.file_utils.download_file_from_hf", download)
     arguments = download_data.Arguments(out=tmp_path)
-    assert download_data.main(arguments) == tmp_path / "square/ph/low_dim_v15.hdf5"
+    assert download_data.main(arguments) == 0
+    target = tmp_path / "square/ph/low_dim_v15.hdf5"
+    assert target.exists()
+    assert f"Wrote {target}; train on it with: asd-policy train new --data {target}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="exists already"):
         download_data.main(arguments)
     with pytest.raises(ConfigError, match="Available: can"):

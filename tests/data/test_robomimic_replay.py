@@ -15,13 +15,13 @@ import robosuite
 from asd_policy.collection.demonstration import Demonstrator
 from asd_policy.collection.settings import Collection
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
-from asd_policy.data.store import Episode
+from asd_policy.data.store import Demonstration
 from envs.tasks import TASKS, Exploration
 
 SEEDS = (0, 1)
 
 
-def record(env: gymnasium.Env, demo: Episode, group: h5py.Group) -> None:
+def record(env: gymnasium.Env, demo: Demonstration, group: h5py.Group) -> None:
     """Replay a demonstration and write down what robosuite's recorder does: states, actions and the model."""
     env.reset(seed=demo.seed)
     sim = env.unwrapped.robosuite.sim
@@ -101,7 +101,7 @@ def first_picture(seed: int, path: Path) -> np.ndarray:
     return np.load(path).astype(int)
 
 
-def check_deltas(path: Path, demos: list[Episode], env: gymnasium.Env) -> None:
+def check_deltas(path: Path, demos: list[Demonstration], env: gymnasium.Env) -> None:
     """The file holds what was recorded, and replaying it succeeds."""
     with RobomimicFile.open(path) as file:
         assert file.recording.env_id == "asd/Square-v0"

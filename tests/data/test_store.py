@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import DataError
 
 OBS_SHAPES = {"object": (5,), "robot0_eef_pos": (3,), "camera_image": (4, 6, 3)}
@@ -15,9 +15,9 @@ def observed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32) if len(shape) == 2 else rng.integers(1, 256, shape, np.uint8)
 
 
-def make_episode(seed: int, steps: int = 20) -> Episode:
+def make_episode(seed: int, steps: int = 20) -> Demonstration:
     rng = np.random.default_rng(seed)
-    return Episode(
+    return Demonstration(
         seed=seed,
         obs={key: observed(rng, (steps, *shape)) for key, shape in OBS_SHAPES.items()},
         action=rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32),
@@ -26,7 +26,7 @@ def make_episode(seed: int, steps: int = 20) -> Episode:
     )
 
 
-def assert_same(a: Episode, b: Episode) -> None:
+def assert_same(a: Demonstration, b: Demonstration) -> None:
     assert (a.seed, a.steps_to_success) == (b.seed, b.steps_to_success)
     assert list(a.obs) == list(b.obs)
     for key in a.obs:
@@ -148,11 +148,11 @@ def test_open_reports_what_is_wrong(tmp_path, store):
 def test_append_refuses_episodes_that_do_not_fit(store):
     good = make_episode(0)
     with pytest.raises(DataError, match="observation keys"):
-        store.append(Episode(0, {"object": good.obs["object"]}, good.action, good.executed_action, 1))
+        store.append(Demonstration(0, {"object": good.obs["object"]}, good.action, good.executed_action, 1))
     with pytest.raises(DataError, match="executed_action"):
-        store.append(Episode(0, good.obs, good.action, good.executed_action[:-1], 1))
+        store.append(Demonstration(0, good.obs, good.action, good.executed_action[:-1], 1))
     with pytest.raises(DataError, match="finite"):
-        store.append(Episode(0, good.obs, good.action * np.nan, good.executed_action, 1))
+        store.append(Demonstration(0, good.obs, good.action * np.nan, good.executed_action, 1))
     assert (store.num_episodes, store.num_steps) == (0, 0)
 
 
@@ -183,7 +183,7 @@ def test_an_append_after_a_failed_one_keeps_steps_together(store, monkeypatch):
 @pytest.mark.parametrize("lost", ["meta/seed/c/0", "data/obs/image/c/0/0/0/0", "data/action/c/0/0"])
 def test_lost_rows_are_not_appended_to(tmp_path, lost):
     store = EpisodeStore.create(tmp_path / "demos.zarr", {"image": (4, 4, 3)}, ACTION_DIM, {})
-    episode = Episode(
+    episode = Demonstration(
         1, {"image": np.full((20, 4, 4, 3), 9, np.uint8)}, *(np.ones((20, ACTION_DIM), np.float32),) * 2, 5
     )
     store.append(episode)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.importers import Checkpoint, detect_format, export, load_policy, read_checkpoint
-from asd_policy.importers.lerobot import SIDECAR
+from asd_policy.importers import Checkpoint, detect_format, lerobot, load_policy, read_checkpoint, robomimic
+from asd_policy.importers.lerobot.reading import SIDECAR
 from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.recording import Recording
 from tests.data.robomimic_file import env_args
@@ -55,7 +55,7 @@ def test_action_parts_have_whole_sizes(tmp_path, dim):
     (path / SIDECAR).write_text(
         json.dumps({"action_parts": [{"kind": "keep", "dim": dim}] * (7 if dim is True else 1)})
     )
-    with pytest.raises(ConfigError, match=f"has dim {dim!r}; expected"):
+    with pytest.raises(ConfigError, match=f"dim is {dim!r}; expected"):
         load_policy(path)
 
 
@@ -166,8 +166,8 @@ def test_a_bound_of_its_own_stays(tmp_path):
 
 
 def through_robomimic(checkpoint, path):
-    with mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
-        export.to_robomimic(checkpoint, path)
+    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+        robomimic.write(checkpoint, path)
     return read_checkpoint(path)
 
 
@@ -218,7 +218,7 @@ def test_images_with_dots_in_their_names_come_back_from_lerobots_format(all_orig
     plain = read_checkpoint(original.path)
     sizes = plain.config.obs_keys.values()
     dotted = plain.with_obs_keys(dict(zip(DOTS, sizes, strict=True)))
-    export.to_lerobot(dotted, tmp_path / "out")
+    lerobot.write(dotted, tmp_path / "out")
     again = read_checkpoint(tmp_path / "out")
     assert again.config == dotted.config
     assert dotted.tensors.keys() == again.tensors.keys()
@@ -232,7 +232,7 @@ def test_a_black_camera_comes_back_from_lerobots_format(all_originals, tmp_path)
     name = next(name for name in checkpoint.tensors if "front" in name and name.endswith("scale"))
     for scale in torch.linspace(1e8 / 255 * (1 - 1e-7), 1e8 / 255 * (1 + 1e-7), 3):
         still = replace(checkpoint, tensors={**checkpoint.tensors, name: torch.full((3,), float(scale))})
-        export.to_lerobot(still, tmp_path / f"{scale:.4f}")
+        lerobot.write(still, tmp_path / f"{scale:.4f}")
         again = read_checkpoint(tmp_path / f"{scale:.4f}")
         torch.testing.assert_close(again.tensors[name], still.tensors[name], rtol=1e-6, atol=0)
 
@@ -246,7 +246,7 @@ def test_lerobot_makes_the_same_of_observations_that_never_move(tmp_path, mode):
     stats = {f"observation.state.{kind}": value for kind, value in zip(kinds, (first, second), strict=True)}
     modes = {"STATE": mode, "ENV": "MEAN_STD", "ACTION": "MIN_MAX"}
     path = changed_lerobot(tmp_path / "a", {"normalization_mapping": modes}, stats)
-    export.to_lerobot(read_checkpoint(path), tmp_path / "b")
+    lerobot.write(read_checkpoint(path), tmp_path / "b")
     mode = json.loads((tmp_path / "b" / "config.json").read_text())["normalization_mapping"]["STATE"]
     kinds = ("mean", "std") if mode == "MEAN_STD" else ("min", "max")
     written = load_file(tmp_path / "b" / "policy_preprocessor_step_2_normalizer_processor.safetensors")

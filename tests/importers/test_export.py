@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from asd_policy.errors import ConfigError
-from asd_policy.importers import Checkpoint, export, load_policy, read_checkpoint
+from asd_policy.importers import FORMATS, Checkpoint, lerobot, load_policy, read_checkpoint, robomimic
 from asd_policy.importers.checkpoint import field_name
 from asd_policy.policies.quaternions import Quaternion
 from tests.importers import originals, real_stanford
@@ -50,10 +50,8 @@ def write(square: Checkpoint, name: str, path: Path) -> None:
     if name == "diffusion_policy":
         write_real_stanford(square, path)
         return
-    with mock.patch.object(
-        export.robomimic, "ROBOMIMIC_NETWORK", square.config.network
-    ):  # our layout, not robomimic's size
-        export.EXPORTS[name](square, path)
+    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", square.config.network):  # our layout, not robomimic's size
+        FORMATS.writable()[name](square, path)
 
 
 def write_real_stanford(square: Checkpoint, path: Path) -> None:
@@ -99,8 +97,8 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
     original = all_originals["robomimic"]
     checkpoint = read_checkpoint(original.path)
     path = tmp_path / "model.pth"
-    with mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
-        export.to_robomimic(checkpoint, path)
+    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+        robomimic.write(checkpoint, path)
     with originals.small_robomimic_unet():
         rollout, _ = policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
     rollout.start_episode()
@@ -111,7 +109,7 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
     assert read_checkpoint(path).config == checkpoint.config
 
 
-@pytest.mark.parametrize("write", [export.to_robomimic, export.to_lerobot])
+@pytest.mark.parametrize("write", [robomimic.write, lerobot.write])
 def test_no_other_format_steadies_quaternions(square, tmp_path, write):
     quaternions = (Quaternion("object", 3, (0, 0, 0, 1)),)
     steady = replace(square, config=replace(square.config, quaternions=quaternions))
@@ -119,7 +117,7 @@ def test_no_other_format_steadies_quaternions(square, tmp_path, write):
         write(steady, tmp_path / "out")
 
 
-@pytest.mark.parametrize("write", [export.to_robomimic, export.to_lerobot])
+@pytest.mark.parametrize("write", [robomimic.write, lerobot.write])
 def test_no_other_format_has_octaves(square, tmp_path, write):
     finer = replace(square, config=replace(square.config, octaves=4))
     with pytest.raises(ConfigError, match="cannot express observations with octaves"):
@@ -128,19 +126,19 @@ def test_no_other_format_has_octaves(square, tmp_path, write):
 
 def test_what_robomimic_cannot_express(square, tmp_path):
     with pytest.raises(ConfigError, match="cannot express the network"):
-        export.to_robomimic(square, tmp_path / "model.pth")
+        robomimic.write(square, tmp_path / "model.pth")
     reordered = square.with_obs_keys(dict(reversed(square.config.obs_keys.items())))
     with (
-        mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", square.config.network),
+        mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", square.config.network),
         pytest.raises(ConfigError, match="cannot express the order of observations"),
     ):
-        export.to_robomimic(reordered, tmp_path / "model.pth")
+        robomimic.write(reordered, tmp_path / "model.pth")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_lerobot_cannot_express(square, tmp_path):
     with pytest.raises(ConfigError, match="two keys at least"):
-        export.to_lerobot(square.with_obs_keys({"all": 23}), tmp_path)
+        lerobot.write(square.with_obs_keys({"all": 23}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lerobot image", "lerobot image, separate"])
@@ -148,7 +146,7 @@ def test_lerobots_images_come_back(all_originals, tmp_path, name):
     """With every tensor that lerobot's own file of separate encoders has."""
     original = all_originals[name]
     checkpoint = read_checkpoint(original.path)
-    export.to_lerobot(checkpoint, tmp_path / "out")
+    lerobot.write(checkpoint, tmp_path / "out")
     again = read_checkpoint(tmp_path / "out")
     assert again.config == checkpoint.config
     np.testing.assert_allclose(actions_with(again.policy("ddpm"), original), original.actions, atol=2e-5)
@@ -165,14 +163,14 @@ def test_lerobots_images_come_back(all_originals, tmp_path, name):
 )
 def test_images_that_lerobot_cannot_express(all_originals, tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
-        export.to_lerobot(read_checkpoint(all_originals[name].path), tmp_path / "out")
+        lerobot.write(read_checkpoint(all_originals[name].path), tmp_path / "out")
 
 
 def test_crops_that_lerobot_would_place_elsewhere(all_originals, tmp_path):
     checkpoint = read_checkpoint(all_originals["lerobot image"].path)
     moved = tuple(replace(image, crop=(0, 0, *image.crop[2:])) for image in checkpoint.config.images)
     with pytest.raises(ConfigError, match="a central crop, not resized"):
-        export.to_lerobot(replace(checkpoint, config=replace(checkpoint.config, images=moved)), tmp_path / "out")
+        lerobot.write(replace(checkpoint, config=replace(checkpoint.config, images=moved)), tmp_path / "out")
 
 
 def test_a_policy_in_memory_can_be_saved(square, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.importers import export, load_policy, read_checkpoint
+from asd_policy.importers import lerobot, load_policy, read_checkpoint, robomimic
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.policies.config import SchedulerConfig
 from tests.importers.originals import GOLDEN_LEROBOT
@@ -164,7 +164,7 @@ def test_null_steps_are_all(name):
 
 
 @pytest.mark.parametrize("change", [{"timestep_spacing": "trailing"}, {"steps_offset": 1}, {"set_alpha_to_one": False}])
-@pytest.mark.parametrize("write", [export.to_lerobot, export.to_robomimic])
+@pytest.mark.parametrize("write", [lerobot.write, robomimic.write])
 def test_exporters_refuse_steps_that_they_cannot_tell(tmp_path, write, change):
     from dataclasses import replace
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
-from asd_policy.importers import Checkpoint, export, load_policy, read_checkpoint
+from asd_policy.importers import FORMATS, Checkpoint, load_policy, read_checkpoint, robomimic
 from asd_policy.importers.checkpoint import affine_field, field_name
-from asd_policy.importers.lerobot import Normalisation, _statistics
+from asd_policy.importers.lerobot.reading import Normalisation, _statistics
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import Affine
 from tests.importers.small import (
@@ -253,7 +253,7 @@ def test_an_action_of_scale_zero_is_robomimics_offset(all_originals, tmp_path):
 
 
 def test_what_would_be_divided_by_zero_is_refused(all_originals, tmp_path):
-    def robomimic(payload):
+    def still_object(payload):
         payload["obs_normalization_stats"]["object"]["scale"][0][2] = 0.0
 
     def stanford(state):
@@ -261,7 +261,7 @@ def test_what_would_be_divided_by_zero_is_refused(all_originals, tmp_path):
 
     small_real_stanford(tmp_path / "a.ckpt", state=stanford)
     for path, feature in (
-        (changed_robomimic(all_originals["robomimic"].path, tmp_path / "a.pth", robomimic), "object"),
+        (changed_robomimic(all_originals["robomimic"].path, tmp_path / "a.pth", still_object), "object"),
         (tmp_path / "a.ckpt", "action"),
     ):
         with pytest.raises(CheckpointError, match=f"scale of '{feature}' is 0 in entry 2; expected more than 0"):
@@ -297,7 +297,7 @@ def test_constant_dimensions_survive_a_way_back(tmp_path, name):
     stats = {"action.std": full(7, 0.5), "action.mean": torch.linspace(-1, 1, 7)}
     stats |= {"observation.state.max": torch.ones(9), "observation.state.min": torch.ones(9)}
     original = read_checkpoint(changed_lerobot(tmp_path / "a", {"normalization_mapping": modes}, stats))
-    export.EXPORTS[name](original, tmp_path / "b")
+    FORMATS.writable()[name](original, tmp_path / "b")
     again = read_checkpoint(tmp_path / "b")
     for key in ("state", "environment_state", "action"):
         one, other = affine_of(original, key), affine_of(again, key)
@@ -313,8 +313,8 @@ def test_an_action_that_never_moves_survives_robomimics_format(all_originals, tm
         payload["action_normalization_stats"]["action_dict/gripper"] = {"scale": [[0.0]], "offset": [[0.04]]}
 
     original = read_checkpoint(changed_robomimic(all_originals["robomimic"].path, tmp_path / "a.pth", edit))
-    with mock.patch.object(export.robomimic, "ROBOMIMIC_NETWORK", original.config.network):
-        export.to_robomimic(original, tmp_path / "b.pth")
+    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", original.config.network):
+        robomimic.write(original, tmp_path / "b.pth")
     assert first_action(read_checkpoint(tmp_path / "b.pth").policy("ddpm"))[6] == np.float32(0.04)
 
 

@@ -13,8 +13,7 @@ from asd_policy import load_policy
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, ObservationError, UnknownNameError
-from asd_policy.importers.export import EXPORTS
-from asd_policy.importers.registry import read_checkpoint
+from asd_policy.importers import read_checkpoint, robomimic
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.image_keys import ImageKey
 from asd_policy.training.loop import TrainSettings, random_corners
@@ -139,7 +138,7 @@ def test_pictures_that_are_none_are_refused(run: Path) -> None:
 
 def test_robomimic_cannot_hold_it(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot express observations with images"):
-        EXPORTS["robomimic"](read_checkpoint(run), tmp_path / "out")
+        robomimic.write(read_checkpoint(run), tmp_path / "out")
 
 
 def test_random_corners_reach_every_place(run: Path) -> None:

@@ -1,13 +1,14 @@
-"""scripts/import_checkpoint.py: the table, conversion, and refusals."""
+"""asd-policy import: the table, conversion, and refusals."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from asd_policy.cli import main as run
+from asd_policy.cli.import_checkpoint import Arguments, main
 from asd_policy.errors import ConfigError
-from asd_policy.importers import read_checkpoint
-from scripts.import_checkpoint import Arguments, main
+from asd_policy.importers import FORMATS, read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "importers" / "golden"
 
@@ -57,3 +58,20 @@ def test_refusals(tmp_path):
         main(Arguments(GOLDEN / "lerobot", inspect=True, obs_keys={"object": 3}))
     with pytest.raises(ConfigError, match="cannot express the network"):
         main(Arguments(GOLDEN / "real_stanford" / "transformer.ckpt", out=tmp_path / "a", to="lerobot"))
+    with pytest.raises(ConfigError, match="Available: lerobot, native, robomimic"):
+        main(Arguments(GOLDEN / "lerobot", out=tmp_path / "a", to="diffusion_policy"))
+
+
+def test_help_lists_the_formats_that_can_be_written(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["import", "--help"])
+    assert ended.value.code == 0
+    assert f"--to {{{','.join(FORMATS.writable())}}}" in capsys.readouterr().out
+
+
+def test_a_shipped_checkpoint_is_found_by_name(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(["import", "square", "--inspect"]) == 0
+    assert "asd/Square-v0" in capsys.readouterr().out
+    assert run(["import", "sqare", "--inspect"]) == 1
+    assert "Unknown checkpoint 'sqare'. Did you mean 'square'? Available: digits, square" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 import zarr
 
 from asd_policy import load_policy
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Path:
         steps = 30 + seed
         obs = {key: generator.normal(size=(steps, dim)).astype(np.float32) for key, dim in DIMS.items()}
         action = generator.uniform(-1, 1, size=(steps, 2)).astype(np.float32)
-        episodes.append(Episode(seed, obs, action, action + 0.1, steps))
+        episodes.append(Demonstration(seed, obs, action, action + 0.1, steps))
     return path
 
 
@@ -76,7 +76,7 @@ def test_target_poses_are_learned_with_rotations_in_six_numbers(tmp_path: Path) 
     generator = np.random.default_rng(0)
     obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
     action = generator.uniform(-1, 1, size=(30, 14)).astype(np.float32)
-    episodes.append(Episode(0, obs, action, action, 30))
+    episodes.append(Demonstration(0, obs, action, action, 30))
     demonstrations = Demonstrations.read(tmp_path / "poses.zarr")
     config = demonstrations.policy_config(NETWORK, {})
     assert (config.action_dim, config.env_action_dim, config.action_bound) == (20, 14, None)
@@ -182,7 +182,7 @@ def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path, capsys: 
 
     other = tmp_path / "other.zarr"
     EpisodeStore.create(other, {"object": (4,)}, 2, {"env_id": "asd/Square-v0"}).append(
-        Episode(0, {"object": np.zeros((20, 4), np.float32)}, *[np.zeros((20, 2), np.float32)] * 2, 20)
+        Demonstration(0, {"object": np.zeros((20, 4), np.float32)}, *[np.zeros((20, 2), np.float32)] * 2, 20)
     )
     assert main(New(other, tmp_path / "misfit", settings, init=init, machine=machine)) == 1
     assert "Unknown observation of" in " ".join(capsys.readouterr().out.split())
@@ -312,7 +312,7 @@ def test_target_poses_of_another_frame_are_not_learned(tmp_path: Path) -> None:
         episodes = EpisodeStore.create(path, SHAPES, 7, {"env_id": f"asd/Square{frame}Pose-v0"})
         obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
         action = generator.uniform(-1, 1, size=(30, 7)).astype(np.float32)
-        episodes.append(Episode(0, obs, action, action, 30))
+        episodes.append(Demonstration(0, obs, action, action, 30))
         kinds.append(Demonstrations.read(path))
     base, world = kinds
     base.check_fit(base.policy_config(NETWORK, {}))

@@ -1,4 +1,4 @@
-"""Policies as lerobot's folders."""
+"""Writes lerobot folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,35 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asd_policy.importers import lerobot
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint
-from asd_policy.importers.export.common import (
-    OCTAVES,
-    STEADY_SIGNS,
-    require,
-    require_whole_chain,
-    spread_and_center,
-    tensors_below,
-)
+from asd_policy.importers.expressing import require, require_common, spread_and_center, tensors_below
+from asd_policy.importers.lerobot.reading import DEFAULT_EPS, IMAGES, SIDECAR, Sidecar
 from asd_policy.importers.vision import PIXEL, encoder_prefix
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 
 MODES = {"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX", "VISUAL": "MEAN_STD"}
-ROUNDING = 0.01  # of a range between two bounds in float32, from which on it is told as a deviation
-STRIDE = 32  # pixels to a place of a ResNet's last features
+ROUNDING = 0.01  # relative error of a range in float32 bounds from which on mean and deviation are written instead
+STRIDE = 32  # image pixels per position of a ResNet's last feature map
 
 
-def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
+def write(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a lerobot folder.
 
-    Vectors are its state, but for those after the images, or without images the last, which are its environment's
-    state. What lerobot has no place for (the keys' names, the environment, the action's parts) lies in
-    `asd_policy.json`.
+    Vectors before the images become `observation.state`, vectors after them `observation.environment_state`. Without
+    images the last vector becomes the latter. What lerobot's files cannot hold goes into `asd_policy.json`.
 
     Raises:
-        ConfigError: if lerobot has no such network, scheduler, images or order of observations.
+        ConfigError: if lerobot cannot express the network, the scheduler, the images or the order of observations.
     """
     config = checkpoint.config
-    require(not config.quaternions, *STEADY_SIGNS)
-    require(config.octaves == 0, *OCTAVES)
+    require_common(config)
     variance = config.scheduler.variance_type
     require(variance == "fixed_small", "the variance", variance, "fixed_small")
-    require_whole_chain(config.scheduler)
     require(isinstance(config.network, NetworkConfig), "the network", config.network, "a temporal U-Net")
     state, images, environment = _split(checkpoint)
     stats = {"observation.state": _bounds(checkpoint, *state)}
-    stats |= {f"{lerobot.IMAGES}s.{image.key}": _pixels(checkpoint, image) for image in images}
+    stats |= {f"{IMAGES}s.{image.key}": _pixels(checkpoint, image) for image in images}
     stats |= {"observation.environment_state": _bounds(checkpoint, *environment)} if environment else {}
     stats["action"] = _bounds(checkpoint, "action")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,13 +56,13 @@ def to_lerobot(checkpoint: Checkpoint, folder: Path) -> None:
     features = {name: _feature(name, values, images) for name, values in stats.items()}
     modes = MODES | {features[name]["type"]: "MEAN_STD" for name, values in stats.items() if "mean" in values}
     _write(folder / CONFIG, _config(checkpoint, features, modes) | _vision(images))
-    sidecar = {name: config.to_dict()[name] for name in ("env_id", "obs_keys", "action_bound", "action_parts")}
-    _write(folder / lerobot.SIDECAR, sidecar)
+    sidecar = Sidecar(config.env_id, dict(config.obs_keys), config.action_bound, config.action_parts)
+    _write(folder / SIDECAR, asdict(sidecar))
     _write_processors(folder, stats, features, modes)
 
 
 def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]]:
-    """The observations that are lerobot's state, its images, and its environment's state."""
+    """The keys of lerobot's state, the images, and the keys of lerobot's environment state."""
     config, images = checkpoint.config, {image.key: image for image in checkpoint.config.images}
     keys = list(config.obs_keys)
     first = next((place for place, key in enumerate(keys) if key in images), len(keys) - 1)
@@ -90,7 +81,7 @@ def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]
 
 
 def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
-    """The image's encoder under lerobot's names, with the coordinates of its last features."""
+    """The image's encoder under lerobot's names, with the coordinate grid of its spatial softmax."""
     tensors = tensors_below(checkpoint, encoder_prefix(image.key))
     height, width = (math.ceil(n / STRIDE) for n in image.crop[2:] or image.shape[:2])
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
@@ -103,23 +94,23 @@ def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
 def _bounds(checkpoint: Checkpoint, *keys: str) -> dict[str, Tensor]:
     spread, center = spread_and_center(checkpoint, *keys)
     bounds = {"min": center - spread, "max": center + spread}
-    if keys == ("action",):  # lerobot's bounds cannot say that an action never moves, its deviation can
+    if keys == ("action",):  # an action that never moves needs a deviation of 0: lerobot's bounds cannot express it
         return {"mean": center, "std": spread} if bool((spread == 0).any()) else bounds
     low, high = (bound.float().double() for bound in bounds.values())  # lerobot reads them in float32
-    found = torch.where(low == high, lerobot.DEFAULT_EPS, high - low)
-    if torch.allclose(found, 2 * spread, rtol=ROUNDING, atol=0) or bool((spread < lerobot.DEFAULT_EPS / 1.01).any()):
+    found = torch.where(low == high, DEFAULT_EPS, high - low)
+    if torch.allclose(found, 2 * spread, rtol=ROUNDING, atol=0) or bool((spread < DEFAULT_EPS / 1.01).any()):
         return bounds
-    return {"mean": center, "std": (spread - lerobot.DEFAULT_EPS).clamp(min=0)}
+    return {"mean": center, "std": (spread - DEFAULT_EPS).clamp(min=0)}
 
 
 def _pixels(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
     """Mean and deviation of pixels from 0 to 1, each (C, 1, 1)."""
     spread, center = (value.view(-1, 1, 1) for value in spread_and_center(checkpoint, image.key))
-    return {"mean": center / PIXEL, "std": (spread / PIXEL - lerobot.DEFAULT_EPS).clamp(min=0)}
+    return {"mean": center / PIXEL, "std": (spread / PIXEL - DEFAULT_EPS).clamp(min=0)}
 
 
 def _feature(name: str, values: dict[str, Tensor], images: Sequence[ImageKey]) -> dict[str, Any]:
-    """What lerobot's configuration says of an observation or of the action."""
+    """The entry of an observation or of the action in lerobot's configuration."""
     kinds = {"observation.state": "STATE", "observation.environment_state": "ENV", "action": "ACTION"}
     if name in kinds:
         return {"type": kinds[name], "shape": list(next(iter(values.values())).shape)}
@@ -130,7 +121,7 @@ def _feature(name: str, values: dict[str, Tensor], images: Sequence[ImageKey]) -
 def _write_processors(
     folder: Path, stats: dict[str, dict[str, Tensor]], features: dict[str, Any], modes: dict[str, str]
 ) -> None:
-    """lerobot's pipelines before and after the network, with the statistics that they normalise by."""
+    """Write lerobot's pipelines before and after the network, with their normalisation statistics."""
     tensors = {f"{key}.{name}": value for key, values in stats.items() for name, value in values.items()}
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
     for pipeline, step, around in (
@@ -143,7 +134,7 @@ def _write_processors(
     ):
         state_file = f"{pipeline}_step_{len(around)}_{step}.safetensors"
         save_file(tensors, folder / state_file)
-        settings = {"eps": lerobot.DEFAULT_EPS, "features": features, "norm_map": modes}
+        settings = {"eps": DEFAULT_EPS, "features": features, "norm_map": modes}
         steps = [*around, {"registry_name": step, "config": settings, "state_file": state_file}]
         _write(folder / f"{pipeline}.json", {"name": pipeline, "steps": steps})
 
@@ -178,7 +169,7 @@ def _config(checkpoint: Checkpoint, features: dict[str, Any], modes: dict[str, s
 
 
 def _vision(images: Sequence[ImageKey]) -> dict[str, Any]:
-    """The part of lerobot's configuration that tells of encoders; nothing where there are none."""
+    """The settings of image encoders in lerobot's configuration. Empty without images."""
     if not images:
         return {}
     image = images[0]

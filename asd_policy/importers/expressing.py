@@ -1,4 +1,4 @@
-"""What the exporters share: tensors as others call them, and saying what a format cannot express."""
+"""What writers of other libraries' formats share, and the error for policies that a format cannot express."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from torch import Tensor
 from asd_policy.errors import ConfigError
 from asd_policy.importers.checkpoint import Checkpoint
 from asd_policy.importers.statistics import reciprocal
-from asd_policy.policies.config import SchedulerConfig
+from asd_policy.policies.config import PolicyConfig
 
 NEVER_MOVES = 1e30
-"""Range of an entry that the policy ignores: whatever its value, it is normalised to the same number."""
-
-STEADY_SIGNS = ("observations", "with quaternions of steady sign", "those that the environment gives")
-OCTAVES = ("observations", "with octaves", "the values alone")
+"""Range written for an entry that the policy ignores, so that every value of it is normalised to the same number."""
 
 
 def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """The tensors below the prefix, named without it."""
+    """The tensors whose names begin with the prefix, named without it."""
     return {
         name.removeprefix(prefix): value.detach().cpu().contiguous()
         for name, value in checkpoint.tensors.items()
@@ -29,9 +26,10 @@ def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 def spread_and_center(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tensor]:
-    """y = (x - center) / spread over the keys side by side, float64: both survive the way back.
+    """Spread and center of y = (x - center) / spread, (D,) float64, with the keys' entries side by side.
 
-    The spread of an action that has one value only is 0.
+    They are chosen so that reading them back gives the same normalisation. An action entry with one value only has
+    spread 0.
     """
     fields = [checkpoint.affine(key) for key in keys]
     scale, offset, center = (torch.cat(values) for values in zip(*fields, strict=True))
@@ -42,10 +40,12 @@ def spread_and_center(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tenso
     return 1 / scale, center - offset / scale
 
 
-def require_whole_chain(scheduler: SchedulerConfig) -> None:
-    """Raise ConfigError where fewer steps than all would be others than these libraries take."""
+def require_common(config: PolicyConfig) -> None:
+    """Raise ConfigError if the policy has features that no other library's format expresses."""
+    require(not config.quaternions, "observations", "with quaternions of steady sign", "unchanged quaternions")
+    require(config.octaves == 0, "observations", "with octaves", "the values alone")
     expected = {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
-    found = {name: getattr(scheduler, name) for name in expected}
+    found = {name: getattr(config.scheduler, name) for name in expected}
     require(found == expected, "the scheduler's steps", found, expected)
 
 

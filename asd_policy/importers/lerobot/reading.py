@@ -1,6 +1,6 @@
-"""Folders of https://github.com/huggingface/lerobot: diffusion policies on states and images.
+"""Reads lerobot folders.
 
-The normalisation lies in the state files of the processors, or, in older folders, in buffers beside the weights.
+The normalisation statistics are in the processors' state files, or in older folders in buffers beside the weights.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +25,17 @@ from asd_policy.importers.vision import encoder_tensors, image_field, image_key,
 from asd_policy.policies.actions import ActionPart
 from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
+from asd_policy.records import read_record
 
-FORMAT = "lerobot"
+NAME = "lerobot"
 SIDECAR = "asd_policy.json"
-"""Written by our own export, for what lerobot's files have no place for."""
+"""The file in which this package writes what lerobot's own files cannot hold, see `Sidecar`."""
 
 KEYS = {"observation.state": "state", "observation.environment_state": "environment_state"}
-"""lerobot's name -> the observation's name here, in the order of the condition. Images come between the two."""
+"""lerobot's feature -> our observation key, in the order of the condition. Images come between the two."""
 
 IMAGES = "observation.image"
-"""What the names of images begin with; here they are called by their last part."""
+"""The prefix of image features in lerobot. Our observation keys are their last parts."""
 
 RENAMES = (
     (r"\.conv([12])\.block\.", lambda m: f".blocks.{int(m[1]) - 1}.block."),
@@ -43,7 +44,7 @@ RENAMES = (
 BOUNDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 DEFAULT_EPS = 1e-8
 AVERAGED = "pretrained_model_ema"
-"""The folder of averaged weights, beside that of the others or in it."""
+"""The folder with EMA weights, beside the folder of the plain weights or in it."""
 
 CLAIMS = {
     "down_dims": "down_dims",
@@ -56,16 +57,39 @@ Stats = dict[str, Tensor]
 """Statistics of one feature by name: min, max, mean, std, q01 ..."""
 
 
+@dataclass(frozen=True)
+class Sidecar:
+    """The contents of `asd_policy.json`: what lerobot's own files cannot hold.
+
+    Attributes:
+        env_id: the environment the policy was trained for.
+        obs_keys: the environment's observation keys and sizes; None if they are lerobot's features.
+        action_bound: see `PolicyConfig`.
+        action_parts: see `PolicyConfig`.
+    """
+
+    env_id: str = "unknown"
+    obs_keys: dict[str, int] | None = None
+    action_bound: float | None = None
+    action_parts: tuple[ActionPart, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path) -> Sidecar:
+        """The sidecar in a folder; the defaults if there is none. Raises ConfigError on unknown or wrong fields."""
+        file = folder / SIDECAR
+        return read_record(cls, read_json(file), str(file)) if file.is_file() else cls()
+
+
 class Normalisation(NamedTuple):
     """How a folder normalises its features.
 
     Attributes:
-        stats: of each feature.
-        eps: of the way in.
-        eps_out: of the way out.
-        legacy: the formulas are those of lerobot before processors, which add eps to every range.
+        stats: the statistics of each feature.
+        eps: lerobot's eps for normalising inputs.
+        eps_out: lerobot's eps for unnormalising actions.
+        legacy: use the formulas of lerobot before processors, which add eps to every range.
         observed: the observations that are normalised; None for all of them.
-        modes: normalisation by type of feature as the processors tell it; nothing where there are none.
+        modes: each processor's normalisation mode by feature type; empty in folders without processors.
     """
 
     stats: dict[str, Stats]
@@ -77,10 +101,11 @@ class Normalisation(NamedTuple):
 
 
 def read(path: Path) -> Checkpoint:
-    """The policy in a folder. If there is a `pretrained_model_ema` beside it, pass that one for the averaged weights.
+    """Read a folder. If there is a `pretrained_model_ema` beside it, pass that folder for the EMA weights.
 
     Raises:
-        CheckpointError: if it is damaged, or a policy of a kind that is not supported.
+        CheckpointError: if a file is damaged, or the policy is of an unsupported kind.
+        ConfigError: if `asd_policy.json` has unknown or wrong fields.
     """
     where = str(path)
     config = read_json(path / CONFIG)
@@ -101,7 +126,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _shape(feature: Any, name: str, where: str) -> tuple[int, ...]:
-    """(D,), of an image (C, H, W)."""
+    """The shape of a feature: (D,) or, for an image, (C, H, W)."""
     shape, kind = entry(feature, "shape", f"{where}: {name}"), entry(feature, "type", f"{where}: {name}")
     image = kind == "VISUAL"
     sizes = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
@@ -115,7 +140,7 @@ def _shape(feature: Any, name: str, where: str) -> tuple[int, ...]:
 
 
 def _names(features: Iterable[str]) -> dict[str, str]:
-    """lerobot's names -> the observations' names here: an image is called by its last part, if that is its own."""
+    """lerobot's features -> our keys. An image is called by its last part, unless two features share that part."""
     last = {name: KEYS.get(name, name.rpartition(".")[2]) for name in features}
     counts = Counter(last.values())
     return {name: short if counts[short] == 1 else name for name, short in last.items()}
@@ -124,7 +149,7 @@ def _names(features: Iterable[str]) -> dict[str, str]:
 def _encoders(
     pool: TensorPool, config: dict[str, Any], images: list[str], where: str
 ) -> dict[str, Mapping[str, Tensor]]:
-    """The encoder of each image by lerobot's name. A shared one stands for each of them."""
+    """The encoder of each image by lerobot's feature. A shared encoder is copied for each image."""
     prefix = "diffusion.rgb_encoder."
     if images and not entry(config, "use_separate_rgb_encoder_per_camera", where):
         shared = rgb_encoder(pool.take_all(prefix))
@@ -135,10 +160,10 @@ def _encoders(
 def _image(
     key: str, shape: tuple[int, ...], encoder: Mapping[str, Tensor], config: dict[str, Any], where: str
 ) -> tuple[ImageKey, int]:
-    """The image and the number of its features."""
+    """The image and its number of features."""
     channels, height, width = shape
     resize, crop = config.get("resize_shape"), entry(config, "crop_shape", where)
-    if resize:  # then lerobot derives the crop from its ratio alone
+    if resize:  # lerobot then uses crop_ratio and ignores crop_shape
         ratio = entry(config, "crop_ratio", where)
         crop = [int(size * ratio) for size in resize] if ratio < 1 else None
     place = central_crop(resize or (height, width), crop, round) if crop else ()
@@ -147,7 +172,7 @@ def _image(
 
 
 def _renamed(name: str) -> str:
-    """lerobot's name of a U-Net's tensor in our vocabulary."""
+    """Our name of a tensor of lerobot's U-Net."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -159,7 +184,7 @@ def _legacy_stats(pool: TensorPool, features: Iterable[str]) -> Normalisation | 
     for name in features:
         group = "unnormalize_outputs" if name == "action" else "normalize_inputs"
         stats[name] = pool.take_all(f"{group}.buffer_{name.replace('.', '_')}.")
-        pool.take_all(f"normalize_targets.buffer_{name.replace('.', '_')}.")  # of the training loss: the action's again
+        pool.take_all(f"normalize_targets.buffer_{name.replace('.', '_')}.")  # for the training loss
     return Normalisation(stats, legacy=True) if any(stats.values()) else None
 
 
@@ -203,12 +228,12 @@ def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Te
 def _normaliser(
     config: dict[str, Any], features: Mapping[str, Any], found: Normalisation, where: str
 ) -> dict[str, Tensor]:
-    """The normalisation of each feature under its name here."""
+    """The normaliser's tensors of every feature."""
     modes = entry(config, "normalization_mapping", where)
     names = _names(features)
     tensors: dict[str, Tensor] = {}
     for name, feature in features.items():
-        # A feature whose type has no mode is left as it is, by lerobot too.
+        # lerobot does not normalise a feature whose type has no mode.
         mode = modes.get(feature["type"], "IDENTITY")
         if name != "action" and found.observed is not None and name not in found.observed:
             mode = "IDENTITY"
@@ -222,8 +247,8 @@ def _normaliser(
 def _statistics(name: str, mode: Any, dim: int, found: Normalisation, where: str) -> Statistics:
     """lerobot's normalisation of a feature, each (D,) float64.
 
-    On the way in its ranges of zero are eps, and deviations are added to it. What never moved is therefore stretched
-    by up to 2 / eps wherever it moves after all. On the way out an action of deviation zero is its mean.
+    For inputs, lerobot replaces ranges of zero by eps and adds eps to deviations. An entry that never moved in training
+    is therefore scaled by up to 2 / eps. An action entry with deviation zero is its mean.
     """
     if mode == "IDENTITY":
         return Statistics.identity(dim)
@@ -248,14 +273,14 @@ def _statistics(name: str, mode: Any, dim: int, found: Normalisation, where: str
 
 
 def _vector(value: Tensor, dim: int, feature: str, where: str) -> Tensor:
-    """A statistic (D,), of an image (D, 1, 1), as (D,) float64."""
+    """A statistic (D,) or, of an image, (D, 1, 1) as (D,) float64."""
     if tuple(value.shape) not in ((dim,), (dim, 1, 1)):
         raise CheckpointError(f"{where}: statistics of {feature} have shape {tuple(value.shape)}; expected ({dim},).")
     return numbers(value, feature, where).flatten()
 
 
 def _notes(path: Path, config: dict[str, Any], found: Normalisation) -> tuple[str, ...]:
-    """What lerobot does otherwise with the folder, or has in another one."""
+    """Notes on processors that disagree with `config.json`, and on EMA weights in another folder."""
     modes = config["normalization_mapping"]
     told = {kind: mode for others in found.modes for kind, mode in others.items() if modes.get(kind, mode) != mode}
     notes: tuple[str, ...] = ()
@@ -285,29 +310,29 @@ def _checkpoint(
     sizes = unet_sizes(network, entry(config, "n_groups", where), where)
     check_claims(sizes.network, {ours: entry(config, theirs, where) for theirs, ours in CLAIMS.items()}, where)
     scheduler, notes = _scheduler(config, where)
-    sidecar = read_json(path / SIDECAR) if (path / SIDECAR).is_file() else {}
+    sidecar = Sidecar.of(path)
     policy = PolicyConfig(
-        env_id=sidecar.get("env_id", "unknown"),
+        env_id=sidecar.env_id,
         obs_keys=state | {image.key: features for image, features in images.values()} | environment,
         action_dim=shapes.get("action", (0,))[0],
         n_obs_steps=entry(config, "n_obs_steps", where),
         horizon=entry(config, "horizon", where),
         n_action_steps=entry(config, "n_action_steps", where),
-        action_bound=sidecar.get("action_bound"),
+        action_bound=sidecar.action_bound,
         network=sizes.network,
         scheduler=scheduler,
-        action_parts=tuple(ActionPart(**part) for part in sidecar.get("action_parts", ())),
+        action_parts=sidecar.action_parts,
         images=tuple(image for image, _ in images.values()),
     )
     tensors = {f"model.{name}": value for name, value in network.items()} | normaliser
     for name, encoder in encoders.items():
         tensors |= encoder_tensors(names[name], encoder)
-    checkpoint = Checkpoint(path, FORMAT, policy, tensors, notes)
-    return checkpoint.with_obs_keys(sidecar["obs_keys"]) if "obs_keys" in sidecar else checkpoint
+    checkpoint = Checkpoint(path, NAME, policy, tensors, notes)
+    return checkpoint if sidecar.obs_keys is None else checkpoint.with_obs_keys(sidecar.obs_keys)
 
 
 def _scheduler(config: dict[str, Any], where: str) -> tuple[SchedulerConfig, tuple[str, ...]]:
-    """The scheduler with the settings that lerobot hands to diffusers; it looks at no others."""
+    """The scheduler from the settings that lerobot passes to diffusers. lerobot ignores all others."""
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample")
     values = {name: entry(config, name, where) for name in (*names, "clip_sample_range")}
     kind, steps = entry(config, "noise_scheduler_type", where), entry(config, "num_inference_steps", where)
