@@ -17,7 +17,6 @@ from rich.table import Table
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.importers import Checkpoint, read_checkpoint
 from asd_policy.importers.export import EXPORTS
-from asd_policy.policies.config import NetworkConfig, TransformerConfig
 from asd_policy.policies.image_keys import ImageKey
 
 
@@ -73,7 +72,7 @@ def table(checkpoint: Checkpoint) -> Table:
     rows = {
         "format": checkpoint.format,
         "environment": config.env_id,
-        "architecture": architecture(config.network),
+        "architecture": config.network.describe(),
         "parameters": f"{parameters:,}",
         "horizons": f"observes {config.n_obs_steps}, predicts {config.horizon}, "
         f"executes {config.n_action_steps} (chunk[{first}:{first + config.n_action_steps}])",
@@ -89,17 +88,6 @@ def table(checkpoint: Checkpoint) -> Table:
     for name, value in rows.items():
         shown.add_row(name, value)
     return shown
-
-
-def architecture(network: NetworkConfig | TransformerConfig) -> str:
-    """The network's sizes."""
-    if isinstance(network, TransformerConfig):
-        attention = "causal" if network.causal_attn else "full"
-        sizes = f"{network.n_layer} layers, {network.n_head} heads, embedding {network.n_emb}"
-        return f"{network.name}, {sizes}, {attention} attention"
-    film = "scale and bias" if network.cond_predict_scale else "bias"
-    sizes = f"kernel {network.kernel_size}, {network.n_groups} groups"
-    return f"{network.name} {network.down_dims}, {sizes}, embedding {network.diffusion_step_embed_dim}, FiLM {film}"
 
 
 def encoded(image: ImageKey, features: int) -> str:

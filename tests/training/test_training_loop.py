@@ -12,7 +12,7 @@ from torch import Tensor
 from asd_policy.data.windows import Windows, make_windows
 from asd_policy.errors import CheckpointError, NumericalError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import store_channels_last
+from asd_policy.nets.unet1d.channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import ema_decay

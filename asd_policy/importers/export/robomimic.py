@@ -21,8 +21,10 @@ from asd_policy.importers.export.common import (
     tensors_below,
 )
 from asd_policy.importers.robots import action_bound
-from asd_policy.policies.config import SAMPLING, NetworkConfig, SchedulerConfig
+from asd_policy.nets import NetworkConfig
+from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE
+from asd_policy.policies.scheduler_config import SAMPLING
 from asd_policy.policies.tasks import ENV_IDS, POSES, env_id, takes_poses
 
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
