@@ -19,7 +19,7 @@ from asd_policy.data.digits import Digits
 from asd_policy.errors import AsdPolicyError
 from asd_policy.images.frechet import DigitClassifier, accuracy, frechet_distance, save_reference
 from asd_policy.threads import check_threads
-from asd_policy.training.loop import write_atomically
+from asd_policy.training.files import write_checkpoint
 
 SHIFT = 2  # pixels that a training image may be moved by
 
@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> None:
         for some in images.split(500):
             metric.update(some, real=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out, lambda path: save_reference(path, metric))
+    write_checkpoint(arguments.out, lambda path: save_reference(path, metric))
     console.print(f"Wrote {arguments.out}")
 
 

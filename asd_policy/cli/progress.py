@@ -77,4 +77,4 @@ class _Lines:
             told = ", ".join(
                 filter(None, (f"{label or name}: {done}/{total}", note, f"about {left / 60:.0f} min left"))
             )
-            self._console.print(", ".join(filter(None, told)), highlight=False, markup=False, soft_wrap=True)
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError
-from asd_policy.training.loop import Trainer, TrainSettings
+from asd_policy.training.loop import Trainer
+from asd_policy.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
