@@ -16,7 +16,7 @@ from asd_policy.benchmarks.gpu_chunks import Timed
 from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench
 from asd_policy.benchmarks.gpu_results import Row, outcome
 from asd_policy.benchmarks.memory import PeakMemory
-from asd_policy.nets import NetworkConfig
+from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.network import build_network
 

@@ -22,7 +22,7 @@ class UnetSizes:
     """A U-Net with attention at its lowest resolution alone.
 
     Attributes:
-        channels: of each resolution, the image's own first; each further one halves it.
+        channels: per resolution, from the image's own down; each further one has half the height and width.
         layers: residual blocks per resolution.
     """
 
@@ -81,7 +81,8 @@ def image_trainer(
         return labels[indices].masked_fill(dropped, no_class), images[indices]
 
     def forward(net: UNet2DModel, x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
-        return net(x, timestep, class_labels=classes, return_dict=False)[0]
+        prediction: Tensor = net(x, timestep, class_labels=classes, return_dict=False)[0]
+        return prediction
 
     def write(averaged: nn.Module, path: Path) -> None:
         assert isinstance(averaged, UNet2DModel)
@@ -94,7 +95,7 @@ def image_trainer(
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its place and move it there: what lies at `path` is always whole.
+    """Write a folder under another name and move it to `path`, which never holds half a folder.
 
     Raises:
         CheckpointError: if it cannot be written, as on a full disk.

@@ -21,7 +21,7 @@ SIZES = {
     "transformer": "--network.n-layer 2 --network.n-head 2 --network.n-emb 16 --network.no-causal-attn",
 }
 """Options of small networks; another's are its defaults."""
-SETTINGS = "--steps 6 --batch-size 4 --warmup-steps 2 --snapshot-every 3 --log-every 1 --device cpu --octaves 1"
+SETTINGS = "--steps 6 --batch-size 4 --warmup-steps 2 --snapshot-every 3 --log-every 1 --device cpu"
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def new(store: Path, out: Path, name: str) -> list[str]:
-    options = f"{SETTINGS} --network.name {name} {SIZES.get(name, '')}"
+def new(store: Path, out: Path, name: str, octaves: int = 1) -> list[str]:
+    options = f"{SETTINGS} --octaves {octaves} --network.name {name} {SIZES.get(name, '')}"
     return ["train", "new", "--data", str(store), "--out", str(out), *options.split()]
 
 
@@ -109,8 +109,7 @@ def test_octaves_are_not_added_to_a_network_that_cannot_be_widened(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    command = [word for word in new(store, run, "transformer") if word not in ("--octaves", "1")]
-    assert main([*command, "--log-every", "1", "--octaves", "0"]) == 0
+    assert main(new(store, run, "transformer", octaves=0)) == 0
     (run / "model.safetensors").write_bytes((run / "ema_000006.safetensors").read_bytes())
     again = [*new(store, tmp_path / "again", "transformer"), "--init", str(run)]
     assert main(again) == 1
@@ -120,18 +119,29 @@ def test_octaves_are_not_added_to_a_network_that_cannot_be_widened(
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "told"),
+    ("options", "told"),
     [
-        ("--network.name transfomer", 1, "Unknown network 'transfomer'. Did you mean 'transformer'?"),
-        ("--network.name=unet", 1, "Unknown network 'unet'. Did you mean 'unet1d'?"),
-        ("--network.name transformer --network.n-emb 18 --network.n-head 4", 1, "network.n_emb is 18"),
+        ("--network.name transfomer", "Unknown network 'transfomer'. Did you mean 'transformer'?"),
+        ("--network.name=unet", "Unknown network 'unet'. Did you mean 'unet1d'?"),
     ],
 )
-def test_networks_that_cannot_be_chosen(
-    options: str, status: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["train", "new", "--data", "x", "--out", str(tmp_path / "run"), "--steps", "1", *options.split()]
-    assert main(command) == status
+def test_networks_that_do_not_exist(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "new", "--data", "x", "--out", "y", "--steps", "1", *options.split()]) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--network.name transformer --network.n-emb 18 --network.n-head 4", "network.n_emb is 18"),
+        ("--network.name transformer --network.down-dims 8", "Unrecognized options: --network.down-dims"),
+        ("--network.n-layer 8", "Unrecognized options: --network.n-layer"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_network(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "new", "--data", "x", "--out", "y", "--steps", "1", *options.split()])
+    assert ended.value.code == 2
     assert told in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from asd_policy.importers.export.common import (
     tensors_below,
 )
 from asd_policy.importers.vision import PIXEL, encoder_prefix
-from asd_policy.nets import NetworkConfig
+from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 
 MODES = {"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX", "VISUAL": "MEAN_STD"}
