@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 MAX_PROBLEMS = 5
 """Problems that an error message lists."""
+MAX_VALUES = 200_000
+"""Values of a record, nested ones included. Each can be a problem of its own, which takes time and memory to report."""
 
 LATER: Mapping[str, Any] = {"later": True}
 """Metadata of a dataclass's field that came later: records written before it lack it."""
@@ -40,7 +42,7 @@ def read_record(
         record = _read(kind, data)
         missing = [f"{name} is missing" for name in _missing(record, data)] if complete else []
         if missing:
-            raise _RefusedError(missing)
+            raise _RefusedError(missing[:MAX_PROBLEMS], len(missing) - MAX_PROBLEMS)
     except _RefusedError as refused:
         raise error(f"{what}: {refused}.") from None
     return record
@@ -83,9 +85,8 @@ class ByName:
 class _RefusedError(ValueError):
     """Problems of a record."""
 
-    def __init__(self, problems: Sequence[str]):
-        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        super().__init__("; ".join(problems[:MAX_PROBLEMS]) + more)
+    def __init__(self, problems: Sequence[str], more: int = 0):
+        super().__init__("; ".join(problems) + (f"; and {more} more" if more > 0 else ""))
 
 
 def _read(kind: type[T], data: Any, within: str = "") -> T:
@@ -93,11 +94,14 @@ def _read(kind: type[T], data: Any, within: str = "") -> T:
     import pydantic  # takes a while to import, and the core does without it
     import pydantic_core
 
+    if _holds_more_values(data, MAX_VALUES):
+        raise _RefusedError([f"it holds over {MAX_VALUES} values"])
     try:
         text = pydantic_core.to_json(data, inf_nan_mode="constants")
         [record] = _adapter(cast(Hashable, kind)).validate_json(b"[" + text + b"]")
     except pydantic.ValidationError as found:
-        raise _RefusedError([_described(problem, within) for problem in found.errors(include_url=False)]) from None
+        described = [_described(problem, within) for problem in found.errors(include_url=False)[:MAX_PROBLEMS]]
+        raise _RefusedError(described, found.error_count() - MAX_PROBLEMS) from None
     except (pydantic_core.PydanticSerializationError, RecursionError, ValueError) as found:
         raise _RefusedError([f"it is no JSON: {found!s:.200}"]) from None
     value: T = record
@@ -125,6 +129,16 @@ def _described(problem: Mapping[str, Any], within: str) -> str:
     if kind == "dataclass_type":
         return f"{field} is {got}; expected a JSON object"
     return f"{field} is {got}; expected {problem['msg'].removeprefix('Input should be ')}"
+
+
+def _holds_more_values(data: Any, most: int) -> bool:
+    left, count = [data], 1
+    while left and count <= most:
+        value = left.pop()
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        count += len(parts)
+        left += [part for part in parts if isinstance(part, Mapping | list | tuple)] if count <= most else []
+    return count > most
 
 
 def _missing(record: Any, data: Any, within: str = "") -> Iterator[str]:

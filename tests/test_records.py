@@ -59,6 +59,12 @@ def test_many_problems_are_counted():
         read_record(Outer, {"keys": {str(number): "x" for number in range(100)}}, "config")
 
 
+def test_records_of_a_great_many_values_are_refused():
+    for keys in ({str(number): "x" for number in range(200_001)}, {"a": [[["x"] * 70_000]] * 3}):
+        with pytest.raises(ConfigError, match=r"config: it holds over 200000 values\."):
+            read_record(Outer, {"keys": keys}, "config")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00"])
 def test_damaged_files_are_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
