@@ -142,7 +142,7 @@ def _holds_more_values(data: Any, most: int) -> bool:
 
 
 def _missing(record: Any, data: Any, within: str = "") -> Iterator[str]:
-    """Fields that a valid record's data lack, but for those that came later."""
+    """Fields without `LATER` that the data of a valid record lack."""
     if is_dataclass(record) and isinstance(data, Mapping):
         for field in fields(record):
             if field.name in data:

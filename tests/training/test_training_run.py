@@ -228,7 +228,7 @@ def test_files_of_earlier_runs_are_read(tmp_path: Path) -> None:
         ({"settings": {"steps": 0}}, "steps is 0; expected at least 1"),
         ({"settings": {"steps": 1.5}}, "settings.steps is 1.5; expected a valid integer"),
         ({"foreseeable": -1}, "foreseeable is -1.0"),
-        ({"ignored": {"object": 1}}, "ignored.object is 1; expected a valid list"),
+        ({"ignored": {"object": 1}}, "ignored.object is 1; expected a valid array"),
     ],
 )
 def test_training_settings_that_cannot_be_used_are_refused(tmp_path: Path, change: dict, told: str) -> None:
