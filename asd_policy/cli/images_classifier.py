@@ -12,16 +12,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from asd_policy.cli import COMPLETE
 from asd_policy.cli.progress import counter, progress
 from asd_policy.data.digits import Digits
-from asd_policy.errors import CheckpointError
-from asd_policy.files import write_atomically
 from asd_policy.images.frechet import DigitClassifier, accuracy, frechet_distance, save_reference
 from asd_policy.threads import check_threads
+from asd_policy.training.files import write_checkpoint
 
 SHIFT = 2  # pixels that a training image may be moved by
 
@@ -85,9 +83,6 @@ def main(arguments: Arguments) -> int:
         for some in images.split(500):
             metric.update(some, real=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_atomically(arguments.out, lambda path: save_reference(path, metric))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write {arguments.out}: {error}") from error
+    write_checkpoint(arguments.out, lambda path: save_reference(path, metric))
     console.print(f"Wrote {arguments.out}")
     return COMPLETE

@@ -19,13 +19,13 @@ from diffusers.utils import make_image_grid
 from rich.console import Console
 
 from asd_policy.cli import COMPLETE, INCOMPLETE
+from asd_policy.cli.training_progress import train_with_progress
 from asd_policy.data.digits import CLASSES, Digits
 from asd_policy.images import AsdImagePipeline
 from asd_policy.threads import check_threads
 from asd_policy.training.demonstrations import fingerprint
 from asd_policy.training.images import ImageRun, UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import Trainer, step_generator
-from asd_policy.training.progress import train_with_progress
 from asd_policy.training.run import Machine, check_new, check_same_data, make_run
 from asd_policy.training.settings import TrainSettings
 

@@ -1,8 +1,10 @@
 """Training windows over demonstrations, held in memory as tensors.
 
-The windows are those of Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
-`common/sampler.py`): a window may begin before its episode and run past its end, where the edge step repeats.
+The same windows as Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
+`common/sampler.py`). A window may begin before its episode or run past its end; the edge step is repeated there.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +17,8 @@ from asd_policy.errors import DataError
 
 
 @dataclass(frozen=True)
-class Windows:
-    """W windows of H steps over N steps of demonstrations, gathered by index arithmetic.
+class TrainingWindows:
+    """W windows of H steps over N steps of demonstrations, which index the demonstrations' tensors.
 
     Attributes:
         obs: (N, ...) per key, observations in their own units.
@@ -24,8 +26,8 @@ class Windows:
         starts: (W,) int64, first step of each window; may lie before its episode.
         first: (W,) int64, first step of the window's episode.
         last: (W,) int64, last step of the window's episode.
-        n_obs_steps: To, how many steps of a window the policy sees.
-        horizon: H.
+        n_obs_steps: To, the number of observations of a window, its first steps.
+        horizon: H, the number of actions of a window.
     """
 
     obs: Mapping[str, Tensor]
@@ -39,8 +41,8 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def to(self, device: torch.device | str) -> "Windows":
-        """The same windows on another device."""
+    def to(self, device: torch.device | str) -> TrainingWindows:
+        """The same windows with their tensors on another device."""
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -54,11 +56,11 @@ class Windows:
         seen = steps[:, : self.n_obs_steps]
         return {key: values[seen] for key, values in self.obs.items()}, self.actions[steps]
 
-    def foreseeable(self, disturbed: Tensor) -> "Windows":
-        """Those in which nothing disturbs the expert from the last step that the policy sees on.
+    def foreseeable(self, disturbed: Tensor) -> TrainingWindows:
+        """Windows whose expert is undisturbed after the policy's last observation.
 
-        What an expert does about a push that comes later cannot be told from the observations: a policy would learn to
-        do it now and then, unpushed.
+        The expert's answer to a later push cannot be predicted from the observations. A policy that learned it would
+        act on pushes that do not happen.
 
         Args:
             disturbed: (N,) bool, the steps at which the expert is disturbed.
@@ -67,13 +69,13 @@ class Windows:
             DataError: if no window is left.
         """
         before = torch.cat([torch.zeros_like(disturbed[:1], dtype=torch.int64), disturbed.cumsum(0)])
-        # The action of the last step of a window changes nothing within it.
+        # The disturbance of a window's last action comes after all its other steps, so it does not count.
         begin, end = self.starts + self.n_obs_steps - 1, torch.minimum(self.starts + self.horizon - 1, self.last + 1)
         calm = before[begin] == before[end]
         if not calm.any():
             raise DataError(
-                "In every window something disturbs the expert after what the policy sees. Let more of it pass as "
-                "noise, or collect demonstrations whose pushes leave gaps."
+                "In every window the expert is disturbed after the policy's last observation. Raise foreseeable, "
+                "up to which a disturbance counts as noise, or collect demonstrations whose pushes leave gaps."
             )
         return replace(self, starts=self.starts[calm], first=self.first[calm], last=self.last[calm])
 
@@ -85,8 +87,8 @@ def make_windows(
     n_obs_steps: int,
     horizon: int,
     n_action_steps: int,
-) -> Windows:
-    """All windows of To - 1 steps of padding before an episode and Ta - 1 after it.
+) -> TrainingWindows:
+    """All windows of all episodes, padded by To - 1 steps before an episode and Ta - 1 steps after it.
 
     Args:
         obs: (N, ...) observations per key, episodes laid end to end.
@@ -120,4 +122,4 @@ def make_windows(
     # A window's first executed step, start + To - 1, always lies inside its episode.
     episode = torch.searchsorted(episode_ends, all_starts + n_obs_steps - 1, right=True)
     first = torch.tensor(begins)[episode]
-    return Windows(obs, actions, all_starts, first, episode_ends[episode] - 1, n_obs_steps, horizon)
+    return TrainingWindows(obs, actions, all_starts, first, episode_ends[episode] - 1, n_obs_steps, horizon)

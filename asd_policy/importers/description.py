@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asd_policy.importers.checkpoint import Checkpoint
-from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig, TransformerConfig
+from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey
 
 
@@ -14,7 +14,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "format": checkpoint.format,
         "environment": config.env_id,
-        "architecture": _network(config.network),
+        "architecture": config.network.describe(),
         "parameters": f"{_count_parameters(checkpoint):,}",
         "horizons": f"observes {config.n_obs_steps}, predicts {config.horizon}, "
         f"executes {config.n_action_steps} (chunk[{first}:{first + config.n_action_steps}])",
@@ -25,17 +25,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "actions": _actions(config),
         "normalised": ", ".join(_normalised(checkpoint)) or "nothing",
     }
-
-
-def _network(network: NetworkConfig | TransformerConfig) -> str:
-    """The network's architecture and sizes."""
-    if isinstance(network, TransformerConfig):
-        attention = "causal" if network.causal_attn else "full"
-        sizes = f"{network.n_layer} layers, {network.n_head} heads, embedding {network.n_emb}"
-        return f"{network.name}, {sizes}, {attention} attention"
-    film = "scale and bias" if network.cond_predict_scale else "bias"
-    sizes = f"kernel {network.kernel_size}, {network.n_groups} groups"
-    return f"{network.name} {network.down_dims}, {sizes}, embedding {network.diffusion_step_embed_dim}, FiLM {film}"
 
 
 def _count_parameters(checkpoint: Checkpoint) -> int:

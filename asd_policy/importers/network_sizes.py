@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asd_policy.errors import CheckpointError
-from asd_policy.policies.config import NetworkConfig, TransformerConfig
+from asd_policy.nets import NetworkConfig, TransformerConfig
 
 
 class Sizes(NamedTuple):

@@ -27,10 +27,12 @@ from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
 from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, visual_core
+from asd_policy.nets import NetworkConfig
 from asd_policy.policies.actions import ActionPart
-from asd_policy.policies.config import SAMPLING, NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.config import PolicyConfig, SchedulerConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.recording import COMPOSITE, POSE_CONTROLLER, ROBOSUITE, Recording
+from asd_policy.policies.scheduler_config import SAMPLING
 from asd_policy.policies.tasks import ENV_IDS, POSES, env_id, takes_poses
 
 NAME = "robomimic"

@@ -4,12 +4,63 @@ Maths and state-dict names are those of https://github.com/real-stanford/diffusi
 (`model/diffusion/transformer_for_diffusion.py`) with `time_as_cond`, `obs_as_cond` and no layers for the condition.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from asd_policy.checks import expect, is_count
 from asd_policy.errors import ConfigError
-from asd_policy.nets.unet1d import SinusoidalEmbedding
+from asd_policy.nets.embedding import SinusoidalEmbedding
+
+MAX_LAYERS = 1000
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the transformer, `ConditionalTransformer`.
+
+    Attributes:
+        name: of the architecture.
+        n_layer: decoder layers.
+        n_head: attention heads; divides `n_emb`.
+        n_emb: size of the embeddings, even.
+        causal_attn: an action attends to earlier actions, and to observations up to its own step.
+    """
+
+    name: str = "transformer"
+    n_layer: int = 8
+    n_head: int = 4
+    n_emb: int = 256
+    causal_attn: bool = True
+
+    def __post_init__(self) -> None:
+        expect(self.name == "transformer", "network.name", self.name, "'transformer'")
+        for name in ("n_layer", "n_head", "n_emb"):
+            expect(is_count(getattr(self, name)), f"network.{name}", getattr(self, name), "a positive integer")
+        expect(self.n_layer <= MAX_LAYERS, "network.n_layer", self.n_layer, f"at most {MAX_LAYERS}")
+        fits = self.n_emb % self.n_head == 0 and self.n_emb % 2 == 0 and self.n_emb >= 4
+        expect(fits, "network.n_emb", self.n_emb, f"even, 4 or more, and a multiple of n_head ({self.n_head})")
+
+    @property
+    def downsampling(self) -> int:
+        """The horizon must be a multiple of this: it may be any."""
+        return 1
+
+    def describe(self) -> str:
+        """The sizes in one line."""
+        attention = "causal" if self.causal_attn else "full"
+        sizes = f"{self.n_layer} layers, {self.n_head} heads, embedding {self.n_emb}"
+        return f"{self.name}, {sizes}, {attention} attention"
+
+    def build(self, input_dim: int, cond_dim: int, horizon: int, n_obs_steps: int) -> ConditionalTransformer:
+        """The network with fresh weights, for chunks of `horizon` actions and `n_obs_steps` observations."""
+        return ConditionalTransformer(
+            input_dim, cond_dim, horizon, n_obs_steps, self.n_layer, self.n_head, self.n_emb, self.causal_attn
+        )
 
 
 class ConditionalTransformer(nn.Module):
@@ -23,7 +74,7 @@ class ConditionalTransformer(nn.Module):
         n_layer: decoder layers.
         n_head: attention heads; divides `n_emb`.
         n_emb: size of the embeddings, even.
-        causal_attn: an action sees those before it and the observations up to its own step.
+        causal_attn: an action attends to earlier actions, and to observations up to its own step.
     """
 
     mask: Tensor | None
@@ -72,7 +123,7 @@ class ConditionalTransformer(nn.Module):
         obs = self.cond_obs_emb(rearrange(global_cond, "n (t g) -> n t g", t=self.n_obs_steps))
         tokens = torch.cat([self.time_emb(timestep)[:, None], obs], dim=1)
         memory = self.encoder(tokens + self.cond_pos_emb)
-        # Told so, torch does not look into the masks, which on a GPU would wait for it.
+        # With `is_causal` given, torch does not read the masks' values, which would wait for the GPU.
         x = self.decoder(
             self.input_emb(sample) + self.pos_emb,
             memory,
@@ -81,7 +132,8 @@ class ConditionalTransformer(nn.Module):
             tgt_is_causal=False,
             memory_is_causal=False,
         )
-        return self.head(self.ln_f(x))
+        noise: Tensor = self.head(self.ln_f(x))
+        return noise
 
 
 def _additive(visible: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels),
     "batch": nn.BatchNorm2d,
 }
-"""Normalisation layers of the ResNet. An average of weights over training (EMA) does not go with "batch"."""
+"""Normalisation layers of the ResNet. Running statistics ("batch") do not fit averaged weights (EMA)."""
 
 
 class SpatialSoftmax(nn.Module):
-    """Where in the image each of K keypoints is (Finn et al. 2016, https://arxiv.org/abs/1509.06113)."""
+    """Expected image coordinates of K keypoints (Finn et al. 2016, https://arxiv.org/abs/1509.06113)."""
 
     def __init__(self, channels: int, num_keypoints: int):
         super().__init__()
@@ -40,8 +40,8 @@ class ImageEncoder(nn.Module):
 
     Args:
         channels: C, of the image.
-        features: D, how many numbers it becomes.
-        crop: top, left, height and width of what is looked at; empty for all of it.
+        features: D, the number of features.
+        crop: top, left, height and width of the crop; empty for the whole image.
         resize: height and width to resize to before the crop; empty for none.
         backbone: torchvision's name of a ResNet.
         norm: a key of `NORMS`.
@@ -84,7 +84,8 @@ class ImageEncoder(nn.Module):
             x = resize(x, self._resize)
         if self._crop:
             x = self._central(x) if corners is None else self._cropped(x, corners.flatten(0, -2))
-        return self.out(self.pool(self.backbone(x))).relu().unflatten(0, leading)
+        features: Tensor = self.out(self.pool(self.backbone(x))).relu().unflatten(0, leading)
+        return features
 
     def _central(self, x: Tensor) -> Tensor:
         top, left, height, width = self._crop

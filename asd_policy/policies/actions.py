@@ -1,4 +1,4 @@
-"""From what a network predicts to what the environment takes: parts of the action vector, side by side."""
+"""Conversion of a network's actions to the environment's: parts of the action vector, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,13 @@ class ActionPart:
     """Consecutive entries of the network's action.
 
     Attributes:
-        kind: "keep" hands them on; "rot6d" turns the first two rows of a rotation matrix into an axis-angle vector.
-        dim: how many entries of the network's action it reads.
+        kind: "keep" leaves them unchanged; "rot6d" turns the first two rows of a rotation matrix into an axis-angle
+            vector.
+        dim: number of entries in the network's action.
+
+    Raises:
+        UnknownNameError: on another kind.
+        ConfigError: if the dim does not fit the kind.
     """
 
     kind: str
@@ -35,7 +40,7 @@ class ActionPart:
 
     @property
     def env_dim(self) -> int:
-        """How many entries the environment gets."""
+        """Number of entries in the environment's action."""
         return AXIS_ANGLE if self.kind == "rot6d" else self.dim
 
 
@@ -47,13 +52,13 @@ POSE_ARM_ENV_DIM = sum(part.env_dim for part in POSE_ARM)
 
 
 def from_env_poses(actions: Tensor) -> Tensor:
-    """The environment's pose actions (..., 7 per arm) -> what a network learns, (..., 10 per arm) as in `POSE_ARM`."""
+    """The environment's pose actions (..., 7 per arm) -> the network's (..., 10 per arm), as in `POSE_ARM`."""
     position, rotation, gripper = actions.unflatten(-1, (-1, POSE_ARM_ENV_DIM)).split((3, AXIS_ANGLE, 1), dim=-1)
     return torch.cat([position, axis_angle_to_rot6d(rotation), gripper], dim=-1).flatten(-2)
 
 
 def to_env_actions(actions: Tensor, parts: Sequence[ActionPart]) -> Tensor:
-    """actions (..., A) of the network -> (..., A_env) of the environment; no parts leave them as they are."""
+    """The network's actions (..., A) -> the environment's (..., A_env). Without parts they are the same."""
     if not parts:
         return actions
     pieces = actions.split([part.dim for part in parts], dim=-1)
@@ -83,14 +88,15 @@ def axis_angle_to_rot6d(axis_angle: Tensor) -> Tensor:
     x, y, z = axis_angle.double().unbind(dim=-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)[..., :2, :].flatten(-2).to(axis_angle.dtype)
+    rows: Tensor = torch.linalg.matrix_exp(cross)[..., :2, :]
+    return rows.flatten(-2).to(axis_angle.dtype)
 
 
 def _matrix_to_quaternion(matrix: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 4) unit quaternions wxyz whose largest entry is positive, accurate at every angle.
 
-    All four rows below are the quaternion times 4 w, 4 x, 4 y, 4 z: the longest is taken, and none is divided by zero.
-    That choice of sign is PyTorch3D's, so that actions are the original's number for number: angles go beyond pi.
+    The four rows below are the quaternion times 4 w, 4 x, 4 y and 4 z. Normalising the longest never divides by zero.
+    The sign is PyTorch3D's choice, so that actions equal the original's; angles can be larger than pi.
     """
     m = matrix
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]

@@ -8,7 +8,7 @@ from typing import Any
 from asd_policy.errors import ConfigError
 
 NORMS = ("group", "batch")
-MAX_SIDE = 2**13  # pixels; more would be no camera, but an attempt to fill memory
+MAX_SIDE = 2**13  # pixels; more would fill memory
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -17,9 +17,9 @@ class ImageKey:
     """An observation that is an image (H, W, C), uint8, and how it is encoded; see `asd_policy.nets.vision`.
 
     Attributes:
-        key: of the observation. Its size among `PolicyConfig.obs_keys` is the number of features it becomes.
-        shape: H, W and C, as the environment gives it.
-        crop: top, left, height and width of what the encoder looks at; empty for all of it.
+        key: of the observation. Its size in `PolicyConfig.obs_keys` is the encoder's number of features.
+        shape: H, W and C, as the environment returns it.
+        crop: top, left, height and width of the encoder's crop; empty for the whole image.
         resize: height and width to resize to before the crop; empty for none.
         backbone: torchvision's name of a ResNet.
         norm: its normalisation layers, "group" or "batch".
@@ -53,7 +53,7 @@ class ImageKey:
 
     @property
     def crop_places(self) -> tuple[int, ...]:
-        """How many rows and columns there are where a crop of this size can begin."""
+        """Number of rows and of columns at which a crop of this size can begin."""
         seen = self.resize or self.shape[:2]
         return tuple(n - c + 1 for n, c in zip(seen, self.crop[2:], strict=True))
 
@@ -76,7 +76,7 @@ def central_crop(
     Args:
         size: height and width of the image.
         crop: those of the crop.
-        corner: rounds its corner: robomimic down, torchvision, and so the others, to the nearest even.
+        corner: rounds its corner: down as in robomimic, or to the nearest even as in torchvision (`round`).
     """
     return (*(corner((n - c) / 2) for n, c in zip(size, crop, strict=True)), *crop)
 

@@ -1,4 +1,4 @@
-"""Modules by observation key, whatever characters the key has."""
+"""Modules by observation key, which may hold any characters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _PLAIN = nn.ModuleDict()
 
 
 def module_name(key: str) -> str:
-    """The key as a module's name: without dots, which separate modules, and unlike any attribute of a ModuleDict."""
+    """The key as a module's name, which has no dots and differs from a ModuleDict's attributes."""
     name = key.replace("%", "%25").replace(".", "%2E")
     return f"%{ord(name[0]):02X}{name[1:]}" if hasattr(_PLAIN, name) else name
 
 
 class KeyedModules(nn.ModuleDict):
-    """A ModuleDict that takes dots in its keys. Its tensors' names hold `module_name(key)`."""
+    """A ModuleDict whose keys may hold dots. The names of its tensors contain `module_name(key)`."""
 
     def __getitem__(self, key: str) -> nn.Module:
         return super().__getitem__(module_name(key))

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from asd_policy.errors import ConfigError
 from asd_policy.policies.keyed import KeyedModules
 
-# A dimension that moves less than this in the demonstrations is constant: stretching it to [-1, 1] would
-# blow up the simulator's rounding errors.
+# A dimension with a smaller range in the demonstrations counts as constant: stretching it to [-1, 1] would amplify the
+# simulator's rounding errors.
 CONSTANT_RANGE = 1e-4
 
 
 class Affine(nn.Module):
     """y = (x - center) * scale + offset, and back, over the last dimension (D,).
 
-    `center` keeps the digits that x * scale + offset would lose where scale * center is large: other libraries divide a
-    range of zero by 1e-8. In a dimension of scale 0, y is `offset` for every x, and x is `center` for every y. State
-    dicts written before `center` existed lack it; it is zero there.
+    `center` avoids the cancellation of x * scale + offset where scale * center is large: other libraries scale a
+    dimension that never changes by up to 1e8. In a dimension of scale 0, y is `offset` for every x, and x is `center`
+    for every y. State dicts written before `center` existed lack it; zero is read there.
     """
 
     center: Tensor
@@ -49,7 +49,7 @@ class Affine(nn.Module):
 class LinearNormalizer(nn.Module):
     """One affine map per field: the observation keys and "action". The identity until fitted or loaded.
 
-    An image's is one of its channels, and takes pixels from 0 to 255.
+    An image's field has one entry per channel, for pixels from 0 to 255.
 
     Buffers are named `fields.<field>.center`, `.scale` and `.offset`, each of shape (D,); see `keyed.module_name`.
     """
@@ -66,7 +66,7 @@ class LinearNormalizer(nn.Module):
         return affine
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ConfigError unless there is a field of each size; one of another might be broadcast silently."""
+        """Raise ConfigError unless each field exists and has this size: another size might be broadcast silently."""
         for field, size in sizes.items():
             got = len(self._field(field).scale)
             if got != size:
@@ -75,7 +75,7 @@ class LinearNormalizer(nn.Module):
     def fit(self, field: str, data: Tensor, ignored: Sequence[int] = ()) -> None:
         """Map the range of `data` (N, D) to [-1, 1] in each dimension; a constant dimension is only centred.
 
-        The `ignored` dimensions are mapped to zero, whatever their value, and back to zero.
+        The `ignored` dimensions are mapped to zero for every value, and back to zero.
         """
         affine = self._field(field)
         low, high = data.amin(dim=0), data.amax(dim=0)
@@ -88,7 +88,8 @@ class LinearNormalizer(nn.Module):
 
     def normalize(self, field: str, x: Tensor) -> Tensor:
         """x (..., D) in its own units -> (..., D), demonstrations in [-1, 1]."""
-        return self._field(field)(x)
+        normalized: Tensor = self._field(field)(x)
+        return normalized
 
     def unnormalize(self, field: str, y: Tensor) -> Tensor:
         """The inverse of `normalize`."""
@@ -101,13 +102,13 @@ class LinearNormalizer(nn.Module):
         encoders: Mapping[str, Callable[[Tensor], Tensor]] | nn.ModuleDict | None = None,
         octaves: int = 0,
     ) -> Tensor:
-        """The network's condition: normalised keys side by side, steps one after another.
+        """The network's condition: for each step in turn, the normalised observations side by side.
 
         Args:
             obs: for each key (N, To, D_key), the last To observations, oldest first; of an image (N, To, H, W, C).
             keys: the keys in the policy's order.
             encoders: of the images among them: (N, To, H, W, C) -> (N, To, D_key).
-            octaves: how many sines and cosines accompany each value.
+            octaves: number of sines and cosines of each value, besides the value.
 
         Returns:
             (N, To * G) with G the sum of the keys' sizes; with octaves (N, To * G * (1 + 2 * octaves)).
@@ -121,8 +122,9 @@ class LinearNormalizer(nn.Module):
 def with_octaves(x: Tensor, octaves: int) -> Tensor:
     """x (..., G) in [-1, 1] -> (..., G * (1 + 2 * octaves)): x, then sin(2^k pi x) and cos(2^k pi x) of each octave k.
 
-    Networks are slow to learn what changes within a small part of their inputs' range, such as how to move when a
-    millimetre beside a hole; in these features it is not small (Tancik et al. 2020, https://arxiv.org/abs/2006.10739).
+    Networks are slow to learn functions that change within a small part of their input's range, such as the motion a
+    millimetre beside a hole. These features spread such a part out (Tancik et al. 2020,
+    https://arxiv.org/abs/2006.10739).
     """
     phases = [2.0**k * math.pi * x for k in range(octaves)]
     return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=-1)

@@ -1,4 +1,4 @@
-"""Quaternions of steady sign: q and -q are one rotation, and simulators switch between the two at will."""
+"""Sign normalisation of quaternions: q and -q are the same rotation, and simulators return either."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,16 @@ SIZE = 4
 
 @dataclass(frozen=True)
 class Quaternion:
-    """Four entries of an observation; the policy is shown the one of q and -q on the side of `towards`.
+    """A quaternion in an observation. The policy gets the one of q and -q whose dot product with `towards` is positive.
 
     Attributes:
         key: of the observation.
         first: index of the first of the four entries.
-        towards: a quaternion in the same order of entries. The sign is steady as long as rotations stay within half
-            a turn of it.
+        towards: a quaternion in the same order of entries. The sign does not flip as long as rotations stay within
+            half a turn of it.
+
+    Raises:
+        ConfigError: if these are no index and no quaternion.
     """
 
     key: str
@@ -43,17 +46,17 @@ class Quaternion:
 
     @classmethod
     def mean_of(cls, key: str, first: int, obs: Tensor) -> "Quaternion":
-        """The one whose `towards` is the mean rotation of observations (N, D).
+        """The quaternion whose `towards` is the mean rotation of observations (N, D).
 
-        It is the largest principal axis, which does not depend on any sign (Markley et al. 2007, "Averaging
-        quaternions", https://doi.org/10.2514/1.28949).
+        The mean is the first principal axis, which does not depend on the quaternions' signs (Markley et al. 2007,
+        "Averaging quaternions", https://doi.org/10.2514/1.28949).
         """
         q = obs[:, first : first + SIZE].double()
         return cls(key, first, tuple(torch.linalg.eigh(q.T @ q).eigenvectors[:, -1].tolist()))
 
 
 def with_steady_signs(obs: Mapping[str, Tensor], quaternions: Sequence[Quaternion]) -> dict[str, Tensor]:
-    """Observations (..., D) per key, with each of the quaternions turned to its side; nothing is changed in place."""
+    """A copy of the observations (..., D) per key with the signs of the quaternions normalised."""
     result = dict(obs)
     for quaternion in quaternions:
         before, q, after = result[quaternion.key].tensor_split((quaternion.first, quaternion.first + SIZE), dim=-1)

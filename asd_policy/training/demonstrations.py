@@ -1,4 +1,6 @@
-"""What a run learns from: demonstrations as tensors."""
+"""Demonstrations as tensors, for training."""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,17 +14,18 @@ from torch import Tensor
 from asd_policy.data.gate import ACTION_KINDS
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
-from asd_policy.data.windows import Windows, make_windows
+from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.nets import Architecture
 from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, POSE_ARM_ENV_DIM, from_env_poses
-from asd_policy.policies.config import NetworkConfig, PolicyConfig
+from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import Quaternion, with_steady_signs
 from asd_policy.policies.tasks import is_ours, takes_poses
 
 IMAGE_FEATURES = 64
-"""What an image becomes, as in real-stanford's and robomimic's policies."""
+"""Features per image, as in real-stanford's and robomimic's policies."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Demonstrations:
         obs: (N, D) per key, float32; of images (N, H, W, C), uint8.
         actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
         episode_ends: (E,) int64.
-        disturbance: (N,), by how much what was executed differs from the expert's action, in its largest entry.
-        action_kind: what actions are, a key of `asd_policy.data.gate.ACTION_KINDS`.
-        notes: what somebody who trains on them should know.
+        disturbance: (N,), the largest absolute difference between an executed action and the expert's.
+        action_kind: the meaning of actions, a key of `asd_policy.data.gate.ACTION_KINDS`.
+        notes: warnings for whoever trains on them.
     """
 
     env_id: str
@@ -56,32 +59,34 @@ class Demonstrations:
         absolute: bool = False,
         obs_keys: Sequence[str] = (),
         clip_actions: bool = False,
-    ) -> "Demonstrations":
+    ) -> Demonstrations:
         """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
 
         Args:
             filter_key: the mask of an HDF5 file that names the demonstrations to read.
             absolute: take the target poses that an HDF5 file keeps beside its delta actions.
-            obs_keys: the observations to read, in this order; if empty, all that a store has, and of an HDF5 file the
-                vectors that robomimic's policies see.
-            clip_actions: clip deltas to [-1, 1] where they go beyond, with a note, instead of refusing them.
+            obs_keys: the observations to read, in this order. By default all of a store, and of an HDF5 file the
+                vectors that robomimic's policies use.
+            clip_actions: clip delta actions outside [-1, 1], with a note, instead of refusing them.
 
         Raises:
-            UnknownNameError: on an observation that is not there.
+            UnknownNameError: on an observation that the file lacks.
             ConfigError: if target poses are to be clipped.
-            DataError: if there are fewer, or they cannot be used.
+            DataError: if there are fewer episodes than asked for, or the file cannot be used.
         """
         if Path(path).is_file():
             with RobomimicFile.open(path, filter_key, absolute, obs_keys, clip_actions) as file:
                 return cls._read_hdf5(file, episodes)
         if filter_key is not None or absolute:
-            raise DataError(f"{path} is no HDF5 file: it has no filter {filter_key!r}, and one kind of actions.")
+            raise DataError(
+                f"{path} is no HDF5 file: expected neither filter_key ({filter_key!r}) nor absolute ({absolute})."
+            )
         return cls._read_store(EpisodeStore.open(path), episodes, obs_keys, clip_actions)
 
     @classmethod
     def _read_store(
         cls, store: EpisodeStore, episodes: int | None, obs_keys: Sequence[str], clip_actions: bool
-    ) -> "Demonstrations":
+    ) -> Demonstrations:
         available = store.num_episodes
         episodes = available if episodes is None else episodes
         if not 1 <= episodes <= available:
@@ -103,7 +108,7 @@ class Demonstrations:
         return cls._of(env_id, store.action_kind, obs, actions, ends, disturbance, notes)
 
     @classmethod
-    def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> "Demonstrations":
+    def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> Demonstrations:
         wanted = len(file.demos) if episodes is None else episodes
         if not 1 <= wanted <= len(file.demos):
             raise DataError(f"{file.path} holds {len(file.demos)} episodes; {wanted} are asked for.")
@@ -123,7 +128,7 @@ class Demonstrations:
         ends: Tensor,
         disturbance: Tensor,
         notes: tuple[str, ...],
-    ) -> "Demonstrations":
+    ) -> Demonstrations:
         taken = "pose" if takes_poses(env) else "delta"
         if is_ours(env) and action_kind != taken:
             raise DataError(
@@ -139,13 +144,16 @@ class Demonstrations:
             actions = from_env_poses(actions)
         return cls(env, obs, actions, ends, disturbance, action_kind, notes)
 
-    def policy_config(self, network: NetworkConfig, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
+    def policy_config(self, network: Architecture, quaternions: Mapping[str, Sequence[int]]) -> PolicyConfig:
         """The configuration of a policy for this environment.
 
-        `quaternions` are the first indices of those in the observations whose sign is to be made steady.
+        Args:
+            network: the configuration of its network.
+            quaternions: quaternions in the observations whose sign is normalised: a key and the index of each one's
+                first entry.
 
         Raises:
-            ConfigError: if the observations have no such entries.
+            ConfigError: if the observations have no such entries, or do not fit the network.
         """
         self._check_entries(quaternions)
         steady = tuple(
@@ -162,15 +170,15 @@ class Demonstrations:
             config = replace(config, action_parts=POSE_ARM * (dim // POSE_ARM_DIM), action_bound=None)
         return config
 
-    def split(self, held_out: int) -> tuple["Demonstrations", "Demonstrations | None"]:
-        """All episodes but the last `held_out`, and those; None if there are none.
+    def split(self, held_out: int) -> tuple[Demonstrations, Demonstrations | None]:
+        """Training episodes, and the last `held_out` episodes for validation (None if that is 0).
 
         Raises:
-            ConfigError: if that leaves no episode to learn from.
+            ConfigError: if no episode is left to train on.
         """
         total = len(self.episode_ends)
         if not 0 <= held_out < total:
-            raise ConfigError(f"{held_out} of {total} episodes are to be held out; expected 0 to {total - 1}.")
+            raise ConfigError(f"{held_out} of {total} episodes are held out; expected 0 to {total - 1}.")
         if held_out == 0:
             return self, None
         end = int(self.episode_ends[total - held_out - 1])
@@ -183,23 +191,23 @@ class Demonstrations:
         ends = self.episode_ends
         return part(slice(end), ends[:-held_out]), part(slice(end, None), ends[-held_out:] - end)
 
-    def as_seen_by(self, config: PolicyConfig) -> "Demonstrations":
-        """The demonstrations with the signs of quaternions as the policy is shown them."""
+    def as_seen_by(self, config: PolicyConfig) -> Demonstrations:
+        """The demonstrations with the signs of quaternions normalised as in the policy's observations."""
         return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
 
     def check_fit(self, config: PolicyConfig) -> None:
-        """Raise ConfigError unless a policy with this configuration can learn from these demonstrations."""
+        """Raise ConfigError unless a policy with this configuration can be trained on these demonstrations."""
         got, expected = (self.obs_shapes, self.actions.shape[1]), (config.obs_shapes, config.action_dim)
         if got != expected:
             raise ConfigError(f"The demonstrations have observations and actions {got}; the policy has {expected}.")
         if self.env_id != config.env_id and (takes_poses(self.env_id) or takes_poses(config.env_id)):
             raise ConfigError(
-                f"The demonstrations are of {self.env_id}, the policy is for {config.env_id}: target poses of one are "
-                "others there. Take demonstrations with the policy's kind of actions."
+                f"The demonstrations are of {self.env_id}, the policy is for {config.env_id}: these take target poses "
+                "in different frames. Take demonstrations with the policy's kind of actions."
             )
 
     def fingerprint(self) -> str:
-        """A hash of all that is learned from."""
+        """A hash of observations, actions and episode ends."""
         return fingerprint({**self.obs, "action": self.actions, "ends": self.episode_ends})
 
     @property
@@ -210,7 +218,7 @@ class Demonstrations:
     def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
         """Min-max normalisation of every observation key and of the actions; pixels go from 0 to 255.
 
-        `ignored` names entries of observations that the policy must not see, such as a quaternion whose sign is noise.
+        `ignored` names entries of observations that are hidden from the policy, such as a quaternion of random sign.
         """
         self._check_entries(ignored)
         fields = {**self.obs, "action": self.actions}
@@ -226,10 +234,12 @@ class Demonstrations:
             if len(shape) != 1 or not all(0 <= entry < shape[0] for entry in entries):
                 raise ConfigError(f"There are no entries {list(entries)} of {key!r}; the shapes are {self.obs_shapes}.")
 
-    def windows(self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: float | None = None) -> Windows:
+    def windows(
+        self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: float | None = None
+    ) -> TrainingWindows:
         """The training windows, their actions normalised.
 
-        All, or those of `Windows.foreseeable`, where a disturbance up to `foreseeable` does not count.
+        With `foreseeable`, only those of `TrainingWindows.foreseeable`; a disturbance up to this value does not count.
         """
         actions = normalizer.normalize("action", self.actions)
         lengths = config.n_obs_steps, config.horizon, config.n_action_steps
@@ -247,6 +257,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:
-    """An image as real-stanford's and robomimic's policies look at it: a crop of 76 of 84 pixels."""
+    """An image cropped as in real-stanford's and robomimic's policies: 76 of 84 pixels."""
     size = shape[:2]
     return ImageKey(key, shape, central_crop(size, [n * 76 // 84 for n in size]))

@@ -12,7 +12,8 @@ MAX_DECAY = 0.9999
 
 def ema_decay(step: int) -> float:
     """Decay after `step` updates: 1 - (1 + step)^-0.75, as Diffusion Policy warms it up."""
-    return min(MAX_DECAY, 1 - (1 + step) ** -POWER)
+    decay: float = 1 - (1 + step) ** -POWER
+    return min(MAX_DECAY, decay)
 
 
 @torch.no_grad()

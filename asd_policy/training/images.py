@@ -26,8 +26,8 @@ class UnetSizes:
     """Sizes of a U-Net with attention at its lowest resolution.
 
     Attributes:
-        channels: Channels at each resolution, the image's first; each further one is half of it.
-        layers: Residual blocks per resolution.
+        channels: per resolution, from the image's own down; each further one has half the height and width.
+        layers: residual blocks per resolution.
     """
 
     channels: tuple[int, ...] = (32, 64, 128)
@@ -124,7 +124,7 @@ def image_trainer(
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside `path` and move it there, so that the folder at `path` is always whole.
+    """Write a folder under another name and move it to `path`, which never holds half a folder.
 
     Raises:
         CheckpointError: if it cannot be written, as on a full disk.

@@ -5,7 +5,6 @@ seeded by (seed, step), so a checkpoint holds no random state and a resumed run 
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -14,20 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asd_policy.core import Schedule
-from asd_policy.data.windows import Windows
+from asd_policy.data.windows import TrainingWindows
 from asd_policy.errors import CheckpointError, NumericalError, UnknownNameError
 from asd_policy.interrupt import stop_requests
-from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import store_channels_last
+from asd_policy.nets import HasCompiledLayout
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import make_ema
+from asd_policy.training.files import write_checkpoint
 from asd_policy.training.settings import TrainSettings, learning_rate
 
 HELD_OUT_BATCHES = 16
@@ -37,14 +35,16 @@ TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sample": lambda clean, noise, abar: clean,
     "v_prediction": lambda clean, noise, abar: abar.sqrt() * noise - (1 - abar).sqrt() * clean,
 }
-"""What a network learns to return, by diffusers' `prediction_type`: the inverses of `asd_policy.core.DENOISERS`."""
+"""The network's training target by diffusers' `prediction_type`: the inverses of `asd_policy.core.DENOISERS`."""
 
 Draw = Callable[[torch.Generator], tuple[Any, Tensor]]
-"""What is learned from at once: the condition of B samples, and the clean samples (B, *E)."""
+"""One training batch: the condition of B samples, and the clean samples (B, *E)."""
+Log = Callable[[int, float, float | None], None]
+"""Takes a step, the mean loss since the last call, and the held-out loss if it was measured."""
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one update. SeedSequence mixes the pair: the CPU generator reads 32 bits of its seed alone."""
+    """The generator of one update. SeedSequence mixes seed and step, as the CPU generator reads only 32 bits."""
     mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(mixed[0]))
 
@@ -61,7 +61,7 @@ def noise_prediction_loss(
 
     Args:
         net: (sample (B, *E), timestep (B,), condition) -> prediction (B, *E).
-        condition: what `net` is told of the B samples.
+        condition: of the B samples, as `net` takes it.
         clean: (B, *E) clean samples, of a policy chunks (B, H, A).
         alphas_cumprod: (T,) float32.
         generator: of the timesteps and the noise.
@@ -84,13 +84,13 @@ class Trainer:
 
     Args:
         net: the network, on the device to train on.
-        settings: how.
-        draw: what an update learns from.
+        settings: steps, batch size, learning rate and so on.
+        draw: draws a training batch.
         schedule: the diffusion.
         write: writes a snapshot: (averaged network, path without a suffix).
         forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> prediction.
         prediction_type: what the network predicts, a key of `TARGETS`.
-        held_out: as `draw`, from data that is not learned from; None if there are no such data.
+        held_out: draws a validation batch; None if there are no validation data.
 
     Raises:
         UnknownNameError: on another prediction type.
@@ -113,7 +113,7 @@ class Trainer:
         self.device = next(net.parameters()).device
         self._draw, self._write, self._forward, self._held_out = draw, write, forward, held_out
         self.ema = make_ema(self.net)
-        self.ema.eval()  # it is never trained: measuring its loss must not move running statistics
+        self.ema.eval()  # measuring its loss must not move running statistics
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
         )
@@ -121,7 +121,7 @@ class Trainer:
         self.step = 0
 
     def update(self) -> Tensor:
-        """One optimizer step; returns its loss () without waiting for the device."""
+        """One optimizer step. Returns its loss, a tensor (), without waiting for the device."""
         settings = self.settings
         generator = step_generator(settings.seed, self.step, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
@@ -142,17 +142,17 @@ class Trainer:
         return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator, self._prediction_type)
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on, atomically."""
+        """Write everything needed to resume, atomically. Raises CheckpointError if that fails."""
         state = {
             "step": self.step,
             "model": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        write_atomically(path, lambda target: torch.save(state, target))
+        write_checkpoint(path, lambda target: torch.save(state, target))
 
     def load(self, path: Path) -> None:
-        """Go on from `save`'s file."""
+        """Resume from a file that `save` wrote. Raises CheckpointError if it cannot be read."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             step = int(state["step"])
@@ -175,17 +175,17 @@ class Trainer:
         if not bool(finite.all()):
             name = named[int((~finite).nonzero()[0])][0]
             raise NumericalError(
-                f"By step {self.step} training has made weights that are not finite, {name} the first. The last "
-                "snapshot is as it was. Start again with a lower learning rate."
+                f"At step {self.step} training has made weights that are not finite, {name} the first. The last "
+                "snapshot is unchanged. Start again with a lower learning rate."
             )
 
     def snapshot(self, path: Path) -> None:
-        """Write the averaged network to `path`, to which the kind of run adds a suffix."""
+        """Write the averaged network to `path`; `write` adds a suffix."""
         self._write(self.ema.module, path)
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The averaged network's loss on the same batches, none of them learned from, if there are such data."""
+        """The averaged network's loss on validation batches, the same at each call; None without validation data."""
         if self._held_out is None:
             return None
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
@@ -194,45 +194,46 @@ class Trainer:
 
 
 class Observed(NamedTuple):
-    """What a batch of B chunks is learned from."""
+    """The observations of a training batch of B chunks."""
 
     obs: dict[str, Tensor]  # (B, To, ...) per key
-    corners: dict[str, Tensor]  # (B, To, 2) int64 per image, where it is cropped
+    corners: dict[str, Tensor]  # (B, To, 2) int64 per image: top and left of its crop
 
 
 def policy_trainer(
     config: PolicyConfig,
     settings: TrainSettings,
-    windows: Windows,
+    windows: TrainingWindows,
     normalizer: LinearNormalizer,
     compile_net: bool = False,
     network: nn.Module | None = None,
     encoders: nn.ModuleDict | None = None,
-    held_out: Windows | None = None,
+    held_out: TrainingWindows | None = None,
 ) -> Trainer:
-    """The trainer of a policy: of its network, and of the encoders of its images, which are cropped at random.
+    """The trainer of a policy's network and image encoders. Images are cropped at random.
 
-    Its snapshots are safetensors with `model.*`, `encoders.*` (the EMA) and `normalizer.*`.
+    Snapshots are safetensors files with `model.*` and `encoders.*` (the averaged weights) and `normalizer.*`.
 
     Args:
         config: the policy to train.
-        settings: how.
+        settings: steps, batch size, learning rate and so on.
         windows: training windows, on the device to train on.
-        normalizer: of the observations, and what has normalised the actions; saved with every snapshot.
-        compile_net: compile the network in place, on a CPU in its channels-last form.
-        network, encoders: what to start from; fresh weights, made from the settings' seed, if None.
-        held_out: windows of other demonstrations, on the same device, to measure the loss on.
+        normalizer: of the observations and actions; the windows' actions are normalised by it. Saved with each
+            snapshot.
+        compile_net: compile the network in place.
+        network, encoders: the initial networks; if None, fresh ones from the settings' seed.
+        held_out: validation windows, on the same device.
     """
     device, normalizer = windows.actions.device, normalizer.to(windows.actions.device)
     network = build_network(config, settings.seed) if network is None else network
     encoders = build_encoders(config, settings.seed) if encoders is None else encoders
     net = nn.ModuleDict({"model": network, "encoders": encoders}).train().to(device)
     if compile_net:
-        if device.type == "cpu" and isinstance(network, ConditionalUnet1D):
-            store_channels_last(network)
+        if device.type == "cpu" and isinstance(network, HasCompiledLayout):
+            network.store_for_compiled_cpu()
         network.compile()
 
-    def draw(source: Windows, generator: torch.Generator) -> tuple[Observed, Tensor]:
+    def draw(source: TrainingWindows, generator: torch.Generator) -> tuple[Observed, Tensor]:
         indices = torch.randint(len(source), (settings.batch_size,), generator=generator, device=device)
         obs, actions = source.gather(indices)
         return Observed(obs, random_corners(config, obs, generator)), actions
@@ -241,12 +242,13 @@ def policy_trainer(
         encoders: Any = net["encoders"]
         encode = {key: partial(encoders[key], corners=seen.corners.get(key)) for key in encoders}
         condition = normalizer.global_condition(seen.obs, config.obs_keys, encode, config.octaves)
-        return net["model"](sample, timestep, condition)
+        prediction: Tensor = net["model"](sample, timestep, condition)
+        return prediction
 
     def write(averaged: nn.Module, path: Path) -> None:
         tensors = averaged.state_dict() | {f"normalizer.{name}": x for name, x in normalizer.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        write_atomically(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
+        write_checkpoint(path.with_suffix(".safetensors"), lambda target: save_file(tensors, target))
 
     schedule = Schedule.from_diffusers(asdict(config.scheduler))
     unseen = None if held_out is None else partial(draw, held_out)
@@ -255,7 +257,7 @@ def policy_trainer(
 
 
 def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Where to crop each image of the observations (B, To, H, W, C), if it is cropped: (B, To, 2) int64."""
+    """A random corner (top, left) per cropped image of the observations (B, To, H, W, C): (B, To, 2) int64."""
     corners = {}
     for image in config.images:
         if image.crop:
@@ -265,37 +267,17 @@ def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: t
     return corners
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """A reader sees the old file or the new one, never a half, even after a power cut.
+def train(trainer: Trainer, out: Path, log: Log = lambda step, loss, held_out: None) -> bool:
+    """Update until the last step or a stop request, saving to the run directory `out`.
 
-    Raises:
-        CheckpointError: if it cannot be written, as on a full disk; the old file stays.
-    """
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write {path}: {error}") from error
-
-
-def train(
-    trainer: Trainer, out: Path, log: Callable[[int, float, float | None], None] = lambda step, loss, held_out: None
-) -> bool:
-    """Update until the run is over or a stop is asked for, saving to the run directory `out`.
-
-    Writes `last.pt` (to resume from) and the snapshot `ema_<step>` every `snapshot_every` updates and at the end.
-    Calls `log(step, mean loss, held-out loss)` every `log_every` updates; the latter is measured with each snapshot,
-    and None otherwise or if no data are held out.
+    Writes `last.pt` (to resume from) and the snapshot `ema_<step>` every `snapshot_every` updates and at the end. Calls
+    `log` every `log_every` updates and with each snapshot. The held-out loss is measured with each snapshot.
 
     Returns:
-        Whether the run is over.
+        Whether all steps are done.
 
     Raises:
-        NumericalError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
+        NumericalError: when the loss or a weight is no longer finite; the last checkpoint is unchanged.
         CheckpointError: when a file cannot be written.
     """
     settings = trainer.settings
@@ -317,7 +299,7 @@ def train(
                 trainer.check_finite()
             log(step, mean, trainer.held_out_loss() if snapshot else None)
             total, count = torch.zeros_like(total), 0
-            if snapshot:  # before last.pt, or a run killed between the two would go on without it
+            if snapshot:  # before last.pt: a run killed between the two writes it again
                 trainer.snapshot(out / f"ema_{step:06d}")
             if snapshot or stopping:
                 trainer.save(out / "last.pt")

@@ -1,16 +1,16 @@
-"""A training run on disk: what it reads from a store of demonstrations, and what it writes.
+"""A training run on disk.
 
 The run's directory:
 
     config.json               the policy's configuration
-    train.json                where the data came from, and the settings
-    normalizer.safetensors    what normalises the data
+    train.json                the data and the settings
+    normalizer.safetensors    the normalisation of observations and actions
     last.pt                   state to resume from
     ema_<step>.safetensors    weights of a policy, ready to be put beside config.json
-    log.jsonl, loss.png       the loss so far
-
-All of it is written by `scripts/train.py`.
+    log.jsonl, loss.png       the loss so far (`asd_policy.training.log`)
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -22,17 +22,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from asd_policy.checks import is_count
 from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.records import read_record_file
 from asd_policy.training.demonstrations import Demonstrations
-from asd_policy.training.loop import TrainSettings, write_atomically
-from asd_policy.training.settings import is_count
-
-__all__ = ["Demonstrations", "LossLog", "Machine", "RunInfo", "check_new", "check_same_data", "make_run"]
+from asd_policy.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to run: changes how fast, not what is learned."""
+    """Where to train. It changes the speed, not the result."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train, such as cpu or cuda."""
@@ -52,13 +51,29 @@ class Machine:
             raise ConfigError(f"threads is {self.threads}; expected at least 1.")
 
     def set_threads(self) -> None:
+        """Limit torch's CPU threads, if `threads` is given."""
         if self.threads:
             torch.set_num_threads(self.threads)
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`train.json`: with the code and `config.json`, what is needed to train the same weights again."""
+    """`train.json`: with the code and `config.json` it suffices to train the same weights again.
+
+    Attributes:
+        data: path of the demonstrations.
+        episodes: number of episodes read, from the first on; None reads all.
+        ignored: entries of observations that are hidden from the policy: a key and its indices.
+        init: path of the checkpoint that the run starts from.
+        settings: hyperparameters.
+        filter_key: the mask of an HDF5 file that names the demonstrations to read.
+        absolute: take the target poses of an HDF5 file as actions.
+        obs_keys: observations in the policy's order; empty for the file's own.
+        held_out: number of last episodes reserved for validation.
+        foreseeable: leave out windows with a larger disturbance after the policy's last observation.
+        clip_actions: clip delta actions outside [-1, 1].
+        fingerprint: of the demonstrations, so that a run is not resumed on other data; older runs lack it.
+    """
 
     data: str
     episodes: int | None
@@ -67,25 +82,25 @@ class RunInfo:
     settings: TrainSettings
     filter_key: str | None = None
     absolute: bool = False
-    obs_keys: Sequence[str] = ()
+    obs_keys: tuple[str, ...] = ()
     held_out: int = 0
     foreseeable: float | None = None
     clip_actions: bool = False
     fingerprint: str | None = None
-    """Of the demonstrations, so that a run is not resumed on others; older runs lack it."""
 
     def __post_init__(self) -> None:
         if self.foreseeable is not None and not self.foreseeable >= 0:
             raise ConfigError(f"foreseeable is {self.foreseeable}; expected a number, 0 or more.")
 
     def save(self, path: Path) -> None:
+        """Write `train.json`."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def read(self) -> Demonstrations:
         """The run's demonstrations.
 
         Raises:
-            DataError: if they are not there, or are others than those that the run began with.
+            DataError: if they are missing, or are not those that the run began with.
         """
         demonstrations = Demonstrations.read(
             self.data, self.episodes, self.filter_key, self.absolute, self.obs_keys, self.clip_actions
@@ -94,17 +109,13 @@ class RunInfo:
         return demonstrations
 
     @classmethod
-    def load(cls, path: Path) -> "RunInfo":
-        try:
-            values = dict(json.loads(path.read_text()))
-            values["obs_keys"] = tuple(values.get("obs_keys", ()))  # which older runs lack
-            return cls(**{**values, "settings": TrainSettings(**values["settings"])})
-        except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"Cannot read the training settings {path}: {error}") from error
+    def load(cls, path: Path) -> RunInfo:
+        """Read `train.json`; older runs may lack fields that have defaults. Raises CheckpointError if it is damaged."""
+        return read_record_file(cls, path, "training settings", CheckpointError)
 
 
 def check_same_data(data: str, expected: str | None, got: str) -> None:
-    """Raise DataError unless data have the fingerprint that a run began with, if it is known."""
+    """Raise DataError if the fingerprint of the data differs from the one that the run began with, if known."""
     if expected not in (None, got):
         raise DataError(
             f"{data} has changed since the run began: its fingerprint is {got}; expected {expected}. Put the old data "
@@ -119,9 +130,12 @@ def check_new(out: Path) -> None:
 
 
 def make_run(out: Path, write: Callable[[Path], object]) -> None:
-    """Make a run's directory with the files that `write` puts into a folder: with all of them or not at all.
+    """Make a run's directory with the files that `write` writes into a folder: all of them, or no directory.
 
-    So a run that is killed is either resumed (without a last.pt, from its beginning) or begun anew.
+    A run that is killed can therefore be resumed (from its beginning if it has no last.pt yet) or started anew.
+
+    Raises:
+        ConfigError: if the directory exists or cannot be made.
     """
     check_new(out)
     partial = out.with_name(out.name + ".tmp")
@@ -132,61 +146,3 @@ def make_run(out: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"Cannot make the run's directory {out}: {error}") from error
-
-
-class LossLog:
-    """`log.jsonl`: one line per logged step. Lines past the step that a run resumes from are dropped.
-
-    So is a last line that was cut off while it was written.
-
-    Raises:
-        CheckpointError: if another line is damaged, or the file cannot be written.
-    """
-
-    def __init__(self, path: Path, resumed_step: int):
-        self._path = path
-        self.entries = [entry for entry in _read_log(path) if entry["step"] <= resumed_step]
-        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
-        write_atomically(path, lambda target: target.write_text(text))
-
-    def append(self, **entry: float) -> None:
-        self.entries.append(entry)
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {self._path}: {error}") from error
-
-    def plot(self, path: Path) -> None:
-        """Draw the loss over the steps."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-        axes.plot([e["step"] for e in self.entries], [e["loss"] for e in self.entries], label="training")
-        held_out = [e for e in self.entries if "held_out_loss" in e]
-        if held_out:
-            axes.plot([e["step"] for e in held_out], [e["held_out_loss"] for e in held_out], "o-", label="held out")
-            axes.legend()
-        axes.grid(alpha=0.3)
-        figure.savefig(path, dpi=150)
-
-
-def _read_log(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a log; none if there is no file."""
-    written = path.read_bytes().rstrip(b"\0\r\n ") if path.exists() else b""  # a power cut can leave zeros
-    lines = written.split(b"\n") if written else []
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry["step"], int):
-                raise TypeError("its step is no integer")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if number == len(lines):  # cut off while it was written
-                break
-            raise CheckpointError(
-                f"{path} is damaged at line {number}: {error}. Remove the line: it only serves the plot of the loss."
-            ) from error
-        entries.append(entry)
-    return entries

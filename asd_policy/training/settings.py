@@ -1,21 +1,28 @@
 """The settings of a training run."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
-from asd_policy.errors import ConfigError
+from asd_policy.checks import expect, is_count
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What decides the weights of a run, apart from the data and the policy's configuration.
+    """Hyperparameters of a run. With the data and the policy's configuration they determine the weights.
 
     Attributes:
         steps: updates in the whole run; the learning rate follows a cosine down to zero over them.
         batch_size: windows per update.
         learning_rate: the peak, reached after `warmup_steps`.
+        weight_decay: of AdamW.
+        warmup_steps: updates of linear warm-up.
+        max_grad_norm: gradients are clipped to this norm.
         bfloat16: compute the network in bfloat16 (weights, optimizer and EMA stay float32).
         snapshot_every: updates between snapshots of the EMA.
+        log_every: updates between lines of log.jsonl.
+        seed: of the initial weights, the batches and the noise.
     """
 
     steps: int
@@ -31,21 +38,13 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "snapshot_every", "log_every"):
-            self._expect(name, is_count(getattr(self, name)), "at least 1")
-        self._expect("warmup_steps", is_count(self.warmup_steps, least=0), "at least 0")
-        self._expect("seed", is_count(self.seed, least=0), "at least 0")
+            expect(is_count(getattr(self, name)), name, getattr(self, name), "at least 1")
+        for name in ("warmup_steps", "seed"):
+            expect(is_count(getattr(self, name), least=0), name, getattr(self, name), "at least 0")
         for name in ("learning_rate", "weight_decay"):
-            self._expect(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "a number, 0 or more")
-        self._expect("max_grad_norm", self.max_grad_norm > 0, "above 0")
-
-    def _expect(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-
-
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is an integer, `least` or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+            value = getattr(self, name)
+            expect(math.isfinite(value) and value >= 0, name, value, "a number, 0 or more")
+        expect(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

@@ -19,7 +19,7 @@ import zarr
 
 from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import DataError
-from asd_policy.training.run import Demonstrations
+from asd_policy.training.demonstrations import Demonstrations
 from tests.data.robomimic_file import env_args, write_file
 from tests.fuzzing import VALUES, findings, mutated_bytes, mutated_json
 

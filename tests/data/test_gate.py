@@ -19,7 +19,7 @@ from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig
-from asd_policy.training.run import Demonstrations
+from asd_policy.training.demonstrations import Demonstrations
 from tests.data.robomimic_file import env_args, write_file
 
 KEYS = ("object", "front_image")

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from asd_policy.cli import download_data, import_data
+from asd_policy.cli.train import New, Resume, main
 from asd_policy.data.recording import Recording
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
-from asd_policy.errors import ConfigError, DataError
+from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig
+from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.loop import TrainSettings
-from asd_policy.training.run import Demonstrations
-from scripts.train import Machine, New, Resume, main
+from asd_policy.training.run import Machine
 from tests.data.robomimic_file import OBS_DIMS, env_args, write_file
 
 
@@ -84,8 +85,8 @@ def test_train_reads_it_and_resumes(file, tmp_path, capsys):
     assert "2 episodes" in capsys.readouterr().out
     assert json.loads((out / "config.json").read_text())["obs_keys"] == OBS_DIMS
     assert main(Resume(out, Machine(device="cpu"))) == 0
-    assert main(New(file, tmp_path / "other", settings, filter_key="train", network=network)) == 1
-    assert "Unknown filter" in capsys.readouterr().out
+    with pytest.raises(UnknownNameError, match="Unknown filter"):
+        main(New(file, tmp_path / "other", settings, filter_key="train", network=network))
 
 
 def test_episodes_and_windows(file):

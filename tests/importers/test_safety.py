@@ -21,7 +21,7 @@ import torch
 
 from asd_policy.errors import CheckpointError, ConfigError, UnsafeFileError
 from asd_policy.importers import load_policy, read_checkpoint
-from asd_policy.policies.config import TransformerConfig
+from asd_policy.nets import TransformerConfig
 from asd_policy.policies.image_keys import ImageKey
 from tests.importers import real_stanford
 from tests.tiny import tiny_checkpoint

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from asd_policy.errors import ConfigError
-from asd_policy.nets import ConditionalTransformer
-from asd_policy.policies.config import NetworkConfig, PolicyConfig, TransformerConfig
+from asd_policy.nets import ConditionalTransformer, NetworkConfig, TransformerConfig
+from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.network import build_network
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_emb": 16}

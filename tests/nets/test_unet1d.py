@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asd_policy.errors import ConfigError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import _mish, channels_last_trunk
+from asd_policy.nets.unet1d.channels_last import _mish, channels_last_trunk
 
 SIZES = {"down_dims": (16, 32, 64), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 32}
 

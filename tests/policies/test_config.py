@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.policies.config import SAMPLING, NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
+from asd_policy.policies.scheduler_config import SAMPLING
 
 OBS_KEYS = {"object": 14, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 

@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from asd_policy import load_policy
+from asd_policy.cli.train import New, Resume, main
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, ObservationError, UnknownNameError
 from asd_policy.importers import read_checkpoint, robomimic
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.loop import TrainSettings, random_corners
-from asd_policy.training.run import Demonstrations
-from scripts.train import Machine, New, Resume, main
+from asd_policy.training.run import Machine
 from tests.data.robomimic_file import env_args, write_file
 
 SIZE = (40, 44, 3)

@@ -67,8 +67,8 @@ def test_config_round_trip_and_older_files() -> None:
         ({"key": "object", "first": -1, "towards": [0, 0, 0, 1]}, "an index"),
         ({"key": "object", "first": 0, "towards": [0, 0, 0]}, "4 numbers"),
         ({"key": "object", "first": 0, "towards": [0, 0, 0, 0]}, "not all zero"),
-        ({"key": "object", "first": 0, "towards": [0, 0, 0, "1"]}, "4 numbers"),
-        ({"key": "object", "first": 0}, "lacks"),
+        ({"key": "object", "first": 0, "towards": [0, 0, 0, "1"]}, "towards.3 is .1.; expected a valid number"),
+        ({"key": "object", "first": 0}, "quaternions.0.towards is missing"),
     ],
 )
 def test_what_cannot_be_a_quaternion(entry: dict, message: str) -> None:

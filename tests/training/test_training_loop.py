@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asd_policy.data.windows import Windows, make_windows
+from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import CheckpointError, NumericalError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.nets.unet1d_channels_last import store_channels_last
+from asd_policy.nets.unet1d.channels_last import store_channels_last
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.ema import ema_decay
@@ -35,7 +35,7 @@ CONFIG = PolicyConfig(
 SETTINGS = TrainSettings(steps=20, batch_size=8, warmup_steps=4, snapshot_every=10, log_every=5)
 
 
-def some_windows(seed: int = 0, actions: Tensor | None = None) -> Windows:
+def some_windows(seed: int = 0, actions: Tensor | None = None) -> TrainingWindows:
     obs = torch.rand(60, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     actions = obs[:, :2].clone() if actions is None else actions
     seen = {"object": obs[:, :3], "robot0_eef_pos": obs[:, 3:]}
@@ -43,7 +43,7 @@ def some_windows(seed: int = 0, actions: Tensor | None = None) -> Windows:
 
 
 def make_trainer(
-    settings: TrainSettings = SETTINGS, actions: Tensor | None = None, held_out: Windows | None = None
+    settings: TrainSettings = SETTINGS, actions: Tensor | None = None, held_out: TrainingWindows | None = None
 ) -> Trainer:
     windows, normalizer = some_windows(actions=actions), LinearNormalizer(CONFIG.normalizer_dims)
     return policy_trainer(CONFIG, settings, windows, normalizer, held_out=held_out)

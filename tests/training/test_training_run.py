@@ -13,15 +13,17 @@ import torch
 import zarr
 
 from asd_policy import load_policy
+from asd_policy.cli.train import New, Resume, main
 from asd_policy.data.store import Demonstration, EpisodeStore
-from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.network import build_network
+from asd_policy.training.demonstrations import Demonstrations
+from asd_policy.training.log import LossLog
 from asd_policy.training.loop import TrainSettings
-from asd_policy.training.run import Demonstrations, LossLog, RunInfo
-from scripts.train import Machine, New, Resume, main
+from asd_policy.training.run import Machine, RunInfo
 
 DIMS = {"robot0_eef_pos": 3, "object": 4}
 SHAPES = {key: (dim,) for key, dim in DIMS.items()}
@@ -113,7 +115,9 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     machine = Machine(device="cpu")
     new = New(store, out, settings, held_out=1, ignore={"object": (1,)}, network=NETWORK, machine=machine)
     assert main(new) == 0
-    assert "3 episodes (1 held out)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 episodes (1 held out)" in told
+    assert "\ntraining: 12/12, loss " in told
     names = {path.name for path in out.iterdir()}
     expected = {"config.json", "train.json", "normalizer.safetensors", "last.pt", "log.jsonl", "loss.png"}
     assert names == expected | {"ema_000006.safetensors", "ema_000012.safetensors"}
@@ -122,11 +126,11 @@ def test_command_line_trains_and_resumes(store: Path, tmp_path: Path, capsys: py
     assert [entry["step"] for entry in entries] == [3, 6, 9, 12]
     assert [entry["step"] for entry in entries if "held_out_loss" in entry] == [6, 12]
     assert main(Resume(out, machine)) == 0
-    assert main(new) == 1
-    assert "exists already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="exists already"):
+        main(new)
 
 
-def test_octaves_are_added_to_a_checkpoint(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_octaves_are_added_to_a_checkpoint(store: Path, tmp_path: Path) -> None:
     machine, settings = Machine(device="cpu"), TrainSettings(steps=12, batch_size=4, snapshot_every=12)
     assert main(New(store, tmp_path / "first", settings, network=NETWORK, machine=machine)) == 0
     init, still = checkpoint_of(tmp_path / "first"), replace(settings, learning_rate=0.0)
@@ -139,8 +143,8 @@ def test_octaves_are_added_to_a_checkpoint(store: Path, tmp_path: Path, capsys: 
         policy.reset(seed=0)
         chunks.append(policy.act({key: np.full(dim, 0.3) for key, dim in DIMS.items()}))
     np.testing.assert_allclose(*chunks, atol=1e-5)
-    assert main(New(store, tmp_path / "again", still, init=finer, octaves=2, machine=machine)) == 1
-    assert "Leave --octaves out" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match="Leave --octaves out"):
+        main(New(store, tmp_path / "again", still, init=finer, octaves=2, machine=machine))
 
 
 def test_what_nobody_can_foresee_is_not_learned(
@@ -159,8 +163,8 @@ def test_what_nobody_can_foresee_is_not_learned(
     assert ", 11 windows," in capsys.readouterr().out
     assert main(Resume(out, machine)) == 0
     assert ", 11 windows," in capsys.readouterr().out
-    assert main(New(store, tmp_path / "none", settings, foreseeable=0.0, network=NETWORK, machine=machine)) == 1
-    assert "pushes leave gaps" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(DataError, match="pushes leave gaps"):
+        main(New(store, tmp_path / "none", settings, foreseeable=0.0, network=NETWORK, machine=machine))
     assert not (tmp_path / "none").exists()
 
 
@@ -169,7 +173,7 @@ def checkpoint_of(run: Path) -> Path:
     return run
 
 
-def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path) -> None:
     machine, settings = Machine(device="cpu"), TrainSettings(steps=12, batch_size=4, snapshot_every=12)
     first, tuned = tmp_path / "first", tmp_path / "tuned"
     assert main(New(store, first, settings, episodes=2, ignore={"object": (1,)}, network=NETWORK, machine=machine)) == 0
@@ -184,8 +188,55 @@ def test_a_run_can_start_from_a_checkpoint(store: Path, tmp_path: Path, capsys: 
     EpisodeStore.create(other, {"object": (4,)}, 2, {"env_id": "asd/Square-v0"}).append(
         Demonstration(0, {"object": np.zeros((20, 4), np.float32)}, *[np.zeros((20, 2), np.float32)] * 2, 20)
     )
-    assert main(New(other, tmp_path / "misfit", settings, init=init, machine=machine)) == 1
-    assert "Unknown observation of" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UnknownNameError, match="Unknown observation of"):
+        main(New(other, tmp_path / "misfit", settings, init=init, machine=machine))
+
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+
+
+def test_files_of_earlier_runs_are_read(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=12, batch_size=4, warmup_steps=2, snapshot_every=6, log_every=3)
+    expected = RunInfo(
+        "demos.zarr",
+        3,
+        {"object": [1]},
+        None,
+        settings,
+        held_out=1,
+        foreseeable=0.2,
+        fingerprint="55cd8246ea65a8e0",
+    )
+    assert RunInfo.load(GOLDENS / "train.json") == expected
+    expected.save(tmp_path / "train.json")
+    assert (tmp_path / "train.json").read_bytes() == (GOLDENS / "train.json").read_bytes()
+    old = {"data": "demos.zarr", "episodes": None, "ignored": {}, "init": None, "settings": {"steps": 3}}
+    (tmp_path / "train.json").write_text(json.dumps(old))  # as the first version wrote it
+    assert RunInfo.load(tmp_path / "train.json") == RunInfo("demos.zarr", None, {}, None, TrainSettings(steps=3))
+    (tmp_path / "log.jsonl").write_bytes((GOLDENS / "log.jsonl").read_bytes())
+    with LossLog(tmp_path / "log.jsonl", 12) as log:
+        assert [entry["step"] for entry in log.entries] == [3, 6, 9, 12]
+        assert log.entries[-1]["held_out_loss"] == 1.0961329936981201
+    assert (tmp_path / "log.jsonl").read_bytes() == (GOLDENS / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"surprise": 1}, "surprise is an unknown field"),
+        ({"episodes": "3"}, "episodes is '3'; expected a valid integer"),
+        ({"settings": {"steps": 0}}, "steps is 0; expected at least 1"),
+        ({"settings": {"steps": 1.5}}, "settings.steps is 1.5; expected a valid integer"),
+        ({"foreseeable": -1}, "foreseeable is -1.0"),
+        ({"ignored": {"object": 1}}, "ignored.object is 1; expected a valid array"),
+    ],
+)
+def test_training_settings_that_cannot_be_used_are_refused(tmp_path: Path, change: dict, told: str) -> None:
+    (tmp_path / "train.json").write_text(json.dumps(json.loads((GOLDENS / "train.json").read_text()) | change))
+    with pytest.raises(CheckpointError) as refused:
+        RunInfo.load(tmp_path / "train.json")
+    assert told in str(refused.value)
+    assert "train.json" in str(refused.value)
 
 
 def test_settings_round_trip(tmp_path: Path) -> None:
@@ -199,34 +250,52 @@ def test_settings_round_trip(tmp_path: Path) -> None:
 
 def test_the_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = LossLog(path, 0)
-    for step in (10, 20, 30):
-        log.append(step=step, loss=1 / step)
-    assert [entry["step"] for entry in LossLog(path, 20).entries] == [10, 20]
+    write_log(path)
+    assert steps_of(path, 20) == [10, 20]
     assert len(path.read_text().splitlines()) == 2
+    assert steps_of(path, 20) == [10, 20]
+
+
+def write_log(path: Path) -> None:
+    with LossLog(path, 0) as log:
+        for step in (10, 20, 30):
+            log.append(step=step, loss=1 / step, held_out_loss=float("nan"))
+
+
+def steps_of(path: Path, resumed_step: int) -> list[int]:
+    with LossLog(path, resumed_step) as log:
+        return [entry["step"] for entry in log.entries]
+
+
+def test_a_log_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write_log(path)
+    with LossLog(path, 10) as log:  # which writes the file anew
+        with pytest.raises(ConfigError, match="Another process is writing"):
+            LossLog(path, 10)
+        log.append(step=20, loss=0.5)
+    assert steps_of(path, 100) == [10, 20]
 
 
 def test_a_log_that_was_cut_off_at_any_byte_does_not_stop_a_run(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = LossLog(path, 0)
-    for step in (10, 20, 30):
-        log.append(step=step, loss=1 / step, held_out_loss=float("nan"))
+    write_log(path)
     whole = path.read_bytes()
     ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
     for keep in range(len(whole) + 1):
         for rest in (b"", b"\0" * 7, b"\xff") if keep % 9 == 0 or keep in ends else (b"",):
             path.write_bytes(whole[:keep] + rest)
-            lines = sum(keep >= end for end in ends) - (rest == b"\xff" and keep in ends)
-            again = LossLog(path, 100)
-            assert [entry["step"] for entry in again.entries] == [10, 20, 30][:lines]
-            again.append(step=40, loss=0.1)
-            assert [entry["step"] for entry in LossLog(path, 100).entries] == [*[10, 20, 30][:lines], 40]
+            lines = sum(keep > end for end in ends)
+            with LossLog(path, 100) as again:
+                assert [entry["step"] for entry in again.entries] == [10, 20, 30][:lines]
+                again.append(step=40, loss=0.1)
+            assert steps_of(path, 100) == [*[10, 20, 30][:lines], 40]
 
 
 @pytest.mark.parametrize("line", ["{", "7", "{}", '{"step": "x"}', "[" * 100_000, "\0"])
 def test_a_log_that_is_damaged_elsewhere_is_reported(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 3, "loss": 0.5}}\n')
-    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged at line 2"):
+    with pytest.raises(CheckpointError, match=r"log\.jsonl, line 2 "):
         LossLog(tmp_path / "log.jsonl", 10)
 
 
@@ -246,15 +315,16 @@ def test_a_run_that_is_killed_before_its_first_snapshot_goes_on(
     program = f"""
 import os
 from pathlib import Path
-from scripts import train
+from asd_policy.cli import train
 from asd_policy.policies.config import NetworkConfig
+from asd_policy.training import start
 from asd_policy.training.loop import Trainer, TrainSettings
 from asd_policy.training.run import Machine
 def die(*_): os._exit(9)
 def half(folder, info, *rest):
     info.save(folder / "train.json")
     die()
-target = Trainer if {place!r} == "snapshot" else train
+target = dict(snapshot=Trainer, write_run=start, train_with_progress=train)[{place!r}]
 setattr(target, {place!r}, half if {place!r} == "write_run" else die)
 settings = TrainSettings(steps=4, batch_size=4, warmup_steps=1, snapshot_every=2, log_every=1)
 network = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
@@ -266,7 +336,7 @@ train.main(train.New(Path({str(store)!r}), Path({str(out)!r}), settings, network
     assert main(Resume(out, machine) if out.exists() else new) == 0
     for name in ("ema_000002.safetensors", "ema_000004.safetensors", "config.json", "normalizer.safetensors"):
         assert (out / name).read_bytes() == (whole.out / name).read_bytes()
-    assert [entry["step"] for entry in LossLog(out / "log.jsonl", 4).entries] == [1, 2, 3, 4]
+    assert steps_of(out / "log.jsonl", 4) == [1, 2, 3, 4]
 
 
 def test_a_killed_run_begins_anew_from_its_checkpoint(store: Path, tmp_path: Path) -> None:
@@ -282,7 +352,7 @@ def test_a_killed_run_begins_anew_from_its_checkpoint(store: Path, tmp_path: Pat
     assert (out / "ema_000012.safetensors").read_bytes() == whole
 
 
-def test_a_run_is_not_resumed_on_other_data(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_resumed_on_other_data(store: Path, tmp_path: Path) -> None:
     machine, out = Machine(device="cpu"), tmp_path / "run"
     settings = TrainSettings(steps=2, batch_size=4, warmup_steps=1, snapshot_every=2)
     assert main(New(store, out, settings, network=NETWORK, machine=machine)) == 0
@@ -292,16 +362,15 @@ def test_a_run_is_not_resumed_on_other_data(store: Path, tmp_path: Path, capsys:
     assert main(Resume(out, machine)) == 0
     root = zarr.open_group(store, mode="r+")
     root["data/obs/object"][3, 1] += 0.5
-    capsys.readouterr()
-    assert main(Resume(out, machine)) == 1
-    assert "has changed since the run began" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(DataError, match="has changed since the run began"):
+        main(Resume(out, machine))
     store.rename(tmp_path / "moved.zarr")
-    assert main(Resume(out, machine)) == 1
-    assert "No episode store" in capsys.readouterr().out
+    with pytest.raises(DataError, match="No episode store"):
+        main(Resume(out, machine))
     (out / "normalizer.safetensors").unlink()
     (tmp_path / "moved.zarr").rename(store)
-    assert main(Resume(out, machine)) == 1
-    assert "normalizer.safetensors" in "".join(capsys.readouterr().out.split())
+    with pytest.raises(CheckpointError, match=r"normalizer\.safetensors"):
+        main(Resume(out, machine))
 
 
 def test_target_poses_of_another_frame_are_not_learned(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from asd_policy.core import Schedule
 from asd_policy.core.denoiser import DENOISERS
-from asd_policy.data.windows import Windows, make_windows
+from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.training.files import write_checkpoint
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import (
     TARGETS,
@@ -25,7 +26,6 @@ from asd_policy.training.loop import (
     noise_prediction_loss,
     policy_trainer,
     train,
-    write_atomically,
 )
 
 KINDS = ("epsilon", "sample", "v_prediction")
@@ -145,13 +145,13 @@ IMAGES = PolicyConfig(
 )
 
 
-def image_windows(seed: int) -> Windows:
+def image_windows(seed: int) -> TrainingWindows:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (12, 32, 32, 3), generator=generator, dtype=torch.uint8)
     return make_windows({"camera": images}, torch.rand(12, 2, generator=generator), torch.tensor([12]), 1, 4, 2)
 
 
-def batch_norm_trainer(held_out: Windows | None) -> Trainer:
+def batch_norm_trainer(held_out: TrainingWindows | None) -> Trainer:
     settings = TrainSettings(steps=4, batch_size=4, warmup_steps=1, snapshot_every=2, log_every=2)
     normalizer = LinearNormalizer(IMAGES.normalizer_dims)
     return policy_trainer(IMAGES, settings, image_windows(0), normalizer, held_out=held_out)
@@ -226,7 +226,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match="No space left"):
-        write_atomically(path, disk_full)
+        write_checkpoint(path, disk_full)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("last.pt", b"good")]
 
 

@@ -1,8 +1,8 @@
 """The U-Net's trunk with the channels last, for torch.compile on a CPU.
 
-Same parameters and same maths as `ConditionalUnet1D.trunk`. Convolutions over a handful of steps become one matrix
-product each and everything between two products runs along contiguous channels, which torch.compile fuses and
-vectorises. Uncompiled it is slower than the plain trunk.
+Same parameters and same maths as `ConditionalUnet1D.trunk`. Each convolution becomes one matrix product. All operations
+between two products run along contiguous channels, so that torch.compile fuses and vectorises them. Without
+torch.compile it is slower than the plain trunk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from asd_policy.nets.unet1d import ConditionalUnet1D, ConvBlock, ResidualBlock
+    from asd_policy.nets.unet1d.blocks import ConvBlock, ResidualBlock
+    from asd_policy.nets.unet1d.network import ConditionalUnet1D
 
 
 def store_channels_last(net: ConditionalUnet1D) -> None:
-    """Lay the convolutions' weights out in memory as `channels_last_trunk` reads them. Their values stay."""
+    """Lay the convolutions' weights out in memory in the order in which `channels_last_trunk` reads them."""
     for module in net.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             weight = module.weight
@@ -27,9 +28,9 @@ def store_channels_last(net: ConditionalUnet1D) -> None:
 
 
 def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[Tensor]) -> Tensor:
-    """What `net.trunk(sample, films)` returns: (N, T, D).
+    """The same as `net.trunk(sample, films)`: (N, T, D).
 
-    Between the layers, activations are kept in the type that the matrix products compute in.
+    Activations between layers have the type in which the matrix products compute.
     """
     head, last = net.final_conv
     autocast = torch.is_autocast_enabled(sample.device.type)
@@ -51,15 +52,15 @@ def channels_last_trunk(net: ConditionalUnet1D, sample: Tensor, films: Sequence[
 def _mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)) with one exponential and one division: tanh(log p) = 1 - 2 / (p^2 + 1) for p = 1 + e^x.
 
-    Each step is used once, so that the compiler keeps none in memory. Beyond 20 the factor is 1 to the last digit.
+    Each intermediate value is used once, so that the compiler stores none. Above x = 20 the factor is 1 in float32.
     """
     return x * (1 - 2 / ((1 + x.clamp(max=20).exp()).square() + 1))
 
 
 def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """x (N, L, C), float32.
+    """GroupNorm of x (N, L, C), float32.
 
-    Groups are an axis of their own, because an index such as `channel // 8` would keep the compiler from vectorising.
+    Groups have their own axis: an index such as `channel // 8` would keep the compiler from vectorising.
     """
     x = x.unflatten(-1, (norm.num_groups, -1))  # (N, L, G, C / G)
     mean = x.mean((1, 3), keepdim=True)

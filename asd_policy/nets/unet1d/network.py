@@ -4,8 +4,10 @@ Maths and state-dict names are those of https://github.com/real-stanford/diffusi
 (`model/diffusion/conditional_unet1d.py`), which robomimic shares, so their weights load as they are.
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,115 +16,88 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from asd_policy.checks import expect, is_count
 from asd_policy.errors import ConfigError
-from asd_policy.nets.unet1d_channels_last import channels_last_trunk
+from asd_policy.nets.embedding import SinusoidalEmbedding
+from asd_policy.nets.unet1d.blocks import FINAL_GROUPS, ConvBlock, Downsample, ResidualBlock, Upsample
+from asd_policy.nets.unet1d.channels_last import channels_last_trunk, store_channels_last
+from asd_policy.nets.unet1d.inference import InferenceCopy
 
-FINAL_GROUPS = 8
-"""Groups of the last GroupNorm: real-stanford, robomimic and lerobot do not hand their `n_groups` on to it."""
-
-
-class SinusoidalEmbedding(nn.Module):
-    """Sine and cosine features of a diffusion timestep: (N,) -> (N, dim)."""
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int):
-        super().__init__()
-        half = dim // 2
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        phase = timestep[:, None] * self.frequencies
-        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+MAX_LEVELS = 16
 
 
-class ConvBlock(nn.Module):
-    """Conv1d -> GroupNorm -> Mish, keeping the length."""
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the temporal U-Net, `ConditionalUnet1D`.
 
-    block: Any  # like every container below: torch types the entries of containers as bare Modules
+    Attributes:
+        name: of the architecture.
+        down_dims: channels of each level; each level but the last halves the length.
+        kernel_size: odd kernel size of the convolutions.
+        n_groups: groups of the GroupNorm layers but the last; divides every entry of `down_dims`.
+        diffusion_step_embed_dim: size of the timestep embedding, even.
+        cond_predict_scale: FiLM predicts a scale besides the bias.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int):
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(n_groups, out_channels),
-            nn.Mish(),
+    name: str = "unet1d"
+    down_dims: tuple[int, ...] = (64, 128, 256)
+    kernel_size: int = 5
+    n_groups: int = 8
+    diffusion_step_embed_dim: int = 128
+    cond_predict_scale: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "down_dims", tuple(self.down_dims))
+        expect(self.name == "unet1d", "network.name", self.name, "'unet1d'")
+        expect(is_count(self.n_groups), "network.n_groups", self.n_groups, "a positive integer")
+        levels = 0 < len(self.down_dims) <= MAX_LEVELS
+        expect(
+            levels and all(is_count(dim) and dim % self.n_groups == 0 for dim in self.down_dims),
+            "network.down_dims",
+            self.down_dims[: MAX_LEVELS + 1],
+            f"1 to {MAX_LEVELS} multiples of n_groups ({self.n_groups})",
         )
+        first = self.down_dims[0]
+        expect(first % FINAL_GROUPS == 0, "network.down_dims[0]", first, f"a multiple of {FINAL_GROUPS}")
+        odd = is_count(self.kernel_size) and self.kernel_size % 2 == 1
+        expect(odd, "network.kernel_size", self.kernel_size, "odd")
+        embed_dim = self.diffusion_step_embed_dim
+        even = is_count(embed_dim, least=4) and embed_dim % 2 == 0
+        expect(even, "network.diffusion_step_embed_dim", embed_dim, "an even integer, 4 or more")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
+    @property
+    def downsampling(self) -> int:
+        """The horizon must be a multiple of this."""
+        return int(2 ** (len(self.down_dims) - 1))
 
+    def describe(self) -> str:
+        """The sizes in one line."""
+        film = "scale and bias" if self.cond_predict_scale else "bias"
+        sizes = f"kernel {self.kernel_size}, {self.n_groups} groups"
+        return f"{self.name} {self.down_dims}, {sizes}, embedding {self.diffusion_step_embed_dim}, FiLM {film}"
 
-class ResidualBlock(nn.Module):
-    """Two ConvBlocks with FiLM between them (Perez et al. 2018): `scale * h + bias`, or `h + bias` alone."""
-
-    blocks: Any
-    cond_encoder: Any
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        cond_dim: int,
-        kernel_size: int,
-        n_groups: int,
-        cond_predict_scale: bool,
-    ):
-        super().__init__()
-        self.cond_predict_scale = cond_predict_scale
-        self.blocks = nn.ModuleList(
-            [
-                ConvBlock(in_channels, out_channels, kernel_size, n_groups),
-                ConvBlock(out_channels, out_channels, kernel_size, n_groups),
-            ]
+    def build(self, input_dim: int, cond_dim: int, horizon: int, n_obs_steps: int) -> ConditionalUnet1D:
+        """The network with fresh weights; it takes any horizon that is a multiple of `downsampling`."""
+        return ConditionalUnet1D(
+            input_dim,
+            cond_dim,
+            self.down_dims,
+            self.kernel_size,
+            self.n_groups,
+            self.diffusion_step_embed_dim,
+            self.cond_predict_scale,
         )
-        film_channels = 2 * out_channels if cond_predict_scale else out_channels
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, film_channels))
-        changes_width = in_channels != out_channels
-        self.residual_conv = nn.Conv1d(in_channels, out_channels, 1) if changes_width else nn.Identity()
-
-    def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        """x (N, C_in, L), film (N, 2 C_out), or (N, C_out) without scale -> (N, C_out, L)."""
-        h = self.blocks[0](x)
-        if self.cond_predict_scale:
-            scale, bias = rearrange(film, "n (two c) -> two n c 1", two=2)
-            h = scale * h + bias
-        else:
-            h = h + rearrange(film, "n c -> n c 1")
-        return self.blocks[1](h) + self.residual_conv(x)
 
 
 class Film(NamedTuple):
-    """The modulation of all residual blocks side by side, split into its two summands.
+    """The FiLM modulation of all residual blocks side by side, as the sum of two parts.
 
-    Each block maps Mish(step embedding, condition) linearly, so its output is a sum of a part for each.
+    Each block's modulation is a linear map of Mish(step embedding, condition): a part of the step plus a part of the
+    condition.
     """
 
-    step: Tensor  # (K, F)
-    cond: Tensor  # (B, F)
-
-
-class Downsample(nn.Module):
-    """Halves the length."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv1d(channels, channels, kernel_size=3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Doubles the length."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.ConvTranspose1d(channels, channels, kernel_size=4, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    step: Tensor  # (K, F) for K timesteps
+    cond: Tensor  # (B, F) for B conditions
 
 
 class ConditionalUnet1D(nn.Module):
@@ -193,7 +168,7 @@ class ConditionalUnet1D(nn.Module):
         return self.trunk(sample, [block.cond_encoder(cond) for block in self.residual_blocks()])
 
     def prepare(self, timesteps: Tensor, global_cond: Tensor) -> Film:
-        """What does not depend on the noisy sample, for all steps at once: timesteps (K,), global_cond (B, G)."""
+        """The modulation of all timesteps (K,) and conditions (B, G); it does not depend on the noisy sample."""
         embedding = F.mish(self.diffusion_step_encoder(timesteps))
         linears = [block.cond_encoder[1] for block in self.residual_blocks()]
         weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
@@ -201,7 +176,7 @@ class ConditionalUnet1D(nn.Module):
         return Film(F.linear(embedding, of_step, bias), F.linear(F.mish(global_cond), of_cond))
 
     def predict(self, sample: Tensor, step: Tensor, row: Tensor, film: Film) -> Tensor:
-        """`self(sample, timesteps[step], global_cond[row])` from what `prepare` made of the two: (N, T, D).
+        """`self(sample, timesteps[step], global_cond[row])`, (N, T, D), from what `prepare` returned.
 
         sample (N, T, D), step (N,) int64 index into the K timesteps, row (N,) int64 index into the B conditions.
         """
@@ -209,19 +184,29 @@ class ConditionalUnet1D(nn.Module):
         sizes = [block.cond_encoder[1].out_features for block in self.residual_blocks()]
         return self.trunk(sample, modulation.split(sizes, dim=-1))
 
+    def for_inference(self, dtype: torch.dtype, compiled_on_cpu: bool) -> ConditionalUnet1D | InferenceCopy:
+        """The network as a sampler runs it: itself, or a copy in another type or memory layout."""
+        if dtype == torch.float32 and not compiled_on_cpu:
+            return self
+        return InferenceCopy(self, dtype, channels_last=compiled_on_cpu)
+
+    def store_for_compiled_cpu(self) -> None:
+        """Lay the convolutions' weights out in memory as compiled code on a CPU reads them. Their values stay."""
+        store_channels_last(self)
+
     def residual_blocks(self) -> list[Any]:
         """The blocks in the order in which they run."""
         levels = [*self.down_modules, self.mid_modules, *self.up_modules]
         return [block for level in levels for block in level[:2]]
 
     def trunk_to(self, dtype: torch.dtype) -> None:
-        """Keep the weights of all that runs at every evaluation in `dtype`; steps and conditions stay as they are."""
+        """Convert the weights of the trunk to `dtype`; those of steps and conditions, used once a chunk, stay."""
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.GroupNorm):
                 module.to(dtype)
 
     def trunk(self, sample: Tensor, films: Sequence[Tensor]) -> Tensor:
-        """sample (N, T, D), the modulation of each residual block -> noise (N, T, D)."""
+        """sample (N, T, D) and the FiLM modulation of each residual block -> noise (N, T, D)."""
         if torch.compiler.is_compiling() and sample.device.type == "cpu":
             return channels_last_trunk(self, sample, films)
         dtype = self.final_conv[1].weight.dtype
@@ -238,12 +223,13 @@ class ConditionalUnet1D(nn.Module):
         for first, second, upsample in self.up_modules:
             x = torch.cat([x, skips.pop()], dim=1)
             x = upsample(second(first(x, next(film)), next(film)))
-        return rearrange(self.final_conv(x), "n d t -> n t d").to(sample.dtype)
+        noise: Tensor = rearrange(self.final_conv(x), "n d t -> n t d").to(sample.dtype)
+        return noise
 
     def widen(self, n_obs_steps: int, obs_dim: int) -> None:
-        """Let each of the `n_obs_steps` observations have `obs_dim` features: those it has, then new ones.
+        """Let each of the `n_obs_steps` observations have `obs_dim` features: the old ones first, then new ones.
 
-        The new ones have no weight yet, so that the network computes what it did.
+        The new features have zero weight at first: the network computes what it did.
         """
         known = self.global_cond_dim // n_obs_steps
         self.global_cond_dim = n_obs_steps * obs_dim

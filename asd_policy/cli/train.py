@@ -1,0 +1,154 @@
+"""Train a diffusion policy on demonstrations, or resume a run that was stopped.
+
+Examples:
+
+    asd-policy train new --data data/square.zarr --out runs/square --steps 40000
+    asd-policy train new --data data/square.zarr --out runs/tuned --init checkpoints/square --steps 10000
+    asd-policy train new --data low_dim_v15.hdf5 --filter-key train --out runs/human --steps 40000
+    asd-policy train new --data data/square.zarr --out runs/attention --steps 40000 --network.name transformer
+    asd-policy train resume --out runs/square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
+from rich.console import Console
+
+from asd_policy.cli import COMPLETE, INCOMPLETE
+from asd_policy.cli.training_progress import train_with_progress
+from asd_policy.errors import UnknownNameError
+from asd_policy.importers import load_policy
+from asd_policy.nets import NETWORKS, Architecture, NetworkConfig
+from asd_policy.threads import check_threads
+from asd_policy.training.run import Machine, RunInfo
+from asd_policy.training.settings import TrainSettings
+from asd_policy.training.start import Prepared, begin, resume
+
+NETWORK_NAME = "--network.name"
+
+
+@dataclass(frozen=True)
+class New:
+    """Start a run in a new directory."""
+
+    data: Path
+    """Store of demonstrations, or a robomimic HDF5 file."""
+    out: Path
+    """Run directory to make."""
+    settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
+    episodes: int | None = None
+    """Read this many episodes, from the first on; by default all."""
+    held_out: int = 0
+    """Reserve this many of the last episodes for validation: the averaged weights' loss on them is logged with each
+    snapshot, and rises when the run overfits."""
+    foreseeable: float | None = None
+    """Leave out training windows in which the expert is disturbed by more than this after the policy's last
+    observation; the policy cannot predict the expert's answer. For stores collected with --pushes or --closings; 0.2
+    ignores white noise of 0.05."""
+    filter_key: str | None = None
+    """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
+    absolute: bool = False
+    """Train on the target poses that robomimic's files keep beside their delta actions."""
+    clip_actions: bool = False
+    """Clip delta actions outside [-1, 1], with a note, instead of refusing them."""
+    obs_keys: tuple[str, ...] = ()
+    """Observations of the policy, in this order, such as agentview_image robot0_eef_pos. All images of all episodes are
+    held in memory. By default all of a store, and of an HDF5 file the vectors that robomimic's policies use."""
+    ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Entries of observations to hide from the policy: a key and its indices."""
+    quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Quaternions in observations whose sign flips: a key and the index of each one's first entry."""
+    network: Architecture = field(default_factory=NetworkConfig)
+    octaves: int = 0
+    """Add this many sines and cosines of each observed value to the condition, for tasks of millimetres; try 4."""
+    init: Path | None = None
+    """Checkpoint to start from: its weights, network and observations. Replaces --obs-keys, --ignore, --quaternions and
+    --network; --octaves are added to a U-Net that has none."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Resume a run from its last saved state."""
+
+    out: Path
+    """Run directory."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+Arguments = New | Resume
+
+
+def parse(module: Any, argv: Sequence[str], prog: str) -> Arguments:
+    """The command's arguments. `--network.name` chooses the network, whose sizes are the other --network options."""
+    name = _network(argv)
+    network = ("network", NETWORKS[name], field(default_factory=NETWORKS[name]))
+    told = f"{New.__doc__}\n\nThe network is one of {', '.join(NETWORKS)}. Below are the sizes of {name}."
+    new: Any = make_dataclass("New", [network], bases=(New,), frozen=True, namespace={"__doc__": told})
+    commands: Any = Annotated[new, tyro.conf.subcommand("new")] | Annotated[Resume, tyro.conf.subcommand("resume")]
+    return cast(Arguments, tyro.cli(commands, prog=prog, description=module.__doc__, args=list(argv)))
+
+
+def main(arguments: Arguments) -> int:
+    """Run the command: 0 when the run is over, 1 when it was stopped."""
+    console = Console()
+    check_threads(arguments.machine.threads or 1)
+    arguments.machine.set_threads()
+    run = prepare(arguments)
+    for note in run.notes:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    trainer, info = run.trainer, run.info
+    parameters = sum(parameter.numel() for parameter in trainer.net.parameters())
+    console.print(
+        f"{info.episodes} episodes ({info.held_out} held out), {run.windows} windows, "
+        f"{parameters / 1e6:.1f}M parameters, from step {trainer.step} to {info.settings.steps}",
+        soft_wrap=True,
+    )
+    finished = train_with_progress(trainer, arguments.out, console)
+    console.print("finished" if finished else f"stopped; resume it with: asd-policy train resume --out {arguments.out}")
+    return COMPLETE if finished else INCOMPLETE
+
+
+def prepare(arguments: Arguments) -> Prepared:
+    """The trainer of a new or a resumed run, with the run's directory made."""
+    if isinstance(arguments, Resume):
+        return resume(arguments.out, arguments.machine, load_policy)
+    info = RunInfo(
+        data=str(arguments.data),
+        episodes=arguments.episodes,
+        ignored=arguments.ignore,
+        init=str(arguments.init) if arguments.init else None,
+        settings=arguments.settings,
+        filter_key=arguments.filter_key,
+        absolute=arguments.absolute,
+        obs_keys=arguments.obs_keys,
+        held_out=arguments.held_out,
+        foreseeable=arguments.foreseeable,
+        clip_actions=arguments.clip_actions,
+    )
+    return begin(
+        arguments.out,
+        info,
+        arguments.machine,
+        load_policy,
+        arguments.network,
+        arguments.quaternions,
+        arguments.octaves,
+    )
+
+
+def _network(argv: Sequence[str]) -> str:
+    """The name of the network that the arguments choose. Raises UnknownNameError if there is none."""
+    name = NetworkConfig.name
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, given, value = word.partition("=")
+        if option == NETWORK_NAME:
+            name = value if given else following
+    if name not in NETWORKS:
+        raise UnknownNameError("network", name, NETWORKS)
+    return name

@@ -1,0 +1,43 @@
+"""Training with its progress on the console."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from asd_policy.cli.progress import progress
+from asd_policy.training.log import LossLog
+from asd_policy.training.loop import Trainer, train
+
+
+def train_with_progress(trainer: Trainer, out: Path, console: Console) -> bool:
+    """`train`, shown on the console. Keeps `log.jsonl` and `loss.png` up to date.
+
+    Returns:
+        Whether all steps are done.
+
+    Raises:
+        CheckpointError: if `log.jsonl` is damaged, or as `train`.
+        ConfigError: if another process trains in this directory.
+        NumericalError: as `train`.
+    """
+    settings = trainer.settings
+    last_step, last_time, validation = trainer.step, time.monotonic(), ""
+    with LossLog(out / "log.jsonl", trainer.step) as losses, progress(console) as shown:
+        row = shown.add("training", settings.steps, trainer.step)
+
+        def log(step: int, loss: float, held_out: float | None) -> None:
+            nonlocal last_step, last_time, validation
+            now = time.monotonic()
+            rate = (step - last_step) / (now - last_time)
+            last_step, last_time = step, now
+            measured = {} if held_out is None else {"held_out_loss": held_out}
+            losses.append(step=step, loss=loss, steps_per_second=round(rate, 3), **measured)
+            validation = validation if held_out is None else f" (held out {held_out:.5f})"
+            shown.update(row, step, f"loss {loss:.5f}{validation}, {rate:.1f} steps/s")
+            if step % settings.snapshot_every == 0 or step == settings.steps:
+                losses.plot(out / "loss.png")
+
+        return train(trainer, out, log)
