@@ -75,7 +75,7 @@ def test_torn_last_line_is_ignored_and_then_cut_off(path, cut):
         (lambda line: line.replace('"length": 12', '"length": true'), "length is True; expected a valid integer"),
         (
             lambda line: line.replace('"latency": [0.25, 0.125]', '"latency": 0.1'),
-            "latency is 0.1; expected a valid list",
+            "latency is 0.1; expected a valid array",
         ),
         (lambda line: line.replace("[9, 8]", "[9, 8.5]"), "rounds.1 is 8.5; expected a valid integer"),
     ],
