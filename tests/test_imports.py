@@ -19,7 +19,9 @@ ALLOWED = {
     },
     "asd_policy/importers": {"asd_policy.nets", "asd_policy.policies", "asd_policy.importers", "asd_policy.errors"},
     "asd_policy/images": {"asd_policy.core", "asd_policy.policies.samplers", "asd_policy.images", "asd_policy.errors"},
-    "asd_policy/evaluation": {"asd_policy.evaluation", "asd_policy.errors"},
+    "asd_policy/evaluation": {
+        "asd_policy.evaluation", "asd_policy.errors", "asd_policy.jsonl", "asd_policy.records", "asd_policy.threads",
+    },
     "asd_policy/benchmarks": {"asd_policy.core", "asd_policy.policies", "asd_policy.benchmarks", "asd_policy.errors"},
     "envs": {"envs"},
 }  # fmt: skip
