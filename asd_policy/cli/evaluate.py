@@ -8,10 +8,9 @@ episodes with errors, 130 interrupted.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from itertools import count
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,17 @@ from asd_policy.cli.tasks import (
     is_captured,
     read_checkpoints,
     run_settings,
+    task_env,
     uses_windows_file,
 )
-from asd_policy.errors import ConfigError, DataError
+from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import Serial, check_counts
+from asd_policy.evaluation.folders import EPISODES, choose_folder, write_summary
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.results import EpisodeKey, Record, ResultsFile
 from asd_policy.evaluation.rollout import Episode
 from asd_policy.evaluation.seeds import noise_seed, parse_seeds
-from asd_policy.evaluation.summary import plot_acceptance, summarize, table
+from asd_policy.evaluation.summary import table
 from asd_policy.evaluation.sweep import Plan, sweep
 from asd_policy.evaluation.videos import write_video
 from asd_policy.evaluation.worker import Parts
@@ -78,8 +79,7 @@ def main(arguments: Arguments) -> int:
     loaded = load(task)
     policies: dict[str, Any] = {}
     for label in plan.samplers:
-        told = f"capturing {label}: tens of seconds, or a few where torch's cache has it" if is_captured(label) else ""
-        with console.status(told or label):
+        with console.status(f"capturing {label}: tens of seconds" if is_captured(label) else f"loading {label}"):
             policies[label] = loaded.make_policy(label)
     made = [loaded.make_env()]  # before the folder: an environment that cannot be made leaves none
     parts = Parts(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)
@@ -87,13 +87,14 @@ def main(arguments: Arguments) -> int:
     if out != arguments.out:
         console.print(f"{arguments.out} holds an earlier run, which is kept: writing to {out}.", soft_wrap=True)
         arguments = replace(arguments, out=out)
-    records, first, stopped = run_episodes(plan, parts, arguments.out / "episodes.jsonl", console)
+    records, first, stopped = run_episodes(plan, parts, arguments.out / EPISODES, console)
     report(arguments, plan, records, console)
     if stopped:
         console.print("Interrupted: the results hold the finished episodes.", style="yellow")
         return INTERRUPTED
     if arguments.video:
-        record_videos(replace(load, render=True)(task), first, arguments.out, console)
+        rendering = task_env(policies[plan.samplers[0]].config, plan.settings, render=True)
+        record_videos(rendering, first, arguments.out, console)
     return INCOMPLETE if any(record.error for record in records) else COMPLETE
 
 
@@ -114,27 +115,6 @@ def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
     hashes = {task: sha256 for task, (_, sha256) in checkpoints.items()}
     plan = Plan(hashes, arguments.samplers, seeds, 1, settings, first_repeat=arguments.repeat)
     return plan, TaskLoader(checkpoints, windows, settings)
-
-
-def choose_folder(out: Path, overwrite: bool) -> Path:
-    """The folder itself, made if need be; or with a number, if it holds an earlier run that is not to be overwritten.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    for number in count(1):
-        folder = out if number == 1 else Path(f"{out}-{number}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "episodes.jsonl").open("w" if overwrite else "x").close()
-        except FileExistsError as error:
-            if not folder.is_dir():
-                raise DataError(f"Cannot write to the folder {folder}: it is a file.") from error
-        except OSError as error:
-            raise DataError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
-        else:
-            break
-    return folder
 
 
 def run_episodes(
@@ -182,22 +162,19 @@ def report(arguments: Arguments, plan: Plan, records: list[Record], console: Con
         "threads": torch.get_num_threads(),
         "software": software(),
     }
-    rows = summarize(results)
-    summary = {"provenance": provenance, "summary": [asdict(row) for row in rows]}
-    (arguments.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot_acceptance(results, arguments.out / "acceptance.png")
-    console.print(table(rows))
-    console.print(f"Wrote {arguments.out}/results.json, episodes.jsonl and acceptance.png")
+    console.print(table(write_summary(arguments.out, results, provenance)))
+    console.print(f"Wrote {arguments.out}/results.json, {EPISODES} and acceptance.png")
 
 
-def record_videos(parts: Parts, episodes: dict[str, Episode], out: Path, console: Console) -> None:
+def record_videos(
+    make_env: Callable[[], gymnasium.Env[Any, Any]], episodes: dict[str, Episode], out: Path, console: Console
+) -> None:
     """An mp4 of each episode, replayed from its seed and actions, if this machine renders."""
-    from envs.graphics import RenderingError  # here: it loads the simulator
-
     try:
-        env = parts.make_env()
+        env = make_env()
         env.reset()
-    except (RenderingError, ConfigError, gymnasium.error.Error) as error:
+        env.render()
+    except (ConfigError, gymnasium.error.DependencyNotInstalled) as error:
         console.print(f"No films: {error}", style="yellow", soft_wrap=True, markup=False)
         return
     with console.status("Rendering videos") as status, closing(env):

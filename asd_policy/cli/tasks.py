@@ -5,17 +5,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import gymnasium
 
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.evaluation.environments import env_spec, is_ours, make_env
 from asd_policy.evaluation.worker import Parts
 
 if TYPE_CHECKING:
+    from asd_policy.policies.config import PolicyConfig
     from asd_policy.policies.diffusion import DiffusionPolicy
 
 
@@ -117,16 +120,21 @@ class TaskLoader:
                 own.warm_up(self.settings["batch"])  # or the first chunk's latency would include compilation
             return own
 
-        env_id = policy.config.env_id
-        make = partial(
-            make_env,
-            env_id,
-            "rgb_array" if self.render else None,
-            success=self.settings.get("success"),
-            max_steps=self.settings.get("max_steps"),
-            options=policy.config.env_options if is_ours(env_id) else None,
-        )
-        return Parts(make, make_policy)
+        return Parts(task_env(policy.config, self.settings, self.render), make_policy)
+
+
+def task_env(
+    config: PolicyConfig, settings: Mapping[str, Any], render: bool = False
+) -> Callable[[], gymnasium.Env[Any, Any]]:
+    """Makes the policy's environment; picklable."""
+    return partial(
+        make_env,
+        config.env_id,
+        "rgb_array" if render else None,
+        success=settings.get("success"),
+        max_steps=settings.get("max_steps"),
+        options=config.env_options if is_ours(config.env_id) else None,
+    )
 
 
 def as_recorded(settings: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Our environments ("asd/...") are used as they are. Any other is adapted:
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -79,6 +80,10 @@ def env_spec(env_id: str) -> EnvSpec:
     """
     module, _, name = (f"envs:{env_id}" if is_ours(env_id) else env_id).rpartition(":")
     if module:
+        if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module, re.ASCII) is None:
+            raise ConfigError(
+                f"{env_id!r} names the module {module!r}; expected MODULE:NAME, such as envs:asd/Square-v0."
+            )
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -88,7 +93,7 @@ def env_spec(env_id: str) -> EnvSpec:
         return gymnasium.spec(name)
     try:
         return gymnasium.spec(name)
-    except gymnasium.error.NamespaceNotFound as error:
+    except (gymnasium.error.NamespaceNotFound, gymnasium.error.NameNotFound) as error:
         raise ConfigError(
             f"{error} An environment from outside is named with the module that registers it: MODULE:{name}. "
             "Name it so where demonstrations are recorded, or change a checkpoint's with asd-policy import --env-id."

@@ -107,6 +107,9 @@ def test_time_limits():
         ("CartPole-v1", {}, "takes actions of Discrete"),
         ("no_such_module:Reach-v0", {}, "There is no module 'no_such_module'"),
         ("no_such_namespace/Reach-v0", {}, "MODULE:no_such_namespace/Reach-v0"),
+        ("no_such_name-v0", {}, "MODULE:no_such_name-v0"),
+        ("pip.__main__:Reach-v0", {}, "names the module 'pip.__main__'; expected MODULE:NAME"),
+        ("..relative:Reach-v0", {}, r"names the module '..relative'"),
     ],
 )
 def test_environments_that_cannot_be_used(env_id, options, told):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from asd_policy.cli.evaluate import choose_folder
 from asd_policy.errors import DataError
+from asd_policy.evaluation.folders import choose_folder
 from asd_policy.evaluation.results import read_records
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
