@@ -1,4 +1,4 @@
-"""Stopping between two pieces of work rather than within one."""
+"""Ctrl-C that lets the work in hand finish."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ from types import FrameType
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the block the first Ctrl-C or SIGTERM only takes note; the yielded function tells whether one came.
+    """Within the block, the first Ctrl-C or SIGTERM only sets a flag, which the yielded function returns.
 
-    A second one acts as usual. Works in the main thread alone, as Python's signal handlers do.
+    A second one acts as usual. Call this in the main thread: Python sets signal handlers nowhere else.
     """
     requested = False
     signals = (signal.SIGINT, signal.SIGTERM)

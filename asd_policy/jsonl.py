@@ -1,10 +1,11 @@
-"""Files of JSON objects, one a line, to which lines are appended, and which a kill at any point leaves readable."""
+"""JSON-lines files: append-only, locked by their writer, and readable after a kill at any point."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,31 +18,27 @@ Entry = dict[str, Any]
 
 
 def read_json_lines(path: str | Path) -> list[Entry]:
-    """The objects of a file, in its order. What follows the last newline was cut off by a kill, and is left out.
+    """The objects of a file, in its order. Text after the last newline is an unfinished append, and is left out.
 
     Raises:
         DataError: if the file cannot be read, or naming the line that is no JSON object.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    return [_read(path, number, line) for number, line in enumerate(lines, start=1)]
+    return _parse(path, _content(path))
 
 
 class JsonLines:
-    """Appends objects to a file that one process at a time may write.
+    """Appends objects to a file. It is locked until `close`: one process at a time may write it.
 
     Args:
-        path: an existing file is continued; a last line that was cut off is removed.
+        path: a file, made with its folder if need be. An existing one is continued; an unfinished last line is removed.
 
     Attributes:
-        entries: what the file holds, in its order.
+        entries: the file's objects, in its order.
 
     Raises:
         ConfigError: if another process is writing the file.
-        DataError: if the file cannot be written or locked, or exists and cannot be read.
+        DataError: if the file cannot be read, written or locked, or is no regular file.
     """
 
     def __init__(self, path: str | Path):
@@ -53,57 +50,63 @@ class JsonLines:
             raise DataError(f"Cannot write to {self.path}: {error.strerror}.") from error
         try:
             _lock(self._file, self.path)
-            self.entries = read_json_lines(self.path)
-            os.ftruncate(self._file, self.path.read_bytes().rfind(b"\n") + 1)
+            content = _content(self.path)
+            self.entries = _parse(self.path, content)
+            os.ftruncate(self._file, content.rfind(b"\n") + 1)
         except BaseException:
             self.close()
             raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Put the object on disk before returning.
+        """Write the object to disk. When this returns, it survives a power cut.
 
         Raises:
-            DataError: if that fails (a full disk); the file then ends with the object before.
+            DataError: if the file is closed or the disk is full; the file then ends with the previous object.
         """
-        if self._file < 0:
-            raise DataError(f"Cannot write to {self.path}: it was closed.")
+        self._check_open()
         end = os.fstat(self._file).st_size
         try:
             left = memoryview(_line(entry))
-            while left:  # a write may take less than it is given; a full disk says so at the next try
+            while left:  # a write may take a part only; the next one then reports a full disk
                 left = left[_write(self._file, left) :]
             os.fsync(self._file)
         except BaseException as error:
             try:
                 os.ftruncate(self._file, end)
             except OSError:
-                self.close()  # readers leave out a last line that was cut off, but nothing may follow it
+                self.close()  # readers leave out an unfinished last line, but no line may follow it
             if not isinstance(error, OSError):
                 raise
             raise DataError(
-                f"Cannot write to {self.path}: {error.strerror}. It holds {len(self.entries)} entries, without the "
-                "last one: make room and start again, and it is continued."
+                f"Cannot write to {self.path}: {error.strerror}. It keeps the {len(self.entries)} entries before this "
+                "one. Make room and run the same command again to continue."
             ) from error
         self.entries.append(dict(entry))
 
     def replace(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Write the file anew, in one step: a kill leaves the old file or the new one. Appending ends with it.
+        """Replace the file's objects and close it. A kill leaves the old file or the new one.
 
         Raises:
-            DataError: if that fails; the file stays as it was.
+            DataError: if the file is closed or cannot be written; it stays as it was.
         """
-        self.entries = [dict(entry) for entry in entries]
+        self._check_open()
+        new = [dict(entry) for entry in entries]
         try:
-            write_atomically(self.path, lambda path: path.write_bytes(b"".join(map(_line, self.entries))))
+            write_atomically(self.path, lambda path: path.write_bytes(b"".join(map(_line, new))))
         except OSError as error:
-            raise DataError(f"Cannot write {self.path} anew: {error.strerror}. It stays as it was.") from error
+            raise DataError(f"Cannot replace {self.path}: {error.strerror}. It stays as it was.") from error
+        self.entries = new
         self.close()
 
     def close(self) -> None:
-        """Let others write the file."""
+        """Unlock the file for other writers. Does nothing if it is closed."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _check_open(self) -> None:
+        if self._file < 0:
+            raise DataError(f"Cannot write to {self.path}: it was closed.")
 
     def __enter__(self) -> JsonLines:
         return self
@@ -114,7 +117,18 @@ class JsonLines:
         self.close()
 
 
-def _read(path: Path, number: int, line: bytes) -> Entry:
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _parse(path: Path, content: bytes) -> list[Entry]:
+    return [_entry(path, number, line) for number, line in enumerate(content.split(b"\n")[:-1], start=1)]
+
+
+def _entry(path: Path, number: int, line: bytes) -> Entry:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -137,17 +151,18 @@ def _write(file: int, data: memoryview) -> int:
 
 
 def _lock(file: int, path: Path) -> None:
-    """Keep other writers out of the open file until it is closed."""
+    """Lock the open file against other writers until it is closed."""
     try:
-        import fcntl  # here: of POSIX systems alone
+        import fcntl  # here: Windows has none
     except ImportError as error:
         raise ConfigError(
-            f"{path} is written where files can be locked, which Python does on Linux and macOS. On Windows, run this "
-            "in WSL."
+            f"Writing {path} needs a system where files can be locked: Linux or macOS. On Windows, run this in WSL."
         ) from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may be read for ever
+        raise DataError(f"Cannot write to {path}: it is no regular file.")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = os.path.samestat(os.fstat(file), os.stat(path))  # or it was replaced meanwhile
+        locked = os.path.samestat(os.fstat(file), os.stat(path))  # its writer may just have replaced it
     except (BlockingIOError, FileNotFoundError):
         locked = False
     except OSError as error:

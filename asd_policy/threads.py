@@ -1,14 +1,33 @@
-"""How many threads torch may be told to use; torch is not imported, so that those who only check need not wait."""
+"""Thread counts of torch and other numerical libraries. This module does not import torch, which takes seconds."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from asd_policy.errors import ConfigError
 
 MOST_THREADS = 1024
-"""More than any use is known for. OpenMP ends the process, without an exception, where it cannot start so many."""
+"""OpenMP ends the process, without an exception, where it cannot start the threads that it is told to."""
+
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""The environment variables that numerical libraries read when they are loaded."""
 
 
 def check_threads(threads: int) -> None:
-    """Raise ConfigError unless torch can be told to use so many threads."""
+    """Raise ConfigError unless torch can be told to use this number of threads."""
     if not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads is {threads}; expected 1 to {MOST_THREADS}.")
+
+
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Processes started within the block compute with this many threads."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -1,7 +1,7 @@
 """Choose the windows of window=auto for a checkpoint on this machine, and keep them beside it.
 
-    asd-policy calibrate checkpoints/square
-    asd-policy calibrate checkpoints/square --sampler asd:path:auto:cuda_graph --device cuda
+    asd-policy calibrate square
+    asd-policy calibrate square --sampler asd:path:auto:cuda_graph --device cuda
 
 Observations are recorded along episodes of the checkpoint's environment. The windows hold for the weights, batch size,
 device, number of threads, draft and capture that they were measured with.
@@ -22,6 +22,7 @@ from asd_policy.cli import COMPLETE
 from asd_policy.cli.progress import counter, progress
 from asd_policy.errors import ConfigError
 from asd_policy.importers.checkpoint import windows_file
+from asd_policy.importers.shipped import find_checkpoint
 from asd_policy.policies.samplers import SamplerSpec
 from asd_policy.threads import check_threads
 
@@ -61,7 +62,8 @@ def main(arguments: Arguments) -> int:
             f"Got --batch-size {arguments.batch_size} and --observations {arguments.observations}; expected at least "
             "1, and no fewer observations than the batch size."
         )
-    recording = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    recording = load_policy(checkpoint, device=arguments.device, draft="path", window=None)
     policy = recording.with_sampler(spec.name, **spec.options)
     with progress(console) as shown:
         recorded = counter(shown, "recording observations", arguments.observations)
@@ -70,5 +72,5 @@ def main(arguments: Arguments) -> int:
         calibration = policy.calibrate(histories.latest, arguments.batch_size)
     console.print(table(calibration))
     console.print(f"windows by denoising step (0 is the noisiest): {stretches(calibration.windows)}", soft_wrap=True)
-    console.print(f"Kept in {windows_file(arguments.checkpoint)}", soft_wrap=True)
+    console.print(f"Kept in {windows_file(checkpoint)}", soft_wrap=True)
     return COMPLETE

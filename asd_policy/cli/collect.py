@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
+import tyro
 from rich.console import Console
+from tyro.extras import literal_type_from_choices
 
 from asd_policy.cli import COMPLETE, INTERRUPTED
 from asd_policy.cli.progress import progress
@@ -28,9 +30,9 @@ from asd_policy.collection.settings import FIRST_EVALUATION_SEED, Collection
 from asd_policy.collection.store import failed_seeds, open_store
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, UnknownNameError
-from asd_policy.evaluation.backends import Backend, Serial
-from asd_policy.evaluation.backends.processes import Processes
-from asd_policy.evaluation.backends.ray_cluster import Ray
+from asd_policy.evaluation.backends import Backend
+from asd_policy.evaluation.backends.registry import BACKENDS, Resources
+from asd_policy.evaluation.backends.registry import make_backend as backend_named
 from asd_policy.interrupt import stop_requests
 from envs.tasks import TASKS, Exploration, TaskSpec
 
@@ -50,8 +52,8 @@ class Arguments:
     """Successful episodes that the store shall hold."""
     out: Path | None = None
     """Folder of the store; an existing one is continued. By default data/NAME.zarr."""
-    backend: Literal["serial", "processes", "ray"] = "processes"
-    """Where to run: in this process, in processes of this machine, or on a Ray cluster."""
+    backend: Annotated[str, tyro.conf.arg(constructor=literal_type_from_choices(BACKENDS))] = "processes"
+    """Where to run: serial (in this process), processes (of this machine), or ray (a Ray cluster)."""
     address: str | None = None
     """Address of a Ray cluster, whose nodes find --policy under the same path. By default, one is started here."""
     workers: int | None = None
@@ -137,9 +139,8 @@ def make_backend(arguments: Arguments) -> Backend:
         raise ConfigError(
             f"Got --num-episodes {arguments.num_episodes} and --workers {workers}; expected at least 1 of each."
         )
-    if arguments.backend == "ray":
-        return Ray(workers, address=arguments.address)
-    return Serial() if arguments.backend == "serial" else Processes(workers or WORKERS)
+    workers = WORKERS if workers is None and arguments.backend == "processes" else workers
+    return backend_named(arguments.backend, Resources(workers, address=arguments.address))
 
 
 def report(store: EpisodeStore, wanted: int, console: Console) -> None:

@@ -26,8 +26,6 @@ from asd_policy.cli import COMPLETE
 from asd_policy.cli.parsing import wrapped
 from asd_policy.evaluation.provenance import commit
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "square"  # TODO(merge): find_checkpoint("square")
-
 
 def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
     """The command line, by argparse: tyro is not among the packages that this command needs.
@@ -43,7 +41,7 @@ def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
         "--out", type=Path, default=Path("results/gpu"), help="folder for what is written (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=7.0, help="time for everything (%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="Square's policy (the shipped one)")
+    parser.add_argument("--checkpoint", type=Path, default=Path("square"), help="Square's policy (the shipped one)")
     parser.add_argument(
         "--only", nargs="+", choices=names, default=[], metavar="SECTION", help=f"sections to run: {', '.join(names)}"
     )

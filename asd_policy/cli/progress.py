@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
 from typing import Protocol
@@ -19,12 +20,17 @@ LINES = 20
 class Progress(Protocol):
     """Rows of work, each with a number of units."""
 
-    def add(self, label: str, total: int, done: int = 0) -> int:
-        """A new row, some of which may be done already; its number."""
+    def add(self, label: str, total: int, done: int = 0, detail: bool = False) -> int:
+        """A new row; its number.
+
+        Args:
+            done: units that were done before.
+            detail: whether the row is part of another one; it gets a bar, but no lines.
+        """
         ...
 
     def update(self, row: int, done: int, note: str = "", label: str | None = None) -> None:
-        """How many units of the row are done, what to say beside them, and the row's new label."""
+        """Set how many units of the row are done, the text beside them, and the row's label, if it changes."""
         ...
 
 
@@ -51,14 +57,24 @@ class _Rows:
     def __init__(self, bars: Bars):
         self._bars = bars
 
-    def add(self, label: str, total: int, done: int = 0) -> int:
+    def add(self, label: str, total: int, done: int = 0, detail: bool = False) -> int:
         row = self._bars.add_task(label, total=total, note="")
         if done:
-            self._bars.reset(row, completed=done)  # what was done before says nothing of the speed
+            self._bars.reset(row, completed=done)  # units done before say nothing about the speed
         return row
 
     def update(self, row: int, done: int, note: str = "", label: str | None = None) -> None:
         self._bars.update(TaskID(row), completed=done, note=note, description=label)
+
+
+@dataclass
+class _Row:
+    label: str
+    total: int
+    before: int  # units done when it was added
+    told: int  # units done at its last line
+    detail: bool
+    started: float = field(default_factory=monotonic)
 
 
 class _Lines:
@@ -66,22 +82,18 @@ class _Lines:
 
     def __init__(self, console: Console):
         self._console = console
-        self._rows: list[tuple[str, int, int, float]] = []  # label, total, done at the start, time of the start
-        self._told: list[int] = []
+        self._rows: list[_Row] = []
 
-    def add(self, label: str, total: int, done: int = 0) -> int:
-        self._rows.append((label, total, done, monotonic()))
-        self._told.append(done)
+    def add(self, label: str, total: int, done: int = 0, detail: bool = False) -> int:
+        self._rows.append(_Row(label, total, done, done, detail))
         return len(self._rows) - 1
 
     def update(self, row: int, done: int, note: str = "", label: str | None = None) -> None:
-        name, total, before, started = self._rows[row]
-        if label is not None:
-            self._rows[row] = label, total, before, started
-        if total and done * LINES // total > self._told[row] * LINES // total:
-            self._told[row] = done
-            left = (monotonic() - started) / max(done - before, 1) * (total - done)
-            told = ", ".join(
-                filter(None, (f"{label or name}: {done}/{total}", note, f"about {left / 60:.0f} min left"))
-            )
-            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+        it = self._rows[row]
+        it.label = it.label if label is None else label
+        if it.detail or not it.total or done * LINES // it.total <= it.told * LINES // it.total:
+            return
+        it.told = done
+        left = (monotonic() - it.started) / max(done - it.before, 1) * (it.total - done)
+        told = (f"{it.label}: {done}/{it.total}", note, f"about {left / 60:.0f} min left")
+        self._console.print(", ".join(filter(None, told)), highlight=False, markup=False, soft_wrap=True)

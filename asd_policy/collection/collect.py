@@ -4,32 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, Protocol, cast
 
 from asd_policy.collection.demonstration import Outcome, Seed
 from asd_policy.collection.settings import FIRST_EVALUATION_SEED
 from asd_policy.collection.store import next_seed, record
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import WorkerError
-from asd_policy.evaluation.backends import ATTEMPTS, Backend
+from asd_policy.evaluation.backends import ATTEMPTS, Backend, Worker
 
 AHEAD = 256
 """Seeds that may be begun beyond the first unfinished one: as many episodes are lost with a seed that is given up."""
-
-
-class SeedWorker(Protocol):
-    """Demonstrates one seed at a time: see `asd_policy.collection.demonstration.Demonstrator`."""
-
-    def __call__(self, task: Seed) -> Outcome: ...
-
-    def close(self) -> None: ...
 
 
 def collect(
     store: EpisodeStore,
     num_episodes: int,
     backend: Backend,
-    make_worker: Callable[[], SeedWorker],
+    make_worker: Callable[[], Worker[Seed, Outcome]],
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Generator[Outcome, None, None]:
     """Fill the store with successful demonstrations in the order of their seeds; yield each outcome when it is on disk.
@@ -61,7 +52,7 @@ def _round(
     store: EpisodeStore,
     seeds: range,
     backend: Backend,
-    make_worker: Callable[[], SeedWorker],
+    make_worker: Callable[[], Worker[Seed, Outcome]],
     stop_requested: Callable[[], bool],
 ) -> Generator[Outcome, None, None]:
     """Try these seeds, in any order; record them in theirs."""
@@ -76,8 +67,7 @@ def _round(
             begun.append(seed)
             yield (seed,)
 
-    outcomes: Generator[Outcome, None, None] = cast(Any, backend).run(tasks(), make_worker)
-    with closing(outcomes):
+    with closing(backend.run(tasks(), make_worker)) as outcomes:
         for outcome in outcomes:
             waiting[outcome.seed] = outcome
             while recorded < len(begun) and begun[recorded] in waiting:

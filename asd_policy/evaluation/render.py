@@ -1,4 +1,4 @@
-"""A report as one HTML page and as Markdown. What comes from the records is escaped: they may be anyone's."""
+"""Renders a report as one HTML page and as Markdown. Text from records is escaped: files may come from anywhere."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def to_html(tasks: Sequence[TaskReport], videos: Sequence[Video] = (), title: str = "Evaluation") -> str:
-    """One page that needs nothing else; all that comes from the records is escaped."""
+    """A page without external files. Text from records is escaped."""
     environment = Environment(
         loader=PackageLoader("asd_policy.evaluation", "."),
         autoescape=True,

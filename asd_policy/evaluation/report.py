@@ -1,4 +1,4 @@
-"""What files of episodes show: each task's samplers beside each other."""
+"""Compares the samplers of each task, from their recorded episodes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _distinct(values: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], in
 
 
 def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any], baseline: str) -> list[str]:
-    """What a reader must know before comparing the numbers."""
+    """Warnings to read before comparing the numbers."""
     found = []
     episodes = {frozenset((record.env_seed, record.repeat) for record in records) for records in cells.values()}
     if len(episodes) > 1:
@@ -132,8 +132,8 @@ def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any], baseli
 
 
 def _check(records: Sequence[Record]) -> None:
-    """Refuse what cannot be summed up; files may come from anywhere."""
-    twice = [job for job, count in Counter(record.job for record in records).items() if count > 1]
+    """Refuse records that cannot be summarised; files may come from anywhere."""
+    twice = [key for key, count in Counter(record.key for record in records).items() if count > 1]
     if twice:
         raise ConfigError(f"{len(twice)} episodes appear more than once, the first {twice[0]}. Give each file once.")
     checkpoints: dict[str, str] = {}
@@ -145,13 +145,13 @@ def _check(records: Sequence[Record]) -> None:
         lengths = {len(cost) for cost in costs}
         shares = all(_is_number(share) and 0 <= share <= 1 for share in record.acceptance)
         if len(lengths) > 1 or not all(_is_number(value) and value > 0 for cost in costs for value in cost):
-            raise DataError(f"{record.job}: latency, rounds and evaluations need a positive number of each chunk.")
+            raise DataError(f"{record.key}: latency, rounds and evaluations need a positive number of each chunk.")
         if not shares or not _is_number(record.length):
-            raise DataError(f"{record.job}: length must be a number, and acceptance numbers from 0 to 1.")
+            raise DataError(f"{record.key}: length must be a number, and acceptance numbers from 0 to 1.")
         if record.acceptance:
             cell = (record.task, record.sampler)
             if steps.setdefault(cell, len(record.acceptance)) != len(record.acceptance):
-                raise DataError(f"{record.job}: acceptance has {len(record.acceptance)} steps, others {steps[cell]}.")
+                raise DataError(f"{record.key}: acceptance has {len(record.acceptance)} steps, others {steps[cell]}.")
 
 
 def _is_number(value: Any) -> bool:

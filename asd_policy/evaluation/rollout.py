@@ -1,4 +1,4 @@
-"""One episode: a policy in an environment, and what it cost."""
+"""Runs one episode of a policy in an environment, and measures its cost."""
 
 from __future__ import annotations
 
@@ -13,35 +13,57 @@ from numpy.typing import NDArray
 
 from asd_policy.errors import ConfigError, NumericalError
 
-Observation = Mapping[str, NDArray[np.floating]]
+EnvObservation = Mapping[str, NDArray[Any]]
+"""Key -> array, of one environment or of a batch."""
 
 BREAKS_EVERY_EPISODE = (ConfigError, MemoryError, gymnasium.error.DependencyNotInstalled)
-"""What tells of the settings or of the machine, and not of one episode: it is raised, not recorded as a failure."""
+"""Errors of the settings or of the machine: they are raised, not recorded as the failure of one episode."""
 
 
-class ChunkStats(Protocol):
-    """What a policy tells of the last chunk it sampled."""
+class ChunkCost(Protocol):
+    """The cost of a policy's last chunk."""
 
-    latency: float  # seconds
-    rounds: Any  # (B,) sequential network calls
-    evaluations: Any  # (B,) states that the network was asked about
-    acceptance: Any  # (K,) share of drafts kept at each step
+    @property
+    def latency(self) -> float:
+        """Seconds."""
+        ...
+
+    @property
+    def rounds(self) -> Any:
+        """(B,) sequential network calls."""
+        ...
+
+    @property
+    def evaluations(self) -> Any:
+        """(B,) states that the network was evaluated on."""
+        ...
+
+    @property
+    def acceptance(self) -> Any:
+        """(K,) share of drafts kept at each step."""
+        ...
 
 
 class Policy(Protocol):
-    """Whatever acts: see `asd_policy.DiffusionPolicy`."""
+    """Acts in one environment; `asd_policy.DiffusionPolicy` is one."""
 
     @property
-    def stats(self) -> ChunkStats | None: ...
+    def stats(self) -> ChunkCost | None:
+        """The last chunk's cost, a new object for each chunk; None before the first."""
+        ...
 
-    def reset(self, seed: int) -> None: ...
+    def reset(self, seed: int) -> None:
+        """Begin an episode with the noise of this seed."""
+        ...
 
-    def act(self, obs: Observation) -> NDArray[np.float32]: ...
+    def act(self, obs: EnvObservation) -> NDArray[np.float32]:
+        """The next action, (A,)."""
+        ...
 
 
 @dataclass(frozen=True)
 class Episode:
-    """The record of one episode with C sampled chunks; `to_json` gives all but the actions and the error."""
+    """One episode with C sampled chunks. `to_json` leaves out the actions and the error."""
 
     env_seed: int
     noise_seed: int
@@ -53,7 +75,7 @@ class Episode:
     acceptance: list[float]  # (K,) mean over the chunks
     action_sha256: str  # of the action stream: equal hashes, equal behaviour
     actions: NDArray[np.float32] = field(repr=False, compare=False)  # (length, action_dim)
-    error: str | None = None  # "ErrorName: message" of an episode that broke: a failure, whose lists are empty
+    error: str | None = None  # "ErrorName: message" of an episode that raised: a failure, whose lists are empty
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
@@ -61,11 +83,11 @@ class Episode:
         return record
 
 
-def rollout(env: gymnasium.Env, policy: Policy, env_seed: int, noise_seed: int) -> Episode:
+def rollout(env: gymnasium.Env[Any, Any], policy: Policy, env_seed: int, noise_seed: int) -> Episode:
     """Run one episode until success, termination or the environment's time limit.
 
     Args:
-        env: reports success as `info["success"]`.
+        env: reports success as `info["success"]`; see `asd_policy.evaluation.environments.make_env`.
         env_seed: of the initial state.
         noise_seed: of the policy's sampling noise.
 
@@ -85,21 +107,21 @@ def rollout(env: gymnasium.Env, policy: Policy, env_seed: int, noise_seed: int) 
 
 
 def succeeded(info: Mapping[str, Any], row: int | None = None) -> bool:
-    """Whether an environment's answer says success; that of one row, of an environment for many.
+    """Success as the info of a step reports it; of a vector environment's info, that of one row.
 
     Raises:
-        ConfigError: if it says nothing of it.
+        ConfigError: if it does not.
     """
     final = info.get("final_info")
     if row is not None and final is not None and info["_final_info"][row]:
         info = final  # gymnasium's same-step autoreset: the rest is of the next episode already
     if "success" not in info:
-        raise ConfigError(f"The environment's info holds {sorted(info)}; expected success, as `envs` reports it.")
+        raise ConfigError(f"The environment's info holds {sorted(info)}; expected success. Make it with make_env.")
     return bool(info["success"] if row is None else info["success"][row])
 
 
 def broken_episode(env_seed: int, noise_seed: int, error: Exception) -> Episode:
-    """The record of an episode that raised: a failure with the reason, and without costs."""
+    """An episode that raised: a failure with its error, and without costs."""
     return Episode(
         env_seed=env_seed,
         noise_seed=noise_seed,
@@ -116,21 +138,21 @@ def broken_episode(env_seed: int, noise_seed: int, error: Exception) -> Episode:
 
 
 class Trace:
-    """An episode in the making.
+    """Collects the steps of an episode.
 
     Args:
         shape: of an action; None takes any.
-        row: the episode's place in the policy's batch.
+        row: the episode's row in the policy's batch.
     """
 
     def __init__(self, env_seed: int, noise_seed: int, shape: tuple[int, ...] | None = None, row: int = 0):
         self._seeds, self._shape, self._row = (env_seed, noise_seed), shape, row
         self._actions: list[NDArray[np.float32]] = []
-        self._chunks: list[ChunkStats] = []
+        self._chunks: list[ChunkCost] = []
         self._success = self.over = False
 
-    def acted(self, action: NDArray[np.float32], stats: ChunkStats | None) -> None:
-        """Note an action (A,), and what its chunk cost if it is the first of the chunk.
+    def acted(self, action: NDArray[np.float32], stats: ChunkCost | None) -> None:
+        """Add an action (A,), and its chunk's cost if it is the first of the chunk.
 
         Raises:
             ConfigError: if the action has another shape than the environment's.
@@ -146,10 +168,11 @@ class Trace:
         self._actions.append(action)
 
     def moved(self, success: bool, over: bool) -> None:
-        """Note what the environment said of it."""
+        """Add the environment's answer to the action."""
         self._success, self.over = success, success or over
 
     def episode(self) -> Episode:
+        """The episode so far."""
         stream = np.stack(self._actions)
         acceptance = [np.asarray(chunk.acceptance) for chunk in self._chunks]
         env_seed, noise_seed = self._seeds
@@ -168,11 +191,11 @@ class Trace:
 
 
 def replay_frames(
-    env: gymnasium.Env, env_seed: int, actions: NDArray[np.float32], every: int = 2
+    env: gymnasium.Env[Any, Any], env_seed: int, actions: NDArray[np.float32], every: int = 2
 ) -> list[NDArray[np.uint8]]:
-    """Render an episode again from its seed and its actions (length, action_dim): every `every`-th step and the last.
+    """Replay an episode's actions (length, action_dim) and render every `every`-th step and the last.
 
-    Rendering apart from the rollout keeps it out of the latencies.
+    Rendering after the rollout keeps it out of the latencies.
 
     Args:
         env: made with `render_mode="rgb_array"`.

@@ -1,4 +1,4 @@
-"""What the successes of a sampler, and of two on the same episodes, allow to say."""
+"""Confidence intervals and paired comparisons of success rates."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from scipy.stats import binomtest, bootstrap, norm
 from asd_policy.errors import ConfigError
 
 LEVEL = 0.95
-"""Of every interval here. Equivalence is then Schuirmann's two one-sided tests (1987) at 2.5 % each. Their customary
-90 % interval would do for a normal estimate; of few episodes with a rare difference it says "equivalent" too easily."""
+"""The level of every interval here. Equivalence is then Schuirmann's two one-sided tests (1987) at 2.5 % each. The
+customary 90 % interval suits a normal estimate; with few episodes and rare differences it is too short."""
 RESAMPLES = 9999
 POWER = 0.8
-PILOT = 5  # seeds on which the samplers differ, before their number allows to plan
+PILOT = 5  # seeds on which the samplers must differ before a sample size is computed
 
 Outcomes = Mapping[tuple[int, int], bool]
 """(env seed, repeat) -> success."""
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """Wilson's interval of a success rate, at LEVEL; takes the episodes to be independent.
+    """Wilson's interval of a success rate, at LEVEL. It assumes independent episodes.
 
     Raises:
         ConfigError: unless there are episodes, and no more successes than those.
@@ -38,15 +38,15 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A sampler beside a baseline, on the episodes that both have run."""
+    """A sampler compared with a baseline, on the episodes that both have run."""
 
     seeds: int  # env seeds, n
     both: int  # episodes in which both succeed
     only_sampler: int
     only_baseline: int
     neither: int
-    p_value: float  # McNemar's exact test, which takes the episodes to be independent
-    difference: float  # success rate, the sampler's less the baseline's
+    p_value: float  # McNemar's exact test, which assumes independent episodes
+    difference: float  # success rate of the sampler minus that of the baseline
     interval: tuple[float, float]  # of the difference, at LEVEL
     margin: float
     verdict: str  # "equivalent" (within the margin), "worse", "better" or "undecided"
@@ -60,8 +60,8 @@ class Comparison:
 def compare(sampler: Outcomes, baseline: Outcomes, rng: np.random.Generator, margin: float = 0.05) -> Comparison:
     """Compare success on the shared episodes.
 
-    "equivalent" is said when the whole interval lies within the margin, even where it excludes zero; otherwise "worse"
-    or "better" when it excludes zero. No significant difference alone is "undecided".
+    The verdict is "equivalent" if the whole interval lies within the margin, even where it excludes zero; else "worse"
+    or "better" if it excludes zero; else "undecided".
 
     Args:
         rng: draws the bootstrap's resamples.
@@ -102,7 +102,7 @@ def compare(sampler: Outcomes, baseline: Outcomes, rng: np.random.Generator, mar
 def _per_seed(
     sampler: Outcomes, baseline: Outcomes, shared: list[tuple[int, int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each env seed the sampler's wins less its losses, and the number of its episodes; (n,) each."""
+    """For each env seed, the sampler's wins minus its losses, and the number of its episodes; (n,) each."""
     wins: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
     for key in shared:
@@ -129,7 +129,8 @@ def _difference_interval(
     """Percentile bootstrap over env seeds: the repeats of a seed are not independent, so they stay together."""
 
     def difference(wins: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return wins.sum(axis) / sizes.sum(axis)
+        shares: NDArray[np.float64] = wins.sum(axis) / sizes.sum(axis)
+        return shares
 
     interval = bootstrap(
         _with_imaginary(wins, sizes),
@@ -145,10 +146,10 @@ def _difference_interval(
 
 
 def _more_seeds(wins: NDArray[np.float64], sizes: NDArray[np.float64], margin: float) -> int | None:
-    """Env seeds to add so that "equivalent" comes out with probability POWER, were the samplers equally good.
+    """Env seeds to add so that equally good samplers come out as "equivalent" with probability POWER.
 
-    The seeds vary as they have so far. None if fewer than PILOT tell of that, or if there are enough already: then the
-    difference seen is the obstacle.
+    It assumes that new seeds vary as the present ones do. None if the samplers differ on fewer than PILOT seeds, or if
+    there are enough seeds already.
     """
     if np.count_nonzero(wins) < PILOT:
         return None

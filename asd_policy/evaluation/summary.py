@@ -1,4 +1,4 @@
-"""Many episodes of several samplers, told in a table and a plot."""
+"""Summarises the episodes of several samplers in a table and a plot."""
 
 from __future__ import annotations
 

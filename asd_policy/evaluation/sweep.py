@@ -1,4 +1,4 @@
-"""Tasks x samplers x seeds x repeats: a plan, and the file that it fills however often it is interrupted."""
+"""Sweeps: every task x sampler x seed x repeat, into a file that an interrupted sweep continues."""
 
 from __future__ import annotations
 
@@ -11,30 +11,9 @@ from itertools import takewhile
 from typing import Any
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.backends import Backend
-from asd_policy.evaluation.evaluate import parse_seeds
-from asd_policy.evaluation.results import Job, Record, ResultsFile, check_same_settings
-from asd_policy.evaluation.worker import EpisodeWorker, Parts, Wave
-
-SEED_SETS: Mapping[str, tuple[str, int]] = {
-    "smoke": ("100000-100002", 1),
-    "dev": ("200000-200019", 1),
-    "paper": ("100000-100099", 3),
-}
-"""Name -> environment seeds, and how often each is run."""
-
-
-def parse_seed_set(text: str) -> tuple[list[int], int]:
-    """Environment seeds and repeats of a name in SEED_SETS, or of seeds as `parse_seeds` reads them, run once.
-
-    Raises:
-        ConfigError: on anything else.
-    """
-    seeds, repeats = SEED_SETS.get(text, (text, 1))
-    try:
-        return parse_seeds(seeds), repeats
-    except ConfigError as error:
-        raise ConfigError(f"{error} Or a seed set: {', '.join(SEED_SETS)}.") from None
+from asd_policy.evaluation.backends import Backend, check_backend
+from asd_policy.evaluation.results import EpisodeKey, Record, ResultsFile, check_same_settings
+from asd_policy.evaluation.worker import EpisodeWorker, Observer, Parts, Wave
 
 
 @dataclass(frozen=True)
@@ -45,7 +24,8 @@ class Plan:
         checkpoints: task -> SHA-256 of its policy.
         samplers: labels.
         repeats: how often each seed is run, with other noise each time.
-        settings: device, threads, batch.
+        settings: device, threads, batch; and success and max_steps, where they are given.
+        first_repeat: the number of the first repeat, which chooses its noise.
 
     Raises:
         ConfigError: if it is empty, or names anything twice.
@@ -56,6 +36,7 @@ class Plan:
     env_seeds: Sequence[int]
     repeats: int
     settings: Mapping[str, Any]
+    first_repeat: int = 0
 
     def __post_init__(self) -> None:
         for name in ("samplers", "env_seeds"):
@@ -70,28 +51,32 @@ class Plan:
             raise ConfigError(f"There is nothing to run: {', '.join(wrong + lacking)}; expected at least 1.")
 
     @cached_property
-    def jobs(self) -> list[Job]:
+    def keys(self) -> list[EpisodeKey]:
         """All episodes, in the order of the complete file."""
-        return [job for task in self.checkpoints for sampler in self.samplers for job in self._cell(task, sampler)]
+        return [key for task in self.checkpoints for sampler in self.samplers for key in self._cell(task, sampler)]
 
-    def missing(self, records: Sequence[Record]) -> list[Job]:
-        done = {record.job for record in records}
-        return [job for job in self.jobs if job not in done]
+    def missing(self, records: Sequence[Record]) -> list[EpisodeKey]:
+        """The episodes without a record."""
+        done = {record.key for record in records}
+        return [key for key in self.keys if key not in done]
 
-    def waves(self, done: frozenset[Job]) -> Iterator[Wave]:
-        """What is left to run, the samplers taking turns, so that a machine that slows down slows all alike.
+    def waves(self, done: frozenset[EpisodeKey]) -> Iterator[Wave]:
+        """The waves that are left to run.
 
-        A wave comes whole if any of it is missing: what an episode is computed with may depend on the size of its wave.
+        The samplers take turns, and another one begins each time, so a machine that slows down slows all of them alike.
+        A wave is run in full if any of its episodes is missing: rounding may depend on a wave's size.
         """
         size = self.settings["batch"]
         for task in self.checkpoints:
             cells = [self._cell(task, sampler) for sampler in self.samplers]
-            for first in range(0, len(cells[0]), size):
-                turn = (tuple(cell[first : first + size]) for cell in cells)
-                yield from (wave for wave in turn if not done.issuperset(wave))
+            for turn, first in enumerate(range(0, len(cells[0]), size)):
+                begin = turn % len(cells)
+                waves = (tuple(cell[first : first + size]) for cell in cells[begin:] + cells[:begin])
+                yield from (wave for wave in waves if not done.issuperset(wave))
 
-    def _cell(self, task: str, sampler: str) -> list[Job]:
-        return [Job(task, sampler, seed, repeat) for seed in self.env_seeds for repeat in range(self.repeats)]
+    def _cell(self, task: str, sampler: str) -> list[EpisodeKey]:
+        repeats = range(self.first_repeat, self.first_repeat + self.repeats)
+        return [EpisodeKey(task, sampler, seed, repeat) for seed in self.env_seeds for repeat in repeats]
 
 
 def sweep(
@@ -100,29 +85,34 @@ def sweep(
     backend: Backend,
     load: Callable[[str], Parts],
     stop_requested: Callable[[], bool] = lambda: False,
+    observe: Observer | None = None,
 ) -> Generator[Record, None, None]:
-    """Run what the file lacks and yield each record when it is on disk; a complete file is put in the plan's order.
+    """Run the episodes that the file lacks, and yield each record when it is on disk.
+
+    A complete file is put in the plan's order and closed.
 
     Args:
-        load: task -> its parts; picklable, for the backends that call it elsewhere.
+        load: task -> its parts; picklable, for backends with processes.
         stop_requested: asked before each wave; those begun are finished.
+        observe: given each finished episode in the process that ran it: with `Serial`, in this one.
 
     Raises:
-        ConfigError: if the file was made with other checkpoints or settings.
+        ConfigError: if the file was made with other checkpoints or settings, or the backend has no `run`.
         DataError: if a record cannot be written.
-        WorkerError: if workers are lost whatever they are given.
+        WorkerError: if many workers in a row are lost.
     """
+    check_backend(backend)
     check_same_settings(file.records, plan.checkpoints, plan.settings)
-    done = {record.job for record in file.records}
+    done = {record.key for record in file.records}
     waves = takewhile(lambda _: not stop_requested(), plan.waves(frozenset(done)))
-    make_worker = partial(EpisodeWorker, load, dict(plan.checkpoints), dict(plan.settings))
+    make_worker = partial(EpisodeWorker, load, dict(plan.checkpoints), dict(plan.settings), observe)
     with closing(backend.run(waves, make_worker)) as finished:
         for records in finished:
             for record in records:
-                if record.job not in done:
+                if record.key not in done:
                     file.append(record)
-                    done.add(record.job)
+                    done.add(record.key)
                     yield record
     if not plan.missing(file.records):
-        rank = {job: place for place, job in enumerate(plan.jobs)}
-        file.order(lambda record: rank.get(record.job, len(rank)))
+        rank = {key: place for place, key in enumerate(plan.keys)}
+        file.order(lambda record: rank.get(record.key, len(rank)))

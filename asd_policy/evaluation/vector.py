@@ -1,12 +1,10 @@
-"""Episodes in lock-step: one policy acts for a batch of environments."""
+"""Runs episodes in lock-step: one policy acts in a batch of environments."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,33 +14,37 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.rollout import ChunkStats, Episode, Observation, Trace, succeeded
-
-THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+from asd_policy.evaluation.rollout import ChunkCost, EnvObservation, Episode, Trace, succeeded
+from asd_policy.threads import thread_count
 
 
 class BatchPolicy(Protocol):
-    """Whatever acts in B environments at once: see `asd_policy.DiffusionPolicy`."""
+    """Acts in B environments at once; `asd_policy.DiffusionPolicy` is one."""
 
     @property
-    def stats(self) -> ChunkStats | None: ...
+    def stats(self) -> ChunkCost | None:
+        """The last chunk's cost, a new object for each chunk; None before the first."""
+        ...
 
-    def reset(self, *, seeds: Sequence[int]) -> None: ...
+    def reset(self, *, seeds: Sequence[int]) -> None:
+        """Begin an episode in every environment, each with the noise of its seed."""
+        ...
 
-    def act(self, obs: Observation) -> NDArray[np.float32]: ...
+    def act(self, obs: EnvObservation) -> NDArray[np.float32]:
+        """The next actions, (B, A)."""
+        ...
 
 
 def rollout_batch(
     envs: AsyncVectorEnv | SyncVectorEnv, policy: BatchPolicy, env_seeds: Sequence[int], noise_seeds: Sequence[int]
 ) -> list[Episode]:
-    """Run one episode per environment, all at once; each is that of `rollout` up to floating-point rounding.
+    """Run one episode per environment, all at once. Each equals that of `rollout` up to floating-point rounding.
 
-    Every episode has the noise of its own seed, whatever the others are. The policy plans for all of them until the
-    last is over: chunks are sampled in lock-step, so an episode begun in a free place would have to wait for the next
-    chunk, and its history for another.
+    Each episode has the noise of its own seed, whatever the others are. No episode begins in the row of one that has
+    ended: chunks are sampled in lock-step, so it would have to wait for the next chunk.
 
     Args:
-        envs: B environments that report `success`; what they do after their episode's end is ignored.
+        envs: B environments that report `success`; their answers after their episode's end are ignored.
         env_seeds: (B,)
         noise_seeds: (B,)
 
@@ -72,12 +74,12 @@ def rollout_batch(
             trace.moved(succeeded(info, row), bool(terminated[row] or truncated[row]))
         ended = terminated | truncated
         if ended.any() and isinstance(envs, SyncVectorEnv) and envs.autoreset_mode == AutoresetMode.DISABLED:
-            obs, _ = envs.reset(options={"reset_mask": ended})  # it does not step what has ended
+            obs, _ = envs.reset(options={"reset_mask": ended})  # it refuses to step an ended episode
     return [trace.episode() for trace in traces]
 
 
-def vector_env(make_env: Callable[[], gymnasium.Env], count: int) -> AsyncVectorEnv:
-    """`count` environments in a process each, that rest after their episode's end and leave Ctrl-C to the caller.
+def vector_env(make_env: Callable[[], gymnasium.Env[Any, Any]], count: int) -> AsyncVectorEnv:
+    """`count` environments, each in a process. They rest after their episode's end, and ignore Ctrl-C.
 
     Args:
         make_env: picklable.
@@ -97,32 +99,20 @@ def kill_envs(envs: AsyncVectorEnv) -> None:
     envs.closed = True
 
 
-@contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Processes started within the block compute with this many threads."""
-    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
-    os.environ.update(dict.fromkeys(THREAD_COUNTS, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _resting_env(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+def _resting_env(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:
     if multiprocessing.parent_process() is not None:  # gymnasium makes one in the caller's process too
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return _Resting(make_env())
 
 
-class _Resting(gymnasium.Wrapper):
-    """Repeats its last answer once the episode is over: nothing is simulated for nobody."""
+class _Resting(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Repeats the last answer of an episode that is over, instead of simulating on."""
 
-    def reset(self, **arguments: Any) -> tuple[Observation, dict[str, Any]]:
-        self._last: tuple[Observation, float, bool, bool, Mapping[str, Any]] | None = None
+    def reset(self, **arguments: Any) -> tuple[EnvObservation, dict[str, Any]]:
+        self._last: tuple[EnvObservation, float, bool, bool, Mapping[str, Any]] | None = None
         return super().reset(**arguments)
 
-    def step(self, action: NDArray[np.floating]) -> Any:
+    def step(self, action: NDArray[np.float32]) -> Any:
         if self._last is not None:
             return self._last
         answer = super().step(action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import imageio
@@ -15,24 +16,25 @@ from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import Policy, replay_frames, rollout
 
 STRIDE = 2  # rendering without a GPU takes about 0.2 s a frame
+FPS = 30  # control steps a second, where an environment does not say
 
 
-def write_video(env: gymnasium.Env, env_seed: int, actions: NDArray[np.float32], path: Path) -> None:
-    """Render an episode again from its seed and its actions (length, action_dim), at the speed of life.
+def write_video(env: gymnasium.Env[Any, Any], env_seed: int, actions: NDArray[np.float32], path: Path) -> None:
+    """Replay an episode's actions (length, action_dim) and write its video, in real time.
 
     Args:
-        env: made with `render_mode="rgb_array"`.
+        env: made with `render_mode="rgb_array"`. Its metadata's `render_fps` are control steps a second, else FPS.
     """
     frames = replay_frames(env, env_seed, actions, STRIDE)
-    imageio.mimwrite(path, frames, fps=env.metadata["render_fps"] / STRIDE)
+    imageio.mimwrite(path, frames, fps=(env.metadata.get("render_fps") or FPS) / STRIDE)
 
 
-def film(env: gymnasium.Env, policy: Policy, record: Record, page: Path) -> Video:
+def film(env: gymnasium.Env[Any, Any], policy: Policy, record: Record, page: Path) -> Video:
     """Run an episode again from its seeds, and write its video to a folder beside the page.
 
     Args:
         env: made with `render_mode="rgb_array"`.
-        policy: what the record was made with.
+        policy: the one that the record was made with.
 
     Raises:
         NumericalError: as `rollout`.

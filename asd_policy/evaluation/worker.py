@@ -1,4 +1,4 @@
-"""What one worker of a sweep does: episodes in, records out."""
+"""A worker of a sweep: runs episodes and returns their records."""
 
 from __future__ import annotations
 
@@ -10,90 +10,110 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv
 
-from asd_policy.evaluation.evaluate import noise_seed
+from asd_policy.evaluation.plugins import require_members
 from asd_policy.evaluation.provenance import software
-from asd_policy.evaluation.results import Job, Record
+from asd_policy.evaluation.results import EpisodeKey, Record
 from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, broken_episode, rollout
+from asd_policy.evaluation.seeds import noise_seed
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 
-Wave = tuple[Job, ...]
-"""Episodes of one task and sampler that one policy serves at once."""
+Wave = tuple[EpisodeKey, ...]
+"""Episodes of one task and sampler that one policy runs at once."""
+
+Observer = Callable[[EpisodeKey, Episode], object]
+"""Given each finished episode, with its actions."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One task's environment and policy, in memory."""
+    """How to make one task's environment and policies.
 
-    make_env: Callable[[], gymnasium.Env]  # picklable, for waves of several episodes
-    make_policy: Callable[[str], Any]  # sampler's label -> Policy, or BatchPolicy for waves of several episodes
+    Attributes:
+        make_env: picklable, for waves of several episodes.
+        make_policy: sampler's label -> Policy, or BatchPolicy for waves of several episodes.
+    """
+
+    make_env: Callable[[], gymnasium.Env[Any, Any]]
+    make_policy: Callable[[str], Any]
 
 
 class EpisodeWorker:
-    """Runs waves of episodes; loads a task when its first one comes.
+    """Runs waves of episodes; loads a task with its first episode.
 
-    An episode that raises is a failure, on record; the others of its wave are run again, each by itself. What
-    would break every episode is raised.
+    An episode that raises is recorded as a failure, and the others of its wave are run again, one by one. Errors that
+    would break every episode are raised.
 
     Args:
         load: task -> its parts.
         checkpoints: task -> SHA-256, for the records.
         settings: for the records; `batch` is the number of episodes of a wave.
+        observe: given each finished episode where it was run.
     """
 
-    def __init__(self, load: Callable[[str], Parts], checkpoints: Mapping[str, str], settings: Mapping[str, Any]):
-        self._load = load
+    def __init__(
+        self,
+        load: Callable[[str], Parts],
+        checkpoints: Mapping[str, str],
+        settings: Mapping[str, Any],
+        observe: Observer | None = None,
+    ):
+        self._load, self._observe = load, observe
         self._checkpoints, self._settings, self._software = checkpoints, settings, software()
         self._parts: tuple[str, Parts] | None = None
         self._policies: dict[str, Any] = {}  # of that task, by sampler
-        self._env: tuple[str, gymnasium.Env] | None = None
+        self._env: tuple[str, gymnasium.Env[Any, Any]] | None = None
         self._envs: tuple[str, AsyncVectorEnv] | None = None
 
     def __call__(self, wave: Wave) -> list[Record]:
         if self._settings["batch"] == 1:
-            return [self._alone(job) for job in wave]
+            return [self._alone(key) for key in wave]
         try:
             episodes = self._together(wave)
         except BREAKS_EVERY_EPISODE:
             raise
-        except Exception:  # of one of them, and it took the others along
+        except Exception:  # one of them broke, and the others with it
             self._close_envs()
-            return [self._alone(job) for job in wave]
-        return [self._record(job, episode) for job, episode in zip(wave, episodes, strict=True)]
+            return [self._alone(key) for key in wave]
+        return [self._record(key, episode) for key, episode in zip(wave, episodes, strict=True)]
 
     def close(self) -> None:
+        """Close the environments."""
         self._close_env()
         self._close_envs()
 
-    def _alone(self, job: Job) -> Record:
-        policy, env = self._policy(job), self._single_env(job.task)
+    def _alone(self, key: EpisodeKey) -> Record:
+        policy, env, noise = self._policy(key), self._single_env(key.task), noise_seed(key.env_seed, key.repeat)
         try:
-            return self._record(job, rollout(env, policy, job.env_seed, noise_seed(job.env_seed, job.repeat)))
+            episode = rollout(env, policy, key.env_seed, noise)
         except BREAKS_EVERY_EPISODE:
             raise
         except Exception as error:
-            self._close_env()  # the next episode must not depend on what this one has left behind
-            return self._record(job, broken_episode(job.env_seed, noise_seed(job.env_seed, job.repeat), error))
+            self._close_env()  # the next episode must not depend on the state that this one leaves behind
+            episode = broken_episode(key.env_seed, noise, error)
+        return self._record(key, episode)
 
     def _together(self, wave: Wave) -> list[Episode]:
         policy, envs = self._policy(wave[0]), self._vector_env(wave[0].task)
         full = [*wave, *wave[-1:] * (envs.num_envs - len(wave))]  # the last wave's empty places repeat an episode
-        noise_seeds = [noise_seed(job.env_seed, job.repeat) for job in full]
-        return rollout_batch(envs, policy, [job.env_seed for job in full], noise_seeds)[: len(wave)]
+        noise_seeds = [noise_seed(key.env_seed, key.repeat) for key in full]
+        return rollout_batch(envs, policy, [key.env_seed for key in full], noise_seeds)[: len(wave)]
 
     def _task(self, task: str) -> Parts:
         if self._parts is None or self._parts[0] != task:
-            self._parts = None  # a plan goes through its tasks one after the other: memory holds one
+            self._parts = None  # memory holds one task; a plan runs its tasks one after the other
             self._policies.clear()
             self._parts = task, self._load(task)
         return self._parts[1]
 
-    def _policy(self, job: Job) -> Any:
-        parts = self._task(job.task)
-        if job.sampler not in self._policies:
-            self._policies[job.sampler] = parts.make_policy(job.sampler)
-        return self._policies[job.sampler]
+    def _policy(self, key: EpisodeKey) -> Any:
+        parts = self._task(key.task)
+        if key.sampler not in self._policies:
+            policy = parts.make_policy(key.sampler)
+            require_members(policy, "policy", ("reset", "act", "stats"))
+            self._policies[key.sampler] = policy
+        return self._policies[key.sampler]
 
-    def _single_env(self, task: str) -> gymnasium.Env:
+    def _single_env(self, task: str) -> gymnasium.Env[Any, Any]:
         if self._env is None or self._env[0] != task:
             self._close_env()
             self._env = task, self._task(task).make_env()
@@ -116,15 +136,17 @@ class EpisodeWorker:
             kill_envs(self._envs[1])
             self._envs = None
 
-    def _record(self, job: Job, episode: Episode) -> Record:
-        return Record(**episode.to_json(), **self._common(job), error=episode.error)
+    def _record(self, key: EpisodeKey, episode: Episode) -> Record:
+        if self._observe is not None:
+            self._observe(key, episode)
+        return Record(**episode.to_json(), **self._common(key), error=episode.error)
 
-    def _common(self, job: Job) -> dict[str, Any]:
+    def _common(self, key: EpisodeKey) -> dict[str, Any]:
         return {
-            "task": job.task,
-            "sampler": job.sampler,
-            "repeat": job.repeat,
-            "checkpoint_sha256": self._checkpoints[job.task],
+            "task": key.task,
+            "sampler": key.sampler,
+            "repeat": key.repeat,
+            "checkpoint_sha256": self._checkpoints[key.task],
             "settings": dict(self._settings),
             "software": self._software,
         }

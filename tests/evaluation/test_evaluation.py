@@ -1,5 +1,6 @@
 """Episodes, their summary, and their order, on a toy environment and policy."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -7,10 +8,14 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from asd_policy.errors import ConfigError, NumericalError, ObservationError
-from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
+from asd_policy.evaluation.backends import Serial
+from asd_policy.evaluation.results import ResultsFile
 from asd_policy.evaluation.rollout import replay_frames, rollout
+from asd_policy.evaluation.seeds import noise_seed, parse_seeds
 from asd_policy.evaluation.summary import mean_acceptance, plot_acceptance, summarize, table
+from asd_policy.evaluation.sweep import Plan, sweep
 from asd_policy.evaluation.vector import rollout_batch
+from asd_policy.evaluation.worker import Parts
 from tests.evaluation import records
 from tests.evaluation.toy import Push, Walk
 
@@ -47,19 +52,27 @@ def test_replay_renders_every_other_step_and_the_last():
     assert [int(frame[0, 0, 0]) for frame in frames] == [1, 3, 5, 6]
 
 
-def test_policies_take_turns_on_shared_seeds_and_noise():
+def evaluate(folder, env, policies, env_seeds):
+    """Run every policy on every seed in this process; the records as they come."""
+    settings = {"device": "cpu", "threads": 1, "batch": 1}
+    plan = Plan({"walk": "ab" * 32}, tuple(policies), tuple(env_seeds), 1, settings)
+    with ResultsFile(folder / "episodes.jsonl") as file:
+        return list(sweep(plan, file, Serial(), lambda task: Parts(lambda: env, policies.__getitem__)))
+
+
+def test_policies_take_turns_on_shared_seeds_and_noise(tmp_path):
     policies = {"strong": Push(0.9, 100), "weak": Push(0.0, 10)}
-    order = list(evaluate(Walk(), policies, [3, 4, 5]))
-    assert [label for label, _ in order] == ["strong", "weak", "weak", "strong", "strong", "weak"]
-    assert all(episode.noise_seed == noise_seed(episode.env_seed, 0) for _, episode in order)
+    order = evaluate(tmp_path, Walk(), policies, [3, 4, 5])
+    assert [record.sampler for record in order] == ["strong", "weak", "weak", "strong", "strong", "weak"]
+    assert all(record.noise_seed == noise_seed(record.env_seed, 0) for record in order)
     assert noise_seed(3, 0) != noise_seed(3, 1)
 
 
 @pytest.fixture
-def results():
+def results(tmp_path):
     results = {"ddpm": [], "asd:reuse": []}
-    for label, episode in evaluate(Walk(), {"ddpm": Push(0.9, 100), "asd:reuse": Push(0.0, 10)}, range(8)):
-        results[label].append(episode)
+    for record in evaluate(tmp_path, Walk(), {"ddpm": Push(0.9, 100), "asd:reuse": Push(0.0, 10)}, range(8)):
+        results[record.sampler].append(record)
     return results
 
 
@@ -84,8 +97,8 @@ def test_table_compares_with_the_baseline(results):
     assert next(list(column.cells) for column in alone.columns if column.header == "faster") == ["-"]
 
 
-def test_json_holds_everything_but_the_actions(results):
-    record = json.loads(json.dumps(results["ddpm"][0].to_json()))
+def test_json_holds_everything_but_the_actions():
+    record = json.loads(json.dumps(rollout(Walk(), Push(0.9, 100), 0, 0).to_json()))
     assert record["rounds"] == [100, 100]
     assert len(record["action_sha256"]) == 64
     assert "actions" not in record
@@ -141,9 +154,23 @@ def test_noise_seeds_are_refused_below_zero():
         noise_seed(1, -1)
 
 
-def test_no_sampler():
-    with pytest.raises(ConfigError, match="name at least one"):
-        list(evaluate(Walk(), {}, [1]))
+def test_no_sampler(tmp_path):
+    with pytest.raises(ConfigError, match="no samplers; expected at least 1"):
+        evaluate(tmp_path, Walk(), {}, [1])
+
+
+def test_observer_gets_the_actions_of_each_episode(tmp_path):
+    plan = Plan({"walk": "ab" * 32}, ("a", "b"), (1, 2), 1, {"device": "cpu", "threads": 1, "batch": 1}, first_repeat=4)
+    observed = {}
+    with ResultsFile(tmp_path / "episodes.jsonl") as file:
+        parts = Parts(Walk, lambda label: Push(0.9, 7))
+        records = list(sweep(plan, file, Serial(), lambda task: parts, observe=observed.__setitem__))
+    assert list(observed) == [record.key for record in records]
+    assert {key.repeat for key in observed} == {4}
+    for record in records:
+        episode = observed[record.key]
+        assert hashlib.sha256(episode.actions.tobytes()).hexdigest() == record.action_sha256
+        assert record.noise_seed == noise_seed(record.env_seed, 4)
 
 
 class Answers(Walk):
@@ -174,16 +201,16 @@ class Careful(Push):
 
 
 @pytest.mark.parametrize("name", BROKEN_ENVS)
-def test_episode_that_breaks_is_a_failure_with_its_reason(name):
-    episodes = [episode for _, episode in evaluate(Answers(BROKEN_ENVS[name]), {"ddpm": Careful(0.9, 7)}, [1, 2])]
+def test_episode_that_breaks_is_a_failure_with_its_reason(name, tmp_path):
+    episodes = evaluate(tmp_path, Answers(BROKEN_ENVS[name]), {"ddpm": Careful(0.9, 7)}, [1, 2])
     assert len(episodes) == 2  # the next one begins
     assert all(episode.error.startswith(name) and not episode.success for episode in episodes)
     assert summarize({"ddpm": episodes})[0].successes == 0
     assert json.loads(json.dumps(episodes[0].to_json()))["length"] == 0
 
 
-def test_actions_that_are_not_finite_are_failures():
-    [(_, episode)] = evaluate(Walk(), {"ddpm": Push(np.nan, 7)}, [1])
+def test_actions_that_are_not_finite_are_failures(tmp_path):
+    [episode] = evaluate(tmp_path, Walk(), {"ddpm": Push(np.nan, 7)}, [1])
     assert episode.error.startswith("NumericalError: The policy's action at step 0 of env seed 1")
 
 

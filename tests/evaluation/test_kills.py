@@ -18,7 +18,7 @@ from asd_policy.evaluation.sweep import sweep
 from tests.evaluation.toy import Toy, toy_plan
 
 ROOT = Path(__file__).parents[2]
-EPISODES = len(toy_plan().jobs)
+EPISODES = len(toy_plan().keys)
 BACKENDS = ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("serial", "ray"))]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from asd_policy.errors import ConfigError, DataError
-from asd_policy.evaluation.results import Job, Record, ResultsFile, check_same_settings, read_records
+from asd_policy.evaluation.results import EpisodeKey, Record, ResultsFile, check_same_settings, read_records
 
 RECORD = Record(
     task="asd/Square-v0",
@@ -47,7 +47,7 @@ def test_what_was_appended_is_read(path):
         file.append(RECORD)
         file.append(broken)
     assert read_records([path]) == [RECORD, broken]
-    assert RECORD.job == Job("asd/Square-v0", "asd:path:16", 100000, 0)
+    assert RECORD.key == EpisodeKey("asd/Square-v0", "asd:path:16", 100000, 0)
     with ResultsFile(path) as file:
         assert file.records == [RECORD, broken]
 
@@ -68,12 +68,16 @@ def test_torn_last_line_is_ignored_and_then_cut_off(path, cut):
     ("change", "message"),
     [
         (lambda line: "", "Expecting value"),
-        (lambda line: "3", "got the fields 3"),
-        (lambda line: line[:-30], "line 2 is no episode's record"),
-        (lambda line: line.replace('"repeat": 0', '"again": 0'), "expected task, sampler"),
-        (lambda line: line.replace('"success": true', '"success": 1'), "success is 1; expected bool"),
-        (lambda line: line.replace('"length": 12', '"length": true'), "length is True; expected int"),
-        (lambda line: line.replace('"latency": [0.25, 0.125]', '"latency": 0.1'), "latency is 0.1; expected list"),
+        (lambda line: "3", "line 2 is no JSON object: it is 3"),
+        (lambda line: line[:-30], "line 2 is no JSON object"),
+        (lambda line: line.replace('"repeat": 0', '"again": 0'), "record: repeat is missing; again is no field of it"),
+        (lambda line: line.replace('"success": true', '"success": 1'), "success is 1; expected a valid boolean"),
+        (lambda line: line.replace('"length": 12', '"length": true'), "length is True; expected a valid integer"),
+        (
+            lambda line: line.replace('"latency": [0.25, 0.125]', '"latency": 0.1'),
+            "latency is 0.1; expected a valid array",
+        ),
+        (lambda line: line.replace("[9, 8]", "[9, 8.5]"), "rounds.1 is 8.5; expected a valid integer"),
     ],
 )
 def test_unreadable_line_is_named(path, change, message):
@@ -106,7 +110,7 @@ def test_full_disk_leaves_whole_lines(path, monkeypatch, room):
     with ResultsFile(path) as file:
         file.append(numbered(1)[0])
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(DataError, match=r"No space left on device\. It holds 1 episodes, without Job"):
+        with pytest.raises(DataError, match=r"No space left on device\. It keeps the 1 entries .*: EpisodeKey"):
             file.append(RECORD)
         monkeypatch.undo()
     assert path.read_bytes().count(b"\n") == 1
@@ -176,7 +180,7 @@ def test_write_that_takes_nothing_is_reported_with_its_episode(path, monkeypatch
     with ResultsFile(path) as file:
         file.append(numbered(1)[0])
         monkeypatch.setattr(os, "write", stuck)
-        with pytest.raises(DataError, match=r"holds 1 episodes, without Job\(task='asd/Square-v0'.*env_seed=100000"):
+        with pytest.raises(DataError, match=r"the 1 entries before .*EpisodeKey\(task='asd/Square-v0'.*=100000"):
             file.append(RECORD)
         monkeypatch.undo()
     with ResultsFile(path) as file:  # which a sweep does to continue
@@ -218,10 +222,8 @@ def test_full_file_system(tmp_path):
             list(map(file.append, records))
         kept = len(read_records([path]))
         assert 10 < kept < 100
-        assert (
-            f"holds {kept} episodes, without Job(task='asd/Square-v0', sampler='asd:path:16', env_seed={kept}"
-            in str(caught.value)
-        )
+        assert f"keeps the {kept} entries before" in str(caught.value)
+        assert f"EpisodeKey(task='asd/Square-v0', sampler='asd:path:16', env_seed={kept}," in str(caught.value)
         subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
         with ResultsFile(path) as file:
             for record in records[len(file.records) :]:
@@ -243,7 +245,7 @@ def test_file_system_without_locks_is_not_another_process(path, monkeypatch):
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "results.jsonl"):
-        with pytest.raises(DataError, match="Cannot write the results"):
+        with pytest.raises(DataError, match="Cannot write to"):
             ResultsFile(path)
 
 
@@ -251,7 +253,7 @@ def test_place_that_cannot_be_written(tmp_path):
 def test_lines_of_other_formats(path, line):
     path.parent.mkdir()
     path.write_bytes(line + b"\n")
-    with pytest.raises(DataError, match=r"square.jsonl, line 1 is no episode's record"):
+    with pytest.raises(DataError, match=r"square.jsonl, line 1 is no (JSON object|episode's record)"):
         read_records([path])
 
 

@@ -15,8 +15,9 @@ from asd_policy.errors import ConfigError, UnknownNameError, WorkerError
 from asd_policy.evaluation.backends import Serial, ray_cluster
 from asd_policy.evaluation.backends.processes import Processes
 from asd_policy.evaluation.backends.ray_cluster import Ray
-from asd_policy.evaluation.results import Job, ResultsFile, read_records
-from asd_policy.evaluation.sweep import parse_seed_set, sweep
+from asd_policy.evaluation.results import EpisodeKey, ResultsFile, read_records
+from asd_policy.evaluation.seeds import parse_seed_set
+from asd_policy.evaluation.sweep import sweep
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 from asd_policy.evaluation.worker import EpisodeWorker, Parts
 from tests.evaluation.toy import Push, Toy, Walk, toy_plan
@@ -78,7 +79,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_complete_file_is_in_the_order_of_the_plan(undisturbed):
-    assert [record.job for record in undisturbed] == toy_plan().jobs
+    assert [record.key for record in undisturbed] == toy_plan().keys
     assert len(undisturbed) == 20
     assert {record.noise_seed for record in undisturbed if record.env_seed == 1} == {
         record.noise_seed for record in undisturbed if (record.env_seed, record.sampler) == (1, "0.9")
@@ -130,7 +131,7 @@ def test_only_the_episode_of_a_lost_worker_is_repeated(backend, tmp_path):
 def test_an_episode_that_always_takes_its_worker_down_is_given_up(fault, tmp_path):
     plan = toy_plan(samplers=("0.9",), repeats=1)
     run(tmp_path / "sweep.jsonl", plan, Processes(2), Toy({2: fault}))
-    assert [job.env_seed for job in plan.missing(read_records([tmp_path / "sweep.jsonl"]))] == [2]
+    assert [key.env_seed for key in plan.missing(read_records([tmp_path / "sweep.jsonl"]))] == [2]
     run(tmp_path / "sweep.jsonl", plan, Serial(), Toy())  # the next run tries it again
     assert [record.env_seed for record in read_records([tmp_path / "sweep.jsonl"])] == [0, 1, 2, 3, 4]
 
@@ -176,7 +177,7 @@ def test_stopping_finishes_what_has_begun(tmp_path):
         for record in sweep(toy_plan(), file, Processes(2), Toy(delay=0.01), lambda: len(finished) >= 3):
             finished.append(record)
     assert 3 <= len(finished) <= 6
-    assert {record.job for record in read_records([path])} == {record.job for record in finished}
+    assert {record.key for record in read_records([path])} == {record.key for record in finished}
 
 
 @pytest.mark.parametrize(("make", "faults"), [(Serial, {}), (lambda: Processes(2), FAULTS)])
@@ -320,6 +321,9 @@ class Named:
     def __init__(self, name):
         self.name, self.closed = name, False
 
+    def __call__(self, wave):
+        return []
+
     def close(self):
         self.closed = True
 
@@ -338,7 +342,7 @@ def test_worker_holds_one_task_and_its_policies():
     worker = EpisodeWorker(load, {"a": "", "b": ""}, {"device": "cpu", "threads": 1, "batch": 1})
     for task in ("a", "a", "b", "a"):
         for sampler in ("x", "y"):
-            [record] = worker((Job(task, sampler, 1, 0),))
+            [record] = worker((EpisodeKey(task, sampler, 1, 0),))
             assert (record.task, record.sampler, record.error) == (task, sampler, None)
             assert len(worker._policies) <= 2
     assert loaded == ["a", "b", "a"]

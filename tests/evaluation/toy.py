@@ -16,8 +16,8 @@ from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import Serial
 from asd_policy.evaluation.backends.processes import Processes
 from asd_policy.evaluation.backends.ray_cluster import Ray
-from asd_policy.evaluation.evaluate import parse_seeds
 from asd_policy.evaluation.results import ResultsFile
+from asd_policy.evaluation.seeds import parse_seeds
 from asd_policy.evaluation.sweep import Plan, sweep
 from asd_policy.evaluation.worker import Parts
 from asd_policy.interrupt import stop_requests

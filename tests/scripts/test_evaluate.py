@@ -1,6 +1,7 @@
 """scripts/evaluate.py as a user runs it, on the real environment and a policy with random weights."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from asd_policy.errors import DataError
+from asd_policy.evaluation.folders import choose_folder
+from asd_policy.evaluation.results import read_records
 from envs.tasks import TASKS
-from scripts.evaluate import choose_folder
 from tests.tiny import tiny_checkpoint
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,12 @@ def test_two_samplers_on_one_seed(checkpoint, tmp_path):
     episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert [episode["sampler"] for episode in episodes] == ["ddpm", "asd:reuse:4"]
     assert episodes[0]["length"] == 400  # random weights solve nothing
+    [plain, fast] = read_records([tmp_path / "episodes.jsonl"])
+    assert plain.settings == {"device": "cpu", "threads": 1, "batch": 1}
+    assert plain.checkpoint_sha256 == results["provenance"]["checkpoint_sha256"]
+    report = [str(ROOT / "scripts" / "report.py"), str(tmp_path / "episodes.jsonl"), "--out", str(tmp_path / "report")]
+    subprocess.run([sys.executable, *report], capture_output=True, check=True)
+    assert "asd:reuse:4" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_earlier_run_is_kept_unless_told_otherwise(tmp_path):
@@ -72,13 +81,28 @@ def test_second_run_writes_beside_the_first(checkpoint, tmp_path):
     assert (tmp_path / "out-2" / "results.json").exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_names_the_episode_that_is_lost(checkpoint, tmp_path):
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    arguments = ("--samplers", "ddim:1", "--seeds", "100000", "--no-video", "--overwrite")
+    done = subprocess.run(
+        command(checkpoint, tmp_path, *arguments), capture_output=True, text=True, check=False, preexec_fn=little_room
+    )
+    assert done.returncode == 1
+    assert "DataError: Cannot write to" in done.stderr
+    assert "Not recorded: EpisodeKey(task='asd/Square-v0', sampler='ddim:1', env_seed=100000" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "episodes.jsonl").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_device_is_no_results_file(checkpoint, tmp_path):
     (tmp_path / "episodes.jsonl").symlink_to("/dev/full")
     arguments = ("--samplers", "ddim:1", "--seeds", "100000", "--no-video", "--overwrite")
     done = subprocess.run(command(checkpoint, tmp_path, *arguments), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "No space left on device. ddim:1 on seed 100000 is not" in done.stderr.replace("\n", " ")
+    assert "it is no regular file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -103,6 +127,8 @@ def test_interrupt_keeps_finished_episodes(checkpoint, tmp_path):
     [
         (("--samplers", "euler"), "expected ddpm[:CAPTURE], ddim"),
         (("--samplers", "asd:frosen"), "Did you mean 'frozen'"),
+        (("--samplers", "ddpm", "ddpm"), "samplers holds ['ddpm'] more than once"),
+        (("--max-steps", "0"), "expected 1 or more"),
         (("--seeds", "x"), "Cannot read the seeds"),
         (("--seeds", "1,1"), "env_seeds holds [1] more than once"),
         (("--threads", "0"), "0 threads"),
@@ -114,3 +140,4 @@ def test_bad_arguments(checkpoint, tmp_path, arguments, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from asd_policy.cli.episodes import show_episodes
+from asd_policy.cli.sweep import Arguments, main
+from asd_policy.cli.tasks import TaskLoader
 from asd_policy.errors import AsdPolicyError, CheckpointError
+from asd_policy.evaluation.estimate import seconds_per_step
 from asd_policy.evaluation.results import Record, read_records
 from asd_policy.evaluation.sweep import Plan
 from asd_policy.evaluation.worker import Parts
 from asd_policy.importers.checkpoint import fingerprint
 from envs.tasks import TASKS
-from scripts.sweep import Arguments, Load, main, progress, seconds_per_step
 from tests.evaluation.toy import Push, Walk
 from tests.tiny import tiny_checkpoint
 
@@ -56,7 +59,7 @@ def test_one_episode(checkpoint, complete):
     assert (record.success, record.length, len(record.latency)) == (False, 400, 50)  # random weights solve nothing
     assert record.checkpoint_sha256 == fingerprint(checkpoint)
     assert record.settings == {"device": "cpu", "threads": 1, "batch": 1}
-    assert "1/1 episodes, 0 succeeded" in output
+    assert "all episodes: 1/1, 0 succeeded, about 0 min left" in output
     assert "1 of 1 episodes, 0 with errors" in output
 
 
@@ -111,7 +114,8 @@ def test_changes_are_refused(checkpoint, complete, tmp_path):
 
 
 def test_checkpoint_that_changes_under_way(checkpoint):
-    load = Load({"asd/Square-v0": (checkpoint, "ab" * 32)}, windows=False, device="cpu", threads=1, batch=1)
+    settings = {"device": "cpu", "threads": 1, "batch": 1}
+    load = TaskLoader({"asd/Square-v0": (checkpoint, "ab" * 32)}, windows=False, settings=settings)
     with pytest.raises(CheckpointError, match="is not what it was when the sweep began"):
         load("asd/Square-v0")
 
@@ -130,6 +134,7 @@ def test_checkpoint_that_changes_under_way(checkpoint):
         ({"samplers": ("ddim:0",)}, "STEPS a positive number"),
         ({"repeats": -1}, "nothing to run"),
         ({"samplers": ("asd:frosen",), "backend": "serial"}, "Did you mean 'frozen'"),
+        ({"backend": "serail"}, "Did you mean 'serial'"),
     ],
 )
 def test_bad_arguments(checkpoint, tmp_path, changes, message):
@@ -163,11 +168,11 @@ def test_progress(terminal):
     fixed = {**episode, "action_sha256": "", "checkpoint_sha256": "ab" * 32, "settings": {}, "software": {}}
     errors = (None, None, None, "SimulationError: diverged")
     records = [
-        Record(**asdict(job), **fixed, success=error is None, error=error)
-        for job, error in zip(plan.jobs, errors, strict=True)
+        Record(**asdict(key), **fixed, success=error is None, error=error)
+        for key, error in zip(plan.keys, errors, strict=True)
     ]
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
-    with progress(plan, records[:1], console) as show:
+    with show_episodes(plan, records[:1], console) as show:
         for record in records[1:]:
             show(record)
     printed = console.file.getvalue()
@@ -189,7 +194,7 @@ def test_shipped_policy_acts_alike_on_every_backend(backend, tmp_path):
         process = start(ROOT / "checkpoints/square", out, samplers, "--seeds", "100000,100001", "--backend", *chosen)
         output, _ = process.communicate()
         assert process.returncode == 0, output
-        streams.append([(record.job, record.success, record.action_sha256) for record in read_records([out])])
+        streams.append([(record.key, record.success, record.action_sha256) for record in read_records([out])])
     assert streams[0] == streams[1]
     assert len(streams[0]) == 4
 

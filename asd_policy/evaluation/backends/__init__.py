@@ -1,41 +1,61 @@
-"""Where the episodes of a sweep run: here, in local processes, or on a Ray cluster. Results do not depend on it."""
+"""Backends: where tasks run. In this process, in local processes, or on a Ray cluster; results do not depend on it."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.results import Record
-from asd_policy.evaluation.worker import Wave
+from asd_policy.evaluation.plugins import require_members
 
 ATTEMPTS = 3
-"""How often a wave is begun that takes its worker down."""
+"""How often a task is begun whose worker is lost."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Worker(Protocol):
-    def __call__(self, wave: Wave) -> list[Record]: ...
+class Worker(Protocol[T_contra, R_co]):
+    """Runs tasks one after the other."""
+
+    def __call__(self, task: T_contra, /) -> R_co: ...
 
     def close(self) -> None: ...
 
 
-MakeWorker = Callable[[], Worker]
-"""Picklable, for the backends that run it elsewhere."""
-
-
 class Backend(Protocol):
-    """Runs waves of episodes on workers."""
+    """Runs tasks on workers."""
 
-    def run(self, waves: Iterable[Wave], make_worker: MakeWorker) -> Generator[list[Record], None, None]:
-        """Yield each wave's records when it is finished, in any order.
+    def run(self, tasks: Iterable[T], make_worker: Callable[[], Worker[T, R]]) -> Generator[R, None, None]:
+        """Yield each task's result when it is finished, in any order.
 
-        A wave is taken from `waves` when there is a worker for it, and a wave whose worker is lost is begun again. One
-        that has lost ATTEMPTS workers is given up: nothing is yielded for it. Closing the generator ends the workers at
-        once.
+        A task is taken from `tasks` when a worker is free for it. If its worker is lost (killed, out of memory) it is
+        begun again, on another worker. A task that has lost ATTEMPTS workers is given up, and yields nothing. Closing
+        the generator ends the workers at once.
+
+        Args:
+            tasks: picklable, for backends with processes.
+            make_worker: called once in each process; picklable too.
 
         Raises:
-            WorkerError: if workers are lost whatever they are given.
-            Exception: whatever a worker raised.
+            WorkerError: if many workers in a row are lost.
+            Exception: whatever a worker raises, except MemoryError, which counts as a lost worker.
         """
         ...
+
+
+def check_backend(backend: object) -> None:
+    """Raise ConfigError unless the object can `run`."""
+    require_members(backend, "backend", ("run",))
+
+
+def made_worker(make_worker: Callable[[], Worker[T, R]]) -> Worker[T, R]:
+    """A new worker. Raises ConfigError unless it can be called and closed."""
+    worker = make_worker()
+    require_members(worker, "worker", ("__call__", "close"))
+    return worker
 
 
 def check_counts(workers: int, threads: int) -> None:
@@ -45,11 +65,11 @@ def check_counts(workers: int, threads: int) -> None:
 
 
 class Serial:
-    """One worker, in this process."""
+    """One worker, in this process. If it is killed or out of memory, so is the caller."""
 
-    def run(self, waves: Iterable[Wave], make_worker: MakeWorker) -> Generator[list[Record], None, None]:
-        worker = make_worker()
+    def run(self, tasks: Iterable[T], make_worker: Callable[[], Worker[T, R]]) -> Generator[R, None, None]:
+        worker = made_worker(make_worker)
         try:
-            yield from map(worker, waves)
+            yield from map(worker, tasks)
         finally:
             worker.close()

@@ -1,5 +1,9 @@
 """Worker processes on this machine."""
 
+# Not pebble.ProcessPool (5.2): its workers share one pipe and its locks, so a worker that is killed while it holds them
+# stops the others; an idle pool is broken by the loss of one worker; and a task whose worker exits with code 0 never
+# ends. Here each worker has a pipe of its own.
+
 from __future__ import annotations
 
 import logging
@@ -8,27 +12,26 @@ import os
 import signal
 import threading
 import traceback
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Generic
 
 from asd_policy.errors import AsdPolicyError, WorkerError
-from asd_policy.evaluation.backends import ATTEMPTS, MakeWorker, Worker, check_counts
-from asd_policy.evaluation.results import Record
-from asd_policy.evaluation.vector import thread_count
-from asd_policy.evaluation.worker import Wave
+from asd_policy.evaluation.backends import ATTEMPTS, R, T, Worker, check_counts, made_worker
+from asd_policy.threads import thread_count
 
-POLL = 5.0  # seconds; a worker's death is seen at once unless a child of its keeps its pipes open
-PATIENCE = 10.0  # seconds a worker has to leave by itself
+POLL = 5.0  # seconds; a worker's death is seen at once unless one of its children keeps its pipe open
+PATIENCE = 10.0  # seconds that a worker has to leave by itself
 
 log = logging.getLogger(__name__)
 
 
 class Processes:
-    """Workers with a pipe each, so that the death of one is nobody else's. A lost worker is replaced.
+    """Worker processes with a pipe each, so that losing one does not disturb the others. A lost worker is replaced.
 
     Args:
         workers: how many.
@@ -42,27 +45,28 @@ class Processes:
         check_counts(workers, threads)
         self.workers, self.threads = workers, threads
 
-    def run(self, waves: Iterable[Wave], make_worker: MakeWorker) -> Generator[list[Record], None, None]:
-        todo = _Todo(waves, patience=2 * ATTEMPTS * self.workers)
-        crew: list[_Member] = []
+    def run(self, tasks: Iterable[T], make_worker: Callable[[], Worker[T, R]]) -> Generator[R, None, None]:
+        todo = _Todo(tasks, patience=2 * ATTEMPTS * self.workers)
+        crew: list[_Member[T, R]] = []
         try:
             while True:
                 self._assign(todo, crew, make_worker)
-                busy = [member for member in crew if member.wave]
+                busy = [member for member in crew if member.job]
                 if not busy:
                     break
                 for member in _heard_of(busy):
-                    wave, answer = member.wave, member.answer()
-                    member.wave = ()
+                    job, answer = member.job, member.answer()
+                    assert job is not None
+                    member.job = None
                     if answer is None:
                         member.process.join(1)  # a worker that stops by itself has hung up before its end
                         crew.remove(member)
-                        todo.lost(wave, member.end())
+                        todo.lost(job, member.end())
                     elif isinstance(answer, Exception):
                         raise answer
                     else:
                         todo.finished()
-                        yield answer
+                        yield answer.result
             for member in crew:
                 member.pipe.close()  # which sends it home
             for member in crew:
@@ -71,41 +75,56 @@ class Processes:
             for member in crew:
                 member.end()
 
-    def _assign(self, todo: _Todo, crew: list[_Member], make_worker: MakeWorker) -> None:
-        """Give waves to idle workers and to new ones, as long as there are both."""
-        idle = deque(member for member in crew if not member.wave)
-        while (idle or len(crew) < self.workers) and (wave := todo.next()):
+    def _assign(self, todo: _Todo[T], crew: list[_Member[T, R]], make_worker: Callable[[], Worker[T, R]]) -> None:
+        """Give tasks to idle workers and to new ones, as long as there are both."""
+        idle = deque(member for member in crew if not member.job)
+        while (idle or len(crew) < self.workers) and (job := todo.next()):
             if not idle:
                 idle.append(_hire(make_worker, self.threads))
                 crew.append(idle[0])
             member = idle.popleft()
-            member.wave = wave
+            member.job = job
             with suppress(OSError):  # it is dead, which the next look at it finds out
-                member.pipe.send(wave)
+                member.pipe.send(job.task)
 
 
-class _Todo:
-    """The waves that are left, and what became of the others.
+@dataclass(eq=False)
+class _Job(Generic[T]):
+    """A task, and how many workers it has lost."""
+
+    task: T
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class _Done(Generic[R]):
+    """What a worker sends of a task that it has finished."""
+
+    result: R
+
+
+class _Todo(Generic[T]):
+    """The tasks that are left, and the losses so far.
 
     Args:
         patience: how many workers may be lost in a row.
     """
 
-    def __init__(self, waves: Iterable[Wave], patience: int):
-        self._waves, self._again = iter(waves), deque[Wave]()
-        self._losses: Counter[Wave] = Counter()
+    def __init__(self, tasks: Iterable[T], patience: int):
+        self._tasks, self._again = iter(tasks), deque[_Job[T]]()
         self._lost_in_a_row, self._patience = 0, patience
 
-    def next(self) -> Wave:
-        """The next wave, or an empty one."""
-        return self._again.popleft() if self._again else next(self._waves, ())
+    def next(self) -> _Job[T] | None:
+        if self._again:
+            return self._again.popleft()
+        return next(map(_Job, self._tasks), None)
 
     def finished(self) -> None:
         self._lost_in_a_row = 0
 
-    def lost(self, wave: Wave, exitcode: int | None) -> None:
-        """Take back the wave of a worker that died, or give it up."""
-        self._losses[wave] += 1
+    def lost(self, job: _Job[T], exitcode: int | None) -> None:
+        """Take back the task of a worker that died, or give it up."""
+        job.losses += 1
         self._lost_in_a_row += 1
         how = f"killed by signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"
         if self._lost_in_a_row >= self._patience:
@@ -113,47 +132,49 @@ class _Todo:
                 f"{self._lost_in_a_row} workers were lost and nothing was finished, the last one {how} (9 is what the "
                 "kernel sends when memory runs out: try fewer workers). Start again to continue."
             )
-        again = self._losses[wave] < ATTEMPTS
+        again = job.losses < ATTEMPTS
         if again:
-            self._again.append(wave)
-        log.warning("A worker was lost (%s) in %s; %s.", how, wave[0], "beginning again" if again else "given up")
+            self._again.append(job)
+        log.warning("A worker was lost (%s) in %.200s; %s.", how, job.task, "beginning again" if again else "given up")
 
 
 @dataclass(eq=False)
-class _Member:
+class _Member(Generic[T, R]):
     """A worker process, seen from outside."""
 
     process: SpawnProcess
     pipe: Connection
-    wave: Wave = ()  # what it is doing
+    job: _Job[T] | None = None  # what it is doing
 
-    def answer(self) -> list[Record] | Exception | None:
+    def answer(self) -> _Done[R] | Exception | None:
         """What it has sent; None if it died without an answer."""
         try:
-            answer: list[Record] | Exception | None = self.pipe.recv() if self.pipe.poll() else None
+            answer: _Done[R] | Exception | None = self.pipe.recv() if self.pipe.poll() else None
             return answer
         except (EOFError, OSError):
             return None
 
     def end(self) -> int | None:
-        """Make sure that it is gone, and tell its exit code."""
+        """Kill it if it is alive; its exit code."""
         self.process.kill()
         self.process.join(PATIENCE)
         self.pipe.close()
         return self.process.exitcode
 
 
-def _heard_of(busy: Sequence[_Member]) -> list[_Member]:
+def _heard_of(busy: Sequence[_Member[T, R]]) -> list[_Member[T, R]]:
     """Wait; those that have answered or died."""
-    by_handle = {handle: member for member in busy for handle in (member.pipe, member.process.sentinel)}
-    heard = {by_handle[handle] for handle in wait(list(by_handle), POLL)}  # type: ignore[index]
+    by_handle: dict[Any, _Member[T, R]] = {
+        handle: member for member in busy for handle in (member.pipe, member.process.sentinel)
+    }
+    heard = {by_handle[handle] for handle in wait(list(by_handle), POLL)}
     return [member for member in busy if member in heard or not member.process.is_alive()]
 
 
-def _hire(make_worker: MakeWorker, threads: int) -> _Member:
+def _hire(make_worker: Callable[[], Worker[T, R]], threads: int) -> _Member[T, R]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    # No daemon: those may not have the children that a vector of environments is made of.
+    # Not daemonic: a daemon may not have children, and a vector of environments is made of them.
     process = context.Process(target=_work, args=(theirs, make_worker), daemon=False)
     with thread_count(threads):
         process.start()
@@ -161,18 +182,19 @@ def _hire(make_worker: MakeWorker, threads: int) -> _Member:
     return _Member(process, ours)
 
 
-def _work(pipe: Connection, make_worker: MakeWorker) -> None:
+def _work(pipe: Connection, make_worker: Callable[[], Worker[Any, Any]]) -> None:
     """A worker process: until the pipe is closed, or its parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent answers it
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    worker: Worker | None = None
+    worker: Worker[Any, Any] | None = None
     with suppress(EOFError):
         while True:
-            wave: Wave = pipe.recv()
-            answer: list[Record] | Exception
+            task = pipe.recv()
+            answer: _Done[Any] | Exception
             try:
-                worker = worker or make_worker()
-                answer = worker(wave)
+                if worker is None:
+                    worker = made_worker(make_worker)
+                answer = _Done(worker(task))
             except MemoryError:
                 raise  # as good as killed
             except AsdPolicyError as error:

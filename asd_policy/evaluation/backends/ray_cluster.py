@@ -1,28 +1,26 @@
-"""A Ray cluster: the engine schedules, begins again what was lost, and bears the loss of nodes."""
+"""Workers on a Ray cluster, which schedules tasks, repeats lost ones, and survives the loss of nodes."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.backends import ATTEMPTS, MakeWorker, Worker, check_counts
-from asd_policy.evaluation.results import Record
-from asd_policy.evaluation.vector import THREAD_COUNTS
-from asd_policy.evaluation.worker import Wave
+from asd_policy.evaluation.backends import ATTEMPTS, R, T, Worker, check_counts, made_worker
+from asd_policy.threads import THREAD_COUNTS
 
 log = logging.getLogger(__name__)
 
 
 class Ray:
-    """Waves as Ray tasks. A process of the cluster makes its worker with its first wave and keeps it.
+    """Ray tasks. A process of the cluster makes its worker with its first task and keeps it.
 
     Args:
-        workers: how many waves run at once; None takes as many as the cluster has room for.
+        workers: how many tasks run at once; None takes as many as the cluster has room for.
         threads: CPUs of a worker.
         address: of a running cluster; None starts one on this machine, unless Ray is running in this process already.
         gpu: whether the workers share the cluster's GPUs.
@@ -48,10 +46,10 @@ class Ray:
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"There is no Ray cluster at {address!r}: {error}") from error
-        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        largest = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=0)
         if largest < threads:
             raise ConfigError(f"A worker has {threads} threads; the cluster's largest node has {largest:g} CPUs.")
-        room = ray.cluster_resources()
+        room = self._ray.cluster_resources()
         self.workers = workers or int(room["CPU"] // threads)
         environment = {"env_vars": dict.fromkeys(THREAD_COUNTS, str(threads))}
         self._options = {
@@ -62,32 +60,32 @@ class Ray:
             "runtime_env": environment,
         }
 
-    def run(self, waves: Iterable[Wave], make_worker: MakeWorker) -> Generator[list[Record], None, None]:
-        ray, left = self._ray, iter(waves)
-        task = ray.remote(_run).options(**self._options)
+    def run(self, tasks: Iterable[T], make_worker: Callable[[], Worker[T, R]]) -> Generator[R, None, None]:
+        ray, left = self._ray, iter(tasks)
+        run = ray.remote(_run).options(**self._options)
         factory = ray.cloudpickle.dumps(make_worker)
-        running: dict[Any, Wave] = {}
+        running: dict[Any, T] = {}
         try:
             while True:
-                for wave in islice(left, self.workers - len(running)):
-                    running[task.remote(factory, wave)] = wave
+                for task in islice(left, self.workers - len(running)):
+                    running[run.remote(factory, task)] = task
                 if not running:
                     return
                 [done], _ = ray.wait(list(running), num_returns=1)
-                wave = running.pop(done)
+                task = running.pop(done)
                 try:
-                    records = ray.get(done)
+                    result: R = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, MemoryError):
-                        log.warning("Memory ran out %d times in %s; given up.", ATTEMPTS, wave[0])
+                        log.warning("Memory ran out %d times in %.200s; given up.", ATTEMPTS, task)
                     elif isinstance(error.cause, Exception):
                         raise error.cause from error
-                    else:  # what the worker raised did not survive the way here
+                    else:  # the worker's exception could not be unpickled here
                         raise RuntimeError(f"in a worker:\n{error}") from error
                 except ray.exceptions.RayError as error:
-                    log.warning("Lost %d times: %s; given up. %s", ATTEMPTS, wave[0], error)
+                    log.warning("Lost %d times: %.200s; given up. %s", ATTEMPTS, task, error)
                 else:
-                    yield records
+                    yield result
         finally:
             if self._started:
                 ray.shutdown()
@@ -103,20 +101,20 @@ def _check_that_it_listens(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _run(factory: bytes, wave: Wave) -> list[Record]:
-    return _worker(factory)(wave)
+def _run(factory: bytes, task: Any) -> Any:
+    return _worker(factory)(task)
 
 
-def _worker(factory: bytes) -> Worker:
-    """The process's worker, made anew for another sweep: a cluster's processes outlive one, and memory holds one."""
+def _worker(factory: bytes) -> Worker[Any, Any]:
+    """The process's worker; a new one where another sweep has begun, since processes of a cluster outlive a sweep."""
     global _latest
     if _latest is None or _latest[0] != factory:
         if _latest is not None:
             _latest[1].close()
         _latest = None
-        make_worker: MakeWorker = pickle.loads(factory)
-        _latest = factory, make_worker()
+        make_worker: Callable[[], Worker[Any, Any]] = pickle.loads(factory)
+        _latest = factory, made_worker(make_worker)
     return _latest[1]
 
 
-_latest: tuple[bytes, Worker] | None = None
+_latest: tuple[bytes, Worker[Any, Any]] | None = None

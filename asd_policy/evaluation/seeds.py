@@ -1,19 +1,24 @@
-"""Several samplers of one policy on the same seeds."""
+"""Seeds: of environments as command lines write them, and of the policy's noise."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
-import gymnasium
 import numpy as np
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, Policy, broken_episode, rollout
 
 MOST_SEEDS = 1_000_000
-"""Of one evaluation; more are a slip of the pen."""
+"""The most seeds of one evaluation; more are taken for a typing error."""
+
+SEED_SETS: Mapping[str, tuple[str, int]] = {
+    "smoke": ("100000-100002", 1),
+    "dev": ("200000-200019", 1),
+    "paper": ("100000-100099", 3),
+}
+"""Name -> environment seeds, and how often each is run."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -40,6 +45,19 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_seed_set(text: str) -> tuple[list[int], int]:
+    """Environment seeds and repeats of a name in SEED_SETS, or of seeds as `parse_seeds` reads them, run once.
+
+    Raises:
+        ConfigError: on anything else.
+    """
+    seeds, repeats = SEED_SETS.get(text, (text, 1))
+    try:
+        return parse_seeds(seeds), repeats
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or a seed set: {', '.join(SEED_SETS)}.") from None
+
+
 def noise_seed(env_seed: int, repeat: int) -> int:
     """The seed of the policy's noise in one episode: the same for every sampler, another for every repeat.
 
@@ -51,40 +69,3 @@ def noise_seed(env_seed: int, repeat: int) -> int:
     # SeedSequence reads integers as words of 32 bits: without their number, (2^32, 0) would be (0, 1).
     words = () if env_seed < 2**32 else (env_seed.bit_length(),)
     return int(np.random.SeedSequence((env_seed, repeat, *words)).generate_state(1)[0])
-
-
-def evaluate(
-    env: gymnasium.Env,
-    policies: Mapping[str, Policy],
-    env_seeds: Sequence[int],
-    repeat: int = 0,
-    started: Callable[[str, int], None] = lambda label, seed: None,
-) -> Iterator[tuple[str, Episode]]:
-    """Run every policy on every seed and yield each episode as it ends.
-
-    The policies take turns on a seed, and another one begins at each, so a machine that slows down slows all alike. An
-    episode that raises is a failure, with its error, and the next one begins.
-
-    Args:
-        policies: label -> policy.
-        repeat: which noise the episodes get.
-        started: called with the label and the seed before each episode.
-
-    Raises:
-        ConfigError: if there is no policy; or raised by an episode, as MemoryError: it would break every other too.
-    """
-    labels = list(policies)
-    if not labels:
-        raise ConfigError("There is no sampler to evaluate; name at least one.")
-    for turn, seed in enumerate(env_seeds):
-        begin = turn % len(labels)
-        for label in labels[begin:] + labels[:begin]:
-            started(label, seed)
-            noise = noise_seed(seed, repeat)
-            try:
-                episode = rollout(env, policies[label], seed, noise)
-            except BREAKS_EVERY_EPISODE:
-                raise
-            except Exception as error:
-                episode = broken_episode(seed, noise, error)
-            yield label, episode

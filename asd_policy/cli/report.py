@@ -1,0 +1,116 @@
+"""Report results files: a self-contained HTML page, a Markdown table, videos of chosen episodes.
+
+asd-policy report results/square.jsonl --out results/report --videos 2 --checkpoints square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from asd_policy.cli import COMPLETE, INTERRUPTED
+from asd_policy.cli.tasks import TaskLoader, as_recorded
+from asd_policy.errors import ConfigError, DataError
+from asd_policy.evaluation.filming import choose, films
+from asd_policy.evaluation.render import to_html, to_markdown
+from asd_policy.evaluation.report import TaskReport, Video, analyze
+from asd_policy.evaluation.results import Record, read_records
+from asd_policy.evaluation.worker import Parts
+from asd_policy.importers.checkpoint import fingerprint
+from asd_policy.importers.shipped import find_checkpoint
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to report."""
+
+    results: tyro.conf.Positional[tuple[Path, ...]]
+    """Files that asd-policy sweep or evaluate wrote."""
+    out: Path = Path("results/report")
+    """Folder for index.html, report.md and the videos."""
+    margin: float = 5.0
+    """The largest difference of success that does not matter, in points. Choose it before you see the results."""
+    baseline: str = "ddpm"
+    """The sampler to compare the others with."""
+    videos: tuple[str, ...] = ()
+    """A number of successes and of failures to film, the first of each sampler. Or episodes, as
+    TASK:SAMPLER:SEED[:REPEAT]. They are run again from their seeds."""
+    checkpoints: tuple[Path, ...] = ()
+    """For the videos: the checkpoints that the episodes were run with."""
+    device: str = "cpu"
+    """For the videos. On another device than the results' the actions differ by rounding, and the page says so."""
+
+
+def main(arguments: Arguments) -> int:
+    console = Console()
+    records = read_records(arguments.results)
+    tasks = analyze(records, arguments.margin / 100, arguments.baseline)
+    chosen = choose(records, arguments.videos)
+    checkpoints = find_checkpoints(chosen, arguments.checkpoints)
+    page = arguments.out / "index.html"
+    markdown = to_markdown(tasks)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        page.with_name("report.md").write_text(markdown)
+        page.write_text(to_html(tasks))
+    except OSError as error:
+        raise DataError(f"Cannot write the report to {arguments.out}: {error.strerror}.") from error
+    print(markdown)  # the console would wrap it
+    console.print(f"Wrote {page} and report.md")
+    return record_videos(tasks, chosen, checkpoints, page, arguments.device, console)
+
+
+def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[str, tuple[Path, bool]]:
+    """SHA-256 -> the checkpoint, and whether the SHA-256 includes its calibrated windows; for the episodes to film.
+
+    Raises:
+        ConfigError: if one is not among the paths.
+    """
+    found = {
+        fingerprint(path, windows): (path, windows) for path in map(find_checkpoint, paths) for windows in (True, False)
+    }
+    for record in chosen:
+        if record.checkpoint_sha256 not in found:
+            raise ConfigError(
+                f"To film {record.task}, name the checkpoint whose SHA-256 is {record.checkpoint_sha256} with "
+                f"--checkpoints; got {', '.join(map(str, paths)) or 'none'}."
+            )
+    return found
+
+
+def record_videos(
+    tasks: Sequence[TaskReport],
+    chosen: Sequence[Record],
+    checkpoints: Mapping[str, tuple[Path, bool]],
+    page: Path,
+    device: str,
+    console: Console,
+) -> int:
+    """Film the episodes, and write the page again with the finished videos. Returns the exit status."""
+
+    def load(record: Record) -> Parts:
+        path, windows = checkpoints[record.checkpoint_sha256]
+        task = {record.task: (path, record.checkpoint_sha256)}
+        return TaskLoader(task, windows, as_recorded(record.settings, device), render=True)(record.task)
+
+    def started(record: Record) -> None:
+        status.update(f"Filming {record.task} {record.sampler} seed {record.env_seed}")
+
+    videos: list[Video] = []
+    try:
+        with console.status("Loading the checkpoint") as status:
+            for video in films(chosen, load, page, started):
+                videos.append(video)
+                told = "" if video.same else ": NOT the recorded actions"
+                console.print(f"Wrote {page.parent / video.path}{told}")
+    except KeyboardInterrupt:
+        console.print("Interrupted: the page links the finished videos.", style="yellow")
+        return INTERRUPTED
+    finally:
+        if videos:
+            page.write_text(to_html(tasks, videos))
+    return COMPLETE

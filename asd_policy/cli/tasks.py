@@ -1,0 +1,151 @@
+"""Loads checkpoints' policies and environments for evaluation."""
+
+# Worker processes import this module: torch is imported where it is used.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.evaluation.environments import env_spec, is_ours, make_env
+from asd_policy.evaluation.worker import Parts
+
+if TYPE_CHECKING:
+    from asd_policy.policies.config import PolicyConfig
+    from asd_policy.policies.diffusion import DiffusionPolicy
+
+
+def check_samplers(labels: Sequence[str]) -> None:
+    """Raise ConfigError on a label that is no sampler."""
+    from asd_policy.policies.samplers import SamplerSpec
+
+    for label in labels:
+        SamplerSpec.parse(label)
+
+
+def is_captured(label: str) -> bool:
+    """Whether the sampler is captured, which takes tens of seconds."""
+    from asd_policy.policies.samplers import SamplerSpec
+
+    return "capture" in SamplerSpec.parse(label).options
+
+
+def with_sampler(policy: DiffusionPolicy, label: str) -> DiffusionPolicy:
+    """The policy with the sampler that the label describes."""
+    from asd_policy.policies.samplers import SamplerSpec
+
+    spec = SamplerSpec.parse(label)
+    return policy.with_sampler(spec.name, **spec.options)
+
+
+def uses_windows_file(labels: Sequence[str]) -> bool:
+    """Whether a sampler takes its window from the checkpoint's calibration (window "auto")."""
+    return "auto" in ":".join(labels).split(":")
+
+
+def run_settings(
+    device: str, threads: int, batch: int = 1, success: str | None = None, max_steps: int | None = None
+) -> dict[str, Any]:
+    """The settings that go on record. Those of environments from outside are left out unless given."""
+    given = {"success": success, "max_steps": max_steps}
+    return {"device": device, "threads": threads, "batch": batch} | {
+        name: value for name, value in given.items() if value is not None
+    }
+
+
+def read_checkpoints(paths: Sequence[Path], windows: bool) -> dict[str, tuple[Path, str]]:
+    """Task -> its checkpoint and that one's SHA-256, with its calibrated windows if they matter.
+
+    Raises:
+        ConfigError: if two checkpoints are for one task.
+        CheckpointError: if one cannot be read.
+        gymnasium.error.Error: if there is no such environment.
+    """
+    from asd_policy.importers.checkpoint import fingerprint
+    from asd_policy.importers.registry import read_checkpoint
+    from asd_policy.importers.shipped import find_checkpoint
+
+    found: dict[str, tuple[Path, str]] = {}
+    for path in map(find_checkpoint, paths):
+        task = read_checkpoint(path).config.env_id
+        if task in found:
+            raise ConfigError(f"{found[task][0]} and {path} are both for {task}; a file holds one checkpoint per task.")
+        env_spec(task)
+        found[task] = path.absolute(), fingerprint(path, windows)
+    return found
+
+
+@dataclass(frozen=True)
+class TaskLoader:
+    """Loads a task in the process that runs its episodes.
+
+    Attributes:
+        checkpoints: task -> path and SHA-256.
+        windows: whether the SHA-256 includes the calibrated windows.
+        settings: as `run_settings` makes them.
+        render: whether the environment renders.
+    """
+
+    checkpoints: Mapping[str, tuple[Path, str]]
+    windows: bool
+    settings: Mapping[str, Any]
+    render: bool = False
+
+    def __call__(self, task: str) -> Parts:
+        """The environment, and the policy by sampler, captured ones warmed up.
+
+        Raises:
+            CheckpointError: if the checkpoint is not the one that the sweep began with.
+        """
+        import torch
+
+        from asd_policy import load_policy
+        from asd_policy.importers.checkpoint import fingerprint
+
+        torch.set_num_threads(self.settings["threads"])
+        path, expected = self.checkpoints[task]
+        if fingerprint(path, self.windows) != expected:
+            raise CheckpointError(f"{path} is not what it was when the sweep began, or is another on this machine.")
+        policy = load_policy(path, device=self.settings["device"])
+
+        def make_policy(label: str) -> DiffusionPolicy:
+            own = with_sampler(policy, label)
+            if is_captured(label):
+                own.warm_up(self.settings["batch"])  # or the first chunk's latency would include compilation
+            return own
+
+        return Parts(task_env(policy.config, self.settings, self.render), make_policy)
+
+
+def task_env(
+    config: PolicyConfig, settings: Mapping[str, Any], render: bool = False
+) -> Callable[[], gymnasium.Env[Any, Any]]:
+    """Makes the policy's environment; picklable."""
+    return partial(
+        make_env,
+        config.env_id,
+        "rgb_array" if render else None,
+        success=settings.get("success"),
+        max_steps=settings.get("max_steps"),
+        options=config.env_options if is_ours(config.env_id) else None,
+    )
+
+
+def as_recorded(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A record's settings, to run its episode again here, by itself: on `device`, with at most this machine's CPUs."""
+    threads = settings.get("threads")
+    fits = isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1)
+    return {**settings, "device": device, "threads": threads if fits else _threads_now(), "batch": 1}
+
+
+def _threads_now() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,51 @@
+"""The folder of an evaluation: which one, and its summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from asd_policy.errors import DataError
+from asd_policy.evaluation.results import Record
+from asd_policy.evaluation.summary import Row, plot_acceptance, summarize
+
+EPISODES = "episodes.jsonl"
+
+
+def choose_folder(out: Path, overwrite: bool) -> Path:
+    """The folder itself, made if need be; or with a number, if it holds an earlier run that is not to be overwritten.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    for number in count(1):
+        folder = out if number == 1 else Path(f"{out}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / EPISODES).open("w" if overwrite else "x").close()
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise DataError(f"Cannot write to the folder {folder}: it is a file.") from error
+        except OSError as error:
+            raise DataError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+        else:
+            break
+    return folder
+
+
+def write_summary(folder: Path, results: Mapping[str, Sequence[Record]], provenance: Mapping[str, Any]) -> list[Row]:
+    """Write results.json and acceptance.png; the rows of the table.
+
+    Args:
+        results: sampler's label -> its records.
+        provenance: what the results were computed with, as JSON values.
+    """
+    rows = summarize(results)
+    summary = {"provenance": dict(provenance), "summary": [asdict(row) for row in rows]}
+    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot_acceptance(results, folder / "acceptance.png")
+    return rows
