@@ -132,7 +132,7 @@ class _OnCpu(TorchDispatchMode):
     """Makes on the CPU what should be made on a GPU: the constants that Inductor folds while it compiles."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs or {}))

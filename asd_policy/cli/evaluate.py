@@ -63,6 +63,7 @@ class Arguments:
     video: bool = True
     """Record the first seed's episode of each sampler, as an mp4."""
     device: str = "cpu"
+    """Where to sample, such as cpu or cuda."""
     threads: int = 1
     """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
     success: str | None = None

@@ -97,8 +97,9 @@ def _help(read: Callable[..., Any], argv: Sequence[str]) -> str:
 def _tell_unknown(read: Callable[..., Any], argv: Sequence[str], options: Sequence[str]) -> bool:
     """Print which options do not exist, and which do; whether there was one to print."""
     subcommand = [word for word in argv[:1] if not word.startswith("-")]
-    lines = [line.lstrip(" │|") for line in _help(read, subcommand).splitlines()]
-    available = [name for line in lines if line.startswith("-") for name in re.findall(r"--[a-z][\w-]*", line)]
+    # An option begins right behind the border of its box, and its text after two spaces.
+    named = re.findall(r"^[│| ] ?(-.*?)(?:  |$)", _help(read, subcommand), re.MULTILINE)
+    available = {name for names in named for name in re.findall(r"--[a-z][\w.-]*", names)}
     written = [word.partition("=")[0].replace("_", "-") for word in options]
     unknown = [option for option in written if option not in available]
     for option in unknown:

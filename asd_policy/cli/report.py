@@ -70,9 +70,8 @@ def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[st
     Raises:
         ConfigError: if one is not among the paths.
     """
-    found = {
-        fingerprint(path, windows): (path, windows) for path in map(find_checkpoint, paths) for windows in (True, False)
-    }
+    folders = [find_checkpoint(path) for path in paths]
+    found = {fingerprint(path, windows): (path, windows) for path in folders for windows in (True, False)}
     for record in chosen:
         if record.checkpoint_sha256 not in found:
             raise ConfigError(

@@ -61,6 +61,7 @@ class Arguments:
     batch: int = 1
     """Episodes that a worker runs at once: one policy for many environments, each in a process. For GPUs."""
     device: str = "cpu"
+    """Where to sample, such as cpu or cuda."""
     success: str | None = None
     """For environments from outside: the key of info that means success, or "terminated" if every episode that
     terminates has succeeded. By default "success" or "is_success"."""

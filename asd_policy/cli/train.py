@@ -3,7 +3,7 @@
 Examples:
 
     asd-policy train new --data data/square.zarr --out runs/square --steps 40000
-    asd-policy train new --data data/square.zarr --out runs/tuned --init checkpoints/square --steps 10000
+    asd-policy train new --data data/square.zarr --out runs/tuned --init square --steps 10000
     asd-policy train new --data low_dim_v15.hdf5 --filter-key train --out runs/human --steps 40000
     asd-policy train new --data data/square.zarr --out runs/attention --steps 40000 --network.name transformer
     asd-policy train resume --out runs/square
@@ -19,7 +19,7 @@ from typing import Annotated, Any, cast
 import tyro
 from rich.console import Console
 
-from asd_policy.cli import COMPLETE, INCOMPLETE
+from asd_policy.cli import COMPLETE, INCOMPLETE, parsing
 from asd_policy.cli.training_progress import train_with_progress
 from asd_policy.errors import UnknownNameError
 from asd_policy.importers import load_policy
@@ -91,7 +91,7 @@ def parse(module: Any, argv: Sequence[str], prog: str) -> Arguments:
     told = f"{New.__doc__}\n\nThe network is one of {', '.join(NETWORKS)}. Below are the sizes of {name}."
     new: Any = make_dataclass("New", [network], bases=(New,), frozen=True, namespace={"__doc__": told})
     commands: Any = Annotated[new, tyro.conf.subcommand("new")] | Annotated[Resume, tyro.conf.subcommand("resume")]
-    return cast(Arguments, tyro.cli(commands, prog=prog, description=module.__doc__, args=list(argv)))
+    return cast(Arguments, parsing.parse(commands, module.__doc__, argv, prog))
 
 
 def main(arguments: Arguments) -> int:
