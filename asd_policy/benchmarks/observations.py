@@ -32,10 +32,13 @@ class Histories:
         return [history[-1] for history in self.observations]
 
 
-def record_histories(policy: DiffusionPolicy, count: int, seed: int, recorded: Callable[[], object]) -> Histories:
-    """Run episodes of the policy's environment until it has sampled `count` chunks.
+def record_histories(
+    policy: DiffusionPolicy, env: gymnasium.Env[Any, Any], count: int, seed: int, recorded: Callable[[], object]
+) -> Histories:
+    """Run episodes until the policy has sampled `count` chunks.
 
     Args:
+        env: the policy's, reports `info["success"]`.
         seed: of the first episode; each further one adds 1.
         recorded: called after each of these chunks.
 
@@ -44,7 +47,6 @@ def record_histories(policy: DiffusionPolicy, count: int, seed: int, recorded: C
     """
     if count < 1:
         raise ConfigError(f"Got {count} observations to record; expected at least 1.")
-    env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
     histories: list[list[Observation]] = []
     warm: list[int] = []
     while len(histories) < count:
@@ -54,7 +56,6 @@ def record_histories(policy: DiffusionPolicy, count: int, seed: int, recorded: C
                 histories.append(history)
                 recorded()
         seed += 1
-    env.close()
     return Histories(histories, sum(warm) / len(warm) if warm else float("nan"))
 
 

@@ -30,6 +30,7 @@ from asd_policy.cli.tasks import (
 )
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import Serial, check_counts
+from asd_policy.evaluation.environments import import_modules
 from asd_policy.evaluation.folders import EPISODES, choose_folder, write_summary
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.results import EpisodeKey, Record, ResultsFile
@@ -71,6 +72,8 @@ class Arguments:
     terminates has succeeded. By default "success" or "is_success"."""
     max_steps: int | None = None
     """Time limit in control steps. By default the environment's."""
+    modules: tuple[str, ...] = ()
+    """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
 
 
 def main(arguments: Arguments) -> int:
@@ -97,7 +100,7 @@ def main(arguments: Arguments) -> int:
         console.print("Interrupted: the results hold the finished episodes.", style="yellow")
         return INTERRUPTED
     if arguments.video:
-        rendering = task_env(policies[plan.samplers[0]].config, plan.settings, render=True)
+        rendering = task_env(policies[plan.samplers[0]].config, plan.settings, True, arguments.modules)
         record_videos(rendering, first, arguments.out, console)
     return INCOMPLETE if any(record.error for record in records) else COMPLETE
 
@@ -108,6 +111,7 @@ def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
     check_threads(arguments.threads)
     noise_seed(0, arguments.repeat)  # refuses a negative one
     seeds = parse_seeds(arguments.seeds)
+    import_modules(arguments.modules)
     check_samplers(arguments.samplers)
     if not arguments.samplers:
         raise ConfigError("There is no sampler to evaluate; name at least one.")
@@ -115,10 +119,10 @@ def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
         arguments.device, arguments.threads, success=arguments.success, max_steps=arguments.max_steps
     )
     windows = uses_windows_file(arguments.samplers)
-    checkpoints = read_checkpoints([arguments.checkpoint], windows)
+    checkpoints = read_checkpoints([arguments.checkpoint], windows, arguments.modules)
     hashes = {task: sha256 for task, (_, sha256) in checkpoints.items()}
     plan = Plan(hashes, arguments.samplers, seeds, 1, settings, first_repeat=arguments.repeat)
-    return plan, TaskLoader(checkpoints, windows, settings)
+    return plan, TaskLoader(checkpoints, windows, settings, modules=arguments.modules)
 
 
 def run_episodes(

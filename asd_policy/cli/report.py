@@ -41,6 +41,8 @@ class Arguments:
     TASK:SAMPLER:SEED[:REPEAT]. They are run again from their seeds."""
     checkpoints: tuple[Path, ...] = ()
     """For the videos: the checkpoints that the episodes were run with."""
+    modules: tuple[str, ...] = ()
+    """For the videos: modules to import first, which register environments, drafts or networks."""
     device: str = "cpu"
     """For the videos. On another device than the results' the actions differ by rounding, and the page says so."""
 
@@ -61,7 +63,7 @@ def main(arguments: Arguments) -> int:
         raise DataError(f"Cannot write the report to {arguments.out}: {error.strerror}.") from error
     print(markdown)  # the console would wrap it
     console.print(f"Wrote {page} and report.md")
-    return record_videos(tasks, chosen, checkpoints, page, arguments.device, console)
+    return record_videos(tasks, chosen, checkpoints, page, arguments, console)
 
 
 def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[str, tuple[Path, bool]]:
@@ -86,7 +88,7 @@ def record_videos(
     chosen: Sequence[Record],
     checkpoints: Mapping[str, tuple[Path, bool]],
     page: Path,
-    device: str,
+    arguments: Arguments,
     console: Console,
 ) -> int:
     """Film the episodes, and write the page again with the finished videos. Returns the exit status."""
@@ -94,7 +96,8 @@ def record_videos(
     def load(record: Record) -> Parts:
         path, windows = checkpoints[record.checkpoint_sha256]
         task = {record.task: (path, record.checkpoint_sha256)}
-        return TaskLoader(task, windows, as_recorded(record.settings, device), render=True)(record.task)
+        settings = as_recorded(record.settings, arguments.device)
+        return TaskLoader(task, windows, settings, render=True, modules=arguments.modules)(record.task)
 
     def started(record: Record) -> None:
         status.update(f"Filming {record.task} {record.sampler} seed {record.env_seed}")

@@ -67,6 +67,8 @@ class Arguments:
     terminates has succeeded. By default "success" or "is_success"."""
     max_steps: int | None = None
     """Time limit in control steps. By default the environment's."""
+    modules: tuple[str, ...] = ()
+    """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
     dry_run: bool = False
     """Print the plan and its duration, measured on a few chunks of each sampler, and run nothing."""
 
@@ -74,9 +76,9 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     console = Console()
     windows = uses_windows_file(arguments.samplers)
-    checkpoints = read_checkpoints(arguments.checkpoints, windows)
+    checkpoints = read_checkpoints(arguments.checkpoints, windows, arguments.modules)
     plan = make_plan(arguments, {task: sha256 for task, (_, sha256) in checkpoints.items()})
-    load = TaskLoader(checkpoints, windows, plan.settings)
+    load = TaskLoader(checkpoints, windows, plan.settings, modules=arguments.modules)
     if arguments.dry_run:
         return dry_run(plan, load, arguments, console)
     with stop_requests() as stop_requested, ResultsFile(arguments.out) as file:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from asd_policy.errors import CheckpointError, ConfigError
-from asd_policy.evaluation.environments import env_spec, is_ours, make_env
+from asd_policy.evaluation.environments import env_spec, import_modules, is_ours, make_env, module_of
 from asd_policy.evaluation.worker import Parts
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ def run_settings(
     }
 
 
-def read_checkpoints(paths: Sequence[Path], windows: bool) -> dict[str, tuple[Path, str]]:
+def read_checkpoints(
+    paths: Sequence[Path], windows: bool, modules: Sequence[str] = ()
+) -> dict[str, tuple[Path, str]]:
     """Task -> its checkpoint and that one's SHA-256, with its calibrated windows if they matter.
 
     Raises:
-        ConfigError: if two checkpoints are for one task.
+        ConfigError: if two checkpoints are for one task, or one needs a module that is not among `modules`.
         CheckpointError: if one cannot be read.
         gymnasium.error.Error: if there is no such environment.
     """
@@ -72,9 +74,11 @@ def read_checkpoints(paths: Sequence[Path], windows: bool) -> dict[str, tuple[Pa
     from asd_policy.importers.registry import read_checkpoint
     from asd_policy.importers.shipped import find_checkpoint
 
+    import_modules(modules)
     found: dict[str, tuple[Path, str]] = {}
     for path in map(find_checkpoint, paths):
         task = read_checkpoint(path).config.env_id
+        check_module(task, modules)
         if task in found:
             raise ConfigError(f"{found[task][0]} and {path} are both for {task}; a file holds one checkpoint per task.")
         env_spec(task)
@@ -91,12 +95,14 @@ class TaskLoader:
         windows: whether the SHA-256 includes the calibrated windows.
         settings: as `run_settings` makes them.
         render: whether the environment renders.
+        modules: imported first; those that register environments, drafts or networks.
     """
 
     checkpoints: Mapping[str, tuple[Path, str]]
     windows: bool
     settings: Mapping[str, Any]
     render: bool = False
+    modules: tuple[str, ...] = ()
 
     def __call__(self, task: str) -> Parts:
         """The environment, and the policy by sampler, captured ones warmed up.
@@ -109,6 +115,7 @@ class TaskLoader:
         from asd_policy import load_policy
         from asd_policy.importers.checkpoint import fingerprint
 
+        import_modules(self.modules)
         torch.set_num_threads(self.settings["threads"])
         path, expected = self.checkpoints[task]
         if fingerprint(path, self.windows) != expected:
@@ -121,13 +128,27 @@ class TaskLoader:
                 own.warm_up(self.settings["batch"])  # or the first chunk's latency would include compilation
             return own
 
-        return Parts(task_env(policy.config, self.settings, self.render), make_policy)
+        return Parts(task_env(policy.config, self.settings, self.render, self.modules), make_policy)
+
+
+def check_module(env_id: str, modules: Sequence[str]) -> None:
+    """Raise ConfigError if a checkpoint's environment needs a module that the user has not named.
+
+    A checkpoint may come from a stranger, and importing a module runs its code.
+    """
+    module = module_of(env_id)
+    if module not in ("", "envs", *modules):
+        raise ConfigError(
+            f"The policy's environment is {env_id}, which the module {module} registers. If you trust that module, "
+            f"import it: --modules {module}."
+        )
 
 
 def task_env(
-    config: PolicyConfig, settings: Mapping[str, Any], render: bool = False
+    config: PolicyConfig, settings: Mapping[str, Any], render: bool = False, modules: tuple[str, ...] = ()
 ) -> Callable[[], gymnasium.Env[Any, Any]]:
-    """Makes the policy's environment; picklable."""
+    """Makes the policy's environment; picklable. Raises ConfigError as `check_module`."""
+    check_module(config.env_id, modules)
     return partial(
         make_env,
         config.env_id,
@@ -135,6 +156,7 @@ def task_env(
         success=settings.get("success"),
         max_steps=settings.get("max_steps"),
         options=config.env_options if is_ours(config.env_id) else None,
+        modules=modules,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -40,6 +40,7 @@ def make_env(
     success: str | None = None,
     max_steps: int | None = None,
     options: Mapping[str, Any] | None = None,
+    modules: Sequence[str] = (),
 ) -> gymnasium.Env[Any, Any]:
     """Make an environment whose observations are dicts of arrays, and that reports `info["success"]` at each step.
 
@@ -50,12 +51,14 @@ def make_env(
         success: the key of `info` that says success, or "terminated"; None looks for the keys in SUCCESS_KEYS.
         max_steps: the time limit; None takes the registered one.
         options: keyword arguments of the environment.
+        modules: imported first; those that register the environment.
 
     Raises:
         ConfigError: if it has no time limit, lacks the render mode, or its observations or actions cannot be used. Its
             `step` raises it too, if `info` says nothing of success.
         gymnasium.error.Error: if there is no environment with this id.
     """
+    import_modules(modules)
     spec = env_spec(env_id)
     if max_steps is None and spec.max_episode_steps is None:
         raise ConfigError(f"{env_id} has no time limit, so an episode may never end. Give one with --max-steps N.")
@@ -71,6 +74,24 @@ def make_env(
         raise
 
 
+def import_modules(modules: Sequence[str]) -> None:
+    """Import modules that register environments, drafts or networks. Raises ConfigError if one is not installed."""
+    for module in modules:
+        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module, re.ASCII) is None:
+            raise ConfigError(f"{module!r} is no name of a module; expected one such as gym_pusht.")
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:
+                raise  # something that the module needs
+            raise ConfigError(f"There is no module {module!r}. Install it, or put its folder on PYTHONPATH.") from error
+
+
+def module_of(env_id: str) -> str:
+    """The module that "module:Id-v0" names, "envs" for one of ours, else an empty string."""
+    return "envs" if is_ours(env_id) else env_id.rpartition(":")[0]
+
+
 def env_spec(env_id: str) -> EnvSpec:
     """How gymnasium makes an environment.
 
@@ -78,25 +99,15 @@ def env_spec(env_id: str) -> EnvSpec:
         ConfigError: if the module before the colon cannot be found.
         gymnasium.error.Error: if there is no environment with this id; the message lists similar ones.
     """
-    module, _, name = (f"envs:{env_id}" if is_ours(env_id) else env_id).rpartition(":")
+    module, name = module_of(env_id), env_id.rpartition(":")[2]
     if module:
-        if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module, re.ASCII) is None:
-            raise ConfigError(
-                f"{env_id!r} names the module {module!r}; expected MODULE:NAME, such as envs:asd/Square-v0."
-            )
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module.partition(".")[0]:
-                raise  # something that the module needs
-            raise ConfigError(f"There is no module {module!r}, which registers {name}. Install it.") from error
+        import_modules([module])
         return gymnasium.spec(name)
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.NamespaceNotFound, gymnasium.error.NameNotFound) as error:
         raise ConfigError(
-            f"{error} An environment from outside is named with the module that registers it: MODULE:{name}. "
-            "Name it so where demonstrations are recorded, or change a checkpoint's with asd-policy import --env-id."
+            f"{error} Name the module that registers it: --modules MODULE, or MODULE:{name} as the environment's id."
         ) from error
 
 
