@@ -25,12 +25,11 @@ from asd_policy import AsdPolicyError, load_policy
 from asd_policy.benchmarks import latency
 from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
 from asd_policy.benchmarks.latency import Timing
-from asd_policy.core import AsdSampler
+from asd_policy.core import Asd, AsdSampler, Sampler, SamplerSpec, parse_sampler
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy, Observation
-from asd_policy.policies.samplers import ChunkSampler, SamplerSpec
 from asd_policy.threads import check_threads
 
 BASELINE = "diffusers loop"
@@ -71,9 +70,9 @@ def main(arguments: Arguments) -> None:
             f"Got --conditions {arguments.conditions} and --steps {arguments.steps}; expected at least 1 of each."
         )
     torch.set_num_threads(arguments.threads)
-    specs = [SamplerSpec.parse(text) for text in arguments.samplers]
+    specs = {text: parse_sampler(text) for text in arguments.samplers}
     policy = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
-    policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
+    policies = {label: policy.with_sampler(spec) for label, spec in specs.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     histories, warm_rounds = record(policy, arguments, console)
@@ -134,17 +133,17 @@ def record(policy: DiffusionPolicy, arguments: Arguments, console: Console) -> t
 
 def calibrate(
     policies: dict[str, DiffusionPolicy],
-    specs: list[SamplerSpec],
+    specs: dict[str, SamplerSpec],
     histories: list[list[Observation]],
     console: Console,
 ) -> None:
     """Choose the windows of every sampler that asks for it, and keep them beside the checkpoint."""
     some = [history[-1] for history in histories[:: max(1, len(histories) // CALIBRATION_OBSERVATIONS)]]
-    for spec in specs:
-        if spec.options.get("window") == "auto":
-            with console.status(f"calibrating {spec.label}"):
-                calibration = policies[spec.label].calibrate(some)
-            console.print(f"{spec.label}: windows {sorted(set(calibration.windows))}")
+    for label, spec in specs.items():
+        if isinstance(spec, Asd) and spec.is_automatic:
+            with console.status(f"calibrating {label}"):
+                calibration = policies[label].calibrate(some)
+            console.print(f"{label}: windows {sorted(set(calibration.windows))}")
 
 
 def measure(
@@ -152,7 +151,7 @@ def measure(
 ) -> list[Timing]:
     """Time every sampler, then count the operations of each one's rounds and take its network's share."""
     loop = DiffusersLoop(policy)
-    samplers: dict[str, ChunkSampler] = {BASELINE: loop, **{label: own.sampler for label, own in policies.items()}}
+    samplers: dict[str, Sampler] = {BASELINE: loop, **{label: own.sampler for label, own in policies.items()}}
     draws = {BASELINE: latency.loop_draw(loop)}
     draws |= {label: latency.sampler_draw(own) for label, own in policies.items()}
     with bar(console) as progress:

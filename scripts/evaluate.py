@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asd_policy import AsdPolicyError, DiffusionPolicy, load_policy
+from asd_policy.core import parse_sampler
 from asd_policy.errors import DataError
 from asd_policy.evaluation.backends import check_counts
 from asd_policy.evaluation.evaluate import evaluate, noise_seed, parse_seeds
@@ -25,7 +26,6 @@ from asd_policy.evaluation.summary import plot_acceptance, summarize, table
 from asd_policy.evaluation.videos import write_video
 from asd_policy.importers.checkpoint import fingerprint
 from asd_policy.interrupt import stop_requests
-from asd_policy.policies.samplers import SamplerSpec
 from asd_policy.threads import check_threads
 
 
@@ -60,13 +60,14 @@ def main(arguments: Arguments) -> int:
     torch.set_num_threads(arguments.threads)
     noise_seed(0, arguments.repeat)  # or it says what is wrong with it
     seeds = parse_seeds(arguments.seeds)
-    specs = [SamplerSpec.parse(text) for text in arguments.samplers]
+    for text in arguments.samplers:
+        parse_sampler(text)  # refuses now what is no sampler
     policy = load_policy(arguments.checkpoint, device=arguments.device)
-    policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
-    for spec in specs:
-        if "capture" in spec.options:
-            with console.status(f"capturing {spec.label}: tens of seconds, or a few where torch's cache has it"):
-                policies[spec.label].warm_up()
+    policies = {label: policy.with_sampler(label) for label in arguments.samplers}
+    for label, own in policies.items():
+        if own.needs_warm_up:
+            with console.status(f"capturing {label}: tens of seconds, or a few where torch's cache has it"):
+                own.warm_up()
     env = gymnasium.make(f"envs:{policy.config.env_id}", **policy.config.env_options)
     out = choose_folder(arguments.out, arguments.overwrite)
     if out != arguments.out:

@@ -21,7 +21,6 @@ from rich.console import Console
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.images import AsdImagePipeline
 from asd_policy.images.arguments import check_name, whole
-from asd_policy.policies.samplers import SamplerSpec
 from asd_policy.threads import check_threads
 
 
@@ -69,9 +68,8 @@ def main(arguments: Arguments) -> None:
     console = Console()
     check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    spec = SamplerSpec.parse(arguments.sampler)
     pipeline = AsdImagePipeline.from_pretrained(
-        arguments.model, arguments.device, spec.name, arguments.max_states, **spec.options
+        arguments.model, arguments.device, arguments.sampler, arguments.max_states
     )
     labels = [arguments.labels[i % len(arguments.labels)] for i in range(arguments.count)] if arguments.labels else None
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +77,7 @@ def main(arguments: Arguments) -> None:
     rounds: list[int] = []
     while len(images) < arguments.count:
         rows = range(len(images), min(len(images) + arguments.batch_size, arguments.count))
-        console.print(f"images {rows.start + 1} to {rows.stop} of {arguments.count}, {spec.label}")
+        console.print(f"images {rows.start + 1} to {rows.stop} of {arguments.count}, {arguments.sampler}")
         images += pipeline(
             len(rows),
             class_labels=labels and [labels[row] for row in rows],

@@ -24,7 +24,6 @@ from asd_policy.evaluation.report import TaskReport, Video, analyze
 from asd_policy.evaluation.results import Record, read_records
 from asd_policy.evaluation.videos import film
 from asd_policy.importers.checkpoint import fingerprint
-from asd_policy.policies.samplers import SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ def set_up(policy: DiffusionPolicy, record: Record) -> DiffusionPolicy:
     threads = record.settings.get("threads")
     if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
         torch.set_num_threads(threads)
-    spec = SamplerSpec.parse(record.sampler)
-    return policy.with_sampler(spec.name, **spec.options)
+    return policy.with_sampler(record.sampler)
 
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def read_checkpoints(paths: Sequence[Path], windows: bool) -> dict[str, tuple[Pa
 
 
 def make_plan(arguments: Arguments, checkpoints: Mapping[str, str]) -> Plan:
-    from asd_policy.policies.samplers import SamplerSpec
+    from asd_policy.core import parse_sampler
 
     for text in arguments.samplers:
-        SamplerSpec.parse(text)
+        parse_sampler(text)
     if arguments.threads < 1:
         raise ConfigError(f"--threads is {arguments.threads}; expected 1 or more.")
     check_threads(arguments.threads)
@@ -142,7 +142,6 @@ class Load:
 
         from asd_policy import DiffusionPolicy, load_policy
         from asd_policy.importers.checkpoint import fingerprint
-        from asd_policy.policies.samplers import SamplerSpec
 
         torch.set_num_threads(self.threads)
         path, expected = self.checkpoints[task]
@@ -151,9 +150,8 @@ class Load:
         policy = load_policy(path, device=self.device)
 
         def make_policy(label: str) -> DiffusionPolicy:
-            spec = SamplerSpec.parse(label)
-            own = policy.with_sampler(spec.name, **spec.options)
-            if "capture" in spec.options:
+            own = policy.with_sampler(label)
+            if own.needs_warm_up:
                 own.warm_up(self.batch)  # or the first chunk's latency would hold the compilation
             return own
 

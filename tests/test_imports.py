@@ -11,14 +11,19 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "asd_policy/core": {"asd_policy.core", "asd_policy.errors"},
     "asd_policy/nets": {"asd_policy.nets", "asd_policy.errors"},
-    "asd_policy/policies": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.errors"},
+    "asd_policy/policies": {
+        "asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.errors", "asd_policy.files",
+        "asd_policy.records",
+    },
     "asd_policy/data": {"asd_policy.policies", "asd_policy.data", "asd_policy.errors"},
     "asd_policy/training": {
         "asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", "asd_policy.training",
         "asd_policy.errors", "asd_policy.interrupt",
     },
-    "asd_policy/importers": {"asd_policy.nets", "asd_policy.policies", "asd_policy.importers", "asd_policy.errors"},
-    "asd_policy/images": {"asd_policy.core", "asd_policy.policies.samplers", "asd_policy.images", "asd_policy.errors"},
+    "asd_policy/importers": {
+        "asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.importers", "asd_policy.errors",
+    },
+    "asd_policy/images": {"asd_policy.core", "asd_policy.images", "asd_policy.errors"},
     "asd_policy/evaluation": {"asd_policy.evaluation", "asd_policy.errors"},
     "asd_policy/benchmarks": {"asd_policy.core", "asd_policy.policies", "asd_policy.benchmarks", "asd_policy.errors"},
     "envs": {"envs"},

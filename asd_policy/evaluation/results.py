@@ -19,7 +19,7 @@ class Job:
     """One episode to run."""
 
     task: str
-    sampler: str  # its label, as `SamplerSpec.parse` reads it
+    sampler: str  # its label, as `parse_sampler` reads it
     env_seed: int
     repeat: int  # which noise the policy gets
 
