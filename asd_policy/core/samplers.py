@@ -32,7 +32,7 @@ def parse_sampler(text: str) -> SamplerSpec:
     except UnknownNameError:
         raise
     except ConfigError as error:
-        raise ConfigError(f"Cannot read the sampler {text!r:.80}: {error}; expected {_forms()}.") from None
+        raise ConfigError(f"Unknown sampler {text!r:.80}: {error}; expected {_forms()}.") from None
 
 
 def as_spec(sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> SamplerSpec:
