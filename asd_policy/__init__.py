@@ -5,7 +5,16 @@ The names below are loaded on first use, so that `import asd_policy` itself cost
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asd_policy.core import AsdSampler as AsdSampler
+    from asd_policy.core import Schedule as Schedule
+    from asd_policy.core import sample_ddim as sample_ddim
+    from asd_policy.core import sample_ddpm as sample_ddpm
+    from asd_policy.errors import AsdPolicyError as AsdPolicyError
+    from asd_policy.importers import load_policy as load_policy
+    from asd_policy.policies.diffusion import DiffusionPolicy as DiffusionPolicy
 
 __version__ = "0.1.0"
 

@@ -20,11 +20,12 @@ class ConfigError(AsdPolicyError, ValueError):
 class UnknownNameError(ConfigError):
     """A name that is in no registry. The message lists what exists."""
 
-    def __init__(self, kind: str, got: str, available: Iterable[str]):
+    def __init__(self, kind: str, got: object, available: Iterable[str], more: str = ""):
         available = sorted(available)
         close = difflib.get_close_matches(str(got), available, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"Unknown {kind} {got!r}.{hint} Available: {', '.join(available) or 'none'}.")
+        told = f"Unknown {kind} {got!r}.{hint} Available: {', '.join(available) or 'none'}."
+        super().__init__(f"{told} {more}".rstrip())
 
 
 class CheckpointError(AsdPolicyError):

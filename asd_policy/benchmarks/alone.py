@@ -61,7 +61,7 @@ class Repeated:
 def network_alone(policy: DiffusionPolicy, rows: int, cond: Tensor) -> Repeated:
     """One call of the policy's network on `rows` noisy samples, as a captured round makes it, for cond (B, ...)."""
     sampler, device = policy.sampler, policy.device
-    denoiser = sampler.denoiser  # type: ignore[attr-defined]  # a `ChunkSampler` need not have one
+    denoiser = sampler.denoiser  # type: ignore[attr-defined]  # a `Sampler` need not have one
     parts = _parts(device)
     x = torch.randn(rows, policy.config.horizon, policy.config.action_dim, device=device)
     step = torch.arange(rows, device=device) % policy.schedule.num_steps

@@ -45,7 +45,7 @@ class DiffusersLoop:
         return x
 
     def rows(self, due: int, batch_size: int) -> int:
-        """As `ChunkSampler.rows`."""
+        """As `Sampler.rows`."""
         return due
 
     def launch(
@@ -56,7 +56,7 @@ class DiffusersLoop:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """As `ChunkSampler.launch`, with its own generator in place of those given."""
+        """As `Sampler.launch`, with its own generator in place of those given."""
         assert cond is not None
         return Drawn(self.run(cond, self._generator), record=None, calls=self.num_steps, predictions=None)
 
@@ -68,7 +68,7 @@ class DiffusersLoop:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
-        """As `ChunkSampler.draw`."""
+        """As `Sampler.draw`."""
         return self.launch(batch_size, cond, generator).read()[0]
 
 

@@ -14,7 +14,6 @@ from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.work import round_cost
 from asd_policy.core import AsdSampler
 from asd_policy.policies.diffusion import ChunkStats
-from asd_policy.policies.samplers import SamplerSpec
 
 TURNS = 20  # over which the chunks of a sampler are timed
 TURN_SECONDS = 0.15  # of a sampler in one turn, at most, but for a single chunk
@@ -56,8 +55,7 @@ class Chunks:
             row["loop"] = "restated, for diffusers is not installed" if restated else "diffusers"
             policy = loop_policy(bench.policy, restated)
         else:
-            spec = SamplerSpec.parse(label)
-            policy = bench.policy.with_sampler(spec.name, **spec.options)
+            policy = bench.policy.with_sampler(label)
         acting = Acting(policy, bench.recording, batch)
         with PeakMemory(policy.device) as memory:
             row["first_call_s"] = acting.chunk()[0]

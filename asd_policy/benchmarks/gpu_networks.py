@@ -18,7 +18,7 @@ from asd_policy.benchmarks.gpu_results import outcome
 from asd_policy.benchmarks.gpu_table import Row
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.policies.config import NetworkConfig
-from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
 from asd_policy.policies.network import build_network
 
 PRECISIONS = (
@@ -35,7 +35,7 @@ def measure_wide_network(bench: Bench, share: float) -> None:
     config = replace(bench.policy.config, network=NetworkConfig(down_dims=bench.plan.wide))
     network = build_network(config)
     bench.results.about["wide_parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    wide = DiffusionPolicy(network, bench.policy.normalizer, config, device=bench.policy.device)
+    wide = make_policy(network, bench.policy.normalizer, config, device=bench.policy.device)
     cond, calls = bench.conditions(1), dict[int, float]()
     for batch in bench.plan.wide_batches:
         row = bench.results.add("network", f"call, batch {batch}", batch=batch)
@@ -82,7 +82,7 @@ def compare_precisions(bench: Bench, share: float) -> None:
 
 def _with_dtype(bench: Bench, dtype: torch.dtype, sampler: str) -> DiffusionPolicy:
     policy, capture = bench.policy, bench.plan.capture
-    return DiffusionPolicy(
+    return make_policy(
         policy.network, policy.normalizer, policy.config, sampler, policy.device, dtype=dtype, capture=capture
     )
 

@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         batches: environments that act together.
-        samplers: as `SamplerSpec` writes them, and `LOOP`.
+        samplers: as `parse_sampler` reads them, and `LOOP`.
         chunks: timed chunks of each sampler; slow samplers have fewer.
         warm_up: chunks before these.
         capture: of the sections "precision" and "network".

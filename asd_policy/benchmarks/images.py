@@ -18,13 +18,12 @@ from torch import Generator, Tensor
 
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.paradigms import sample_paradigms
-from asd_policy.core import OnRound
+from asd_policy.core import OnRound, SamplerSpec, parse_sampler
 from asd_policy.errors import ConfigError, DataError
 from asd_policy.images import AsdImagePipeline
 from asd_policy.images.arguments import finite, whole
 from asd_policy.images.frechet import load_reference
 from asd_policy.jsonl import JsonLines
-from asd_policy.policies.samplers import SamplerSpec
 from asd_policy.records import read_record
 from asd_policy.threads import check_threads
 
@@ -169,18 +168,18 @@ class Samplers:
             raise ConfigError(f"{benchmark.model} has {classes or 'no'} classes; expected the {CLASSES} digits.")
         for name in {trial.sampler for trial in benchmark.trials()}:
             parsed = self._parse(name)
-            if isinstance(parsed, SamplerSpec):
-                self._pipeline.with_sampler(parsed.name, **parsed.options)  # refuses now what would fail after hours
+            if not isinstance(parsed, tuple):
+                self._pipeline.with_sampler(parsed)  # refuses now what would fail after hours
 
     def draw(
         self, name: str, labels: Sequence[int], generators: list[Generator], on_round: OnRound | None = None
     ) -> tuple[Tensor, dict[str, float]]:
         """Images (B, 1, 32, 32) from -1 to 1, and what they cost."""
         parsed = self._parse(name)
-        if not isinstance(parsed, SamplerSpec):
+        if isinstance(parsed, tuple):
             images, calls = self._paradigms(labels, generators, *parsed)
             return images, {"rounds": calls}
-        pipeline = self._pipeline.with_sampler(parsed.name, **parsed.options)
+        pipeline = self._pipeline.with_sampler(parsed)
         images = pipeline(
             len(labels), class_labels=labels, generator=generators, output_type="latent", on_round=on_round
         ).images
@@ -192,7 +191,7 @@ class Samplers:
     def _parse(self, name: str) -> SamplerSpec | tuple[int, float]:
         kind, *rest = name.split(":")
         if kind != "paradigms":
-            return SamplerSpec.parse(name)
+            return parse_sampler(name)
         try:
             window, tolerance = rest
             return whole("WINDOW", int(window)), finite("TOLERANCE", float(tolerance), least=0)

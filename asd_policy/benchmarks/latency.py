@@ -14,11 +14,10 @@ from torch.utils import _pytree as pytree
 
 from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
 from asd_policy.benchmarks.work import chunk_range, round_cost
-from asd_policy.core import AsdSampler, EpsilonDenoiser, SampleStats, Schedule
+from asd_policy.core import AsdSampler, EpsilonDenoiser, Sampler, SampleStats, Schedule
 from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
-from asd_policy.policies.samplers import ChunkSampler
 
 CLOCKED = 10  # chunks in which the network is timed
 GROWTH_DRAFTS = ("frozen", "path")  # whose rounds are counted against the number of steps
@@ -99,7 +98,7 @@ def _timing(label: str, seconds: Sequence[float], costs: Sequence[SampleStats]) 
     return Timing(label, float(np.median(milliseconds)), p95, rounds, evaluations, acceptance)
 
 
-def with_round_cost(timing: Timing, sampler: ChunkSampler, draw: Draw, conds: Sequence[Tensor]) -> Timing:
+def with_round_cost(timing: Timing, sampler: Sampler, draw: Draw, conds: Sequence[Tensor]) -> Timing:
     """The timing with the operations of a round and the network's share, measured on the first conditions."""
     some = itertools.cycle(conds)
 

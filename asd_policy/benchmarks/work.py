@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
-from asd_policy.core import AsdSampler
-from asd_policy.core.capture.compiled import compiled_parts
-from asd_policy.core.capture.python_loop import PythonLoop
+from asd_policy.core import AsdSampler, PlainSampler, Sampler
 from asd_policy.core.speculative import Parts
-from asd_policy.policies.samplers import ChunkSampler
 
 CHUNK, NETWORK = "asd: chunk", "asd: network"  # ranges of a trace
 
@@ -137,7 +134,7 @@ class NetworkClock:
 
 
 @contextmanager
-def network_marked(sampler: ChunkSampler) -> Iterator[NetworkClock]:
+def network_marked(sampler: Sampler) -> Iterator[NetworkClock]:
     """Within the block, calls of a sampler's network are timed, and are ranges of a trace.
 
     This holds for Python loops; the host does not see the calls inside a CUDA graph.
@@ -162,20 +159,19 @@ def network_marked(sampler: ChunkSampler) -> Iterator[NetworkClock]:
         finally:
             sampler.network = network
         return
-    capture = getattr(sampler, "_capture", None)
-    if not isinstance(capture, PythonLoop):
+    if not isinstance(sampler, AsdSampler | PlainSampler) or not sampler.capture.can_watch:
         yield clock
         return
 
-    def parts(device: torch.device) -> Parts:
-        plain = capture.parts(device)
-        return plain._replace(denoise=marked(plain.denoise))
+    def with_marks(parts: Parts) -> Parts:
+        return parts._replace(denoise=marked(parts.denoise))
 
-    sampler._capture = replace(capture, parts=parts)  # type: ignore[attr-defined]
+    capture = sampler.capture
+    sampler.capture = capture.with_parts(with_marks)
     try:
         yield clock
     finally:
-        sampler._capture = capture  # type: ignore[attr-defined]
+        sampler.capture = capture
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ class RoundCost:
 
 
 def round_cost(
-    sampler: ChunkSampler, run: Callable[[], tuple[float, int]], device: torch.device, clocked: int = 1
+    sampler: Sampler, run: Callable[[], tuple[float, int]], device: torch.device, clocked: int = 1
 ) -> RoundCost:
     """Profile one chunk, and on a CPU clock the network in `clocked` more.
 
@@ -216,7 +212,6 @@ def round_cost(
     if device.type == "cuda":
         share = work.network_milliseconds / work.milliseconds
         return RoundCost(work, work.kernels / rounds, work.network / rounds, share)
-    capture = getattr(sampler, "_capture", None)
-    if isinstance(capture, PythonLoop) and capture.parts is compiled_parts:
+    if isinstance(sampler, AsdSampler | PlainSampler) and sampler.capture.compiles(device):
         return RoundCost(work, math.nan, math.nan, clock.seconds / seconds)
     return RoundCost(work, work.kernels / rounds, work.network / rounds, clock.seconds / seconds)

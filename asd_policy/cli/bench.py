@@ -1,12 +1,13 @@
 """Time samplers of a policy, eager and compiled, beside diffusers' loop around the same network.
 
-    asd-policy bench --checkpoint checkpoints/square --out results/latency
+    asd-policy bench --checkpoint square --out results/latency
 
 All samplers are timed in turn, with the same weights, on the same observations, recorded along episodes of the task.
 Writes results.json and latency.png.
 """
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
 from asd_policy.benchmarks.latency_report import BASELINE, plot, table
 from asd_policy.benchmarks.observations import Histories, record_histories
 from asd_policy.cli.progress import Progress, counter, progress
-from asd_policy.core import AsdSampler
+from asd_policy.cli.tasks import run_settings, task_env
+from asd_policy.core import Asd, AsdSampler, Sampler
 from asd_policy.errors import ConfigError
+from asd_policy.evaluation.environments import import_modules
 from asd_policy.evaluation.provenance import software
 from asd_policy.policies.diffusion import DiffusionPolicy
-from asd_policy.policies.samplers import ChunkSampler, SamplerSpec
 from asd_policy.threads import check_threads
 
 CALIBRATION_OBSERVATIONS = 32
@@ -54,6 +56,8 @@ class Arguments:
     """Where to sample, such as cpu or cuda."""
     threads: int = 1
     """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    modules: tuple[str, ...] = ()
+    """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
 
 
 def main(arguments: Arguments) -> int:
@@ -65,14 +69,15 @@ def main(arguments: Arguments) -> int:
             f"Got --conditions {arguments.conditions} and --steps {arguments.steps}; expected at least 1 of each."
         )
     torch.set_num_threads(arguments.threads)
-    specs = [SamplerSpec.parse(text) for text in arguments.samplers]
+    import_modules(arguments.modules)
     policy = load_policy(arguments.checkpoint, device=arguments.device, draft="path", window=None)
-    policies = {spec.label: policy.with_sampler(spec.name, **spec.options) for spec in specs}
+    policies = {label: policy.with_sampler(label) for label in arguments.samplers}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with progress(console) as shown:
+    settings = run_settings(arguments.device, arguments.threads)
+    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
         recorded = counter(shown, "recording observations", arguments.conditions)
-        histories = record_histories(policy, arguments.conditions, arguments.seed, recorded)
-    calibrate(policies, specs, histories, console)
+        histories = record_histories(policy, env, arguments.conditions, arguments.seed, recorded)
+    calibrate(policies, histories, console)
     conds = [policy.condition(history) for history in histories.observations]
     assert isinstance(policy.sampler, AsdSampler)
     result: dict[str, Any] = {
@@ -100,16 +105,14 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def calibrate(
-    policies: dict[str, DiffusionPolicy], specs: list[SamplerSpec], histories: Histories, console: Console
-) -> None:
+def calibrate(policies: dict[str, DiffusionPolicy], histories: Histories, console: Console) -> None:
     """Choose the windows of every sampler with window=auto, and keep them beside the checkpoint."""
     some = histories.latest[:: max(1, len(histories.latest) // CALIBRATION_OBSERVATIONS)]
-    for spec in specs:
-        if spec.options.get("window") == "auto":
-            with console.status(f"calibrating {spec.label}"):
-                calibration = policies[spec.label].calibrate(some)
-            console.print(f"{spec.label}: windows {sorted(set(calibration.windows))}")
+    for label, policy in policies.items():
+        if isinstance(policy.spec, Asd) and policy.spec.is_automatic:
+            with console.status(f"calibrating {label}"):
+                calibration = policy.calibrate(some)
+            console.print(f"{label}: windows {sorted(set(calibration.windows))}")
 
 
 def measure(
@@ -117,7 +120,7 @@ def measure(
 ) -> list[latency.Timing]:
     """Time every sampler, then profile a round of each."""
     loop = DiffusersLoop(policy)
-    samplers: dict[str, ChunkSampler] = {BASELINE: loop, **{label: own.sampler for label, own in policies.items()}}
+    samplers: dict[str, Sampler] = {BASELINE: loop, **{label: own.sampler for label, own in policies.items()}}
     draws = {BASELINE: latency.loop_draw(loop)}
     draws |= {label: latency.sampler_draw(own) for label, own in policies.items()}
     timings = latency.time_in_turn(draws, conds, counter(shown, "timing", len(draws) * (1 + len(conds))))

@@ -7,6 +7,7 @@ Observations are recorded along episodes of the checkpoint's environment. The wi
 device, number of threads, draft and capture that they were measured with.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +21,12 @@ from asd_policy.benchmarks.calibration import stretches, table
 from asd_policy.benchmarks.observations import record_histories
 from asd_policy.cli import COMPLETE
 from asd_policy.cli.progress import counter, progress
+from asd_policy.cli.tasks import run_settings, task_env
+from asd_policy.core import Asd, parse_sampler
 from asd_policy.errors import ConfigError
+from asd_policy.evaluation.environments import import_modules
 from asd_policy.importers.checkpoint import windows_file
 from asd_policy.importers.shipped import find_checkpoint
-from asd_policy.policies.samplers import SamplerSpec
 from asd_policy.threads import check_threads
 
 
@@ -45,6 +48,8 @@ class Arguments:
     """Where to sample, such as cpu or cuda."""
     threads: int = 1
     """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    modules: tuple[str, ...] = ()
+    """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
 
 
 def main(arguments: Arguments) -> int:
@@ -52,10 +57,11 @@ def main(arguments: Arguments) -> int:
     console = Console()
     check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    spec = SamplerSpec.parse(arguments.sampler)
-    if spec.name != "asd" or spec.options.get("window") != "auto":
+    import_modules(arguments.modules)
+    spec = parse_sampler(arguments.sampler)
+    if not (isinstance(spec, Asd) and spec.is_automatic):
         raise ConfigError(
-            f"--sampler is {spec.label}; expected asd:DRAFT:auto[:CAPTURE]: no other has windows to choose."
+            f"--sampler is {arguments.sampler}; expected asd:DRAFT:auto[:CAPTURE]: no other has windows to choose."
         )
     if not 1 <= arguments.batch_size <= arguments.observations:
         raise ConfigError(
@@ -64,11 +70,12 @@ def main(arguments: Arguments) -> int:
         )
     checkpoint = find_checkpoint(arguments.checkpoint)
     recording = load_policy(checkpoint, device=arguments.device, draft="path", window=None)
-    policy = recording.with_sampler(spec.name, **spec.options)
-    with progress(console) as shown:
+    policy = recording.with_sampler(spec)
+    settings = run_settings(arguments.device, arguments.threads)
+    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
         recorded = counter(shown, "recording observations", arguments.observations)
-        histories = record_histories(recording, arguments.observations, arguments.seed, recorded)
-    with console.status(f"calibrating {spec.label}"):
+        histories = record_histories(recording, env, arguments.observations, arguments.seed, recorded)
+    with console.status(f"calibrating {arguments.sampler}"):
         calibration = policy.calibrate(histories.latest, arguments.batch_size)
     console.print(table(calibration))
     console.print(f"windows by denoising step (0 is the noisiest): {stretches(calibration.windows)}", soft_wrap=True)

@@ -22,7 +22,6 @@ from asd_policy.cli.episodes import print_errors, show_episodes
 from asd_policy.cli.tasks import (
     TaskLoader,
     check_samplers,
-    is_captured,
     read_checkpoints,
     run_settings,
     task_env,
@@ -86,7 +85,7 @@ def main(arguments: Arguments) -> int:
     loaded = load(task)
     policies: dict[str, Any] = {}
     for label in plan.samplers:
-        with console.status(f"capturing {label}: tens of seconds" if is_captured(label) else f"loading {label}"):
+        with console.status(f"preparing {label}: tens of seconds where it compiles"):
             policies[label] = loaded.make_policy(label)
     made = [loaded.make_env()]  # before the folder: an environment that cannot be made leaves none
     parts = Parts(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)

@@ -1,6 +1,6 @@
 """Draw a grid of images from a DDPM that diffusers can load.
 
-    asd-policy images draw --model checkpoints/digits --labels 0 1 2 3 4 --out digits.png
+    asd-policy images draw --model digits --labels 0 1 2 3 4 --out digits.png
     asd-policy images draw --model google/ddpm-cifar10-32 --count 16 --out cifar.png
 
 Image i is drawn from a generator seeded with --seed plus i, whatever the sampler and the batch: `ddpm` and `asd` get
@@ -21,7 +21,7 @@ from asd_policy.cli.progress import Progress, progress
 from asd_policy.errors import ConfigError
 from asd_policy.images import AsdImagePipeline
 from asd_policy.images.arguments import check_name, whole
-from asd_policy.policies.samplers import SamplerSpec
+from asd_policy.importers.shipped import shipped_checkpoints
 from asd_policy.threads import check_threads
 
 
@@ -30,7 +30,7 @@ class Arguments:
     """What to draw."""
 
     model: str
-    """Folder of a DDPMPipeline, or its name on the Hugging Face hub."""
+    """Folder of a DDPMPipeline, its name on the Hugging Face hub, or digits, the shipped one."""
     out: Path
     """PNG file to write."""
     sampler: str = "asd:path:64"
@@ -74,9 +74,11 @@ def main(arguments: Arguments) -> int:
     console = Console()
     check_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    spec = SamplerSpec.parse(arguments.sampler)
     pipeline = AsdImagePipeline.from_pretrained(
-        arguments.model, arguments.device, spec.name, arguments.max_states, **spec.options
+        shipped_checkpoints().get(arguments.model, arguments.model),
+        arguments.device,
+        arguments.sampler,
+        arguments.max_states,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with progress(console) as shown:

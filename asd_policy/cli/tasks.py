@@ -24,30 +24,17 @@ if TYPE_CHECKING:
 
 def check_samplers(labels: Sequence[str]) -> None:
     """Raise ConfigError on a label that is no sampler."""
-    from asd_policy.policies.samplers import SamplerSpec
+    from asd_policy.core import parse_sampler
 
     for label in labels:
-        SamplerSpec.parse(label)
-
-
-def is_captured(label: str) -> bool:
-    """Whether the sampler is captured, which takes tens of seconds."""
-    from asd_policy.policies.samplers import SamplerSpec
-
-    return "capture" in SamplerSpec.parse(label).options
-
-
-def with_sampler(policy: DiffusionPolicy, label: str) -> DiffusionPolicy:
-    """The policy with the sampler that the label describes."""
-    from asd_policy.policies.samplers import SamplerSpec
-
-    spec = SamplerSpec.parse(label)
-    return policy.with_sampler(spec.name, **spec.options)
+        parse_sampler(label)
 
 
 def uses_windows_file(labels: Sequence[str]) -> bool:
     """Whether a sampler takes its window from the checkpoint's calibration (window "auto")."""
-    return "auto" in ":".join(labels).split(":")
+    from asd_policy.core import Asd, parse_sampler
+
+    return any(isinstance(spec, Asd) and spec.is_automatic for spec in map(parse_sampler, labels))
 
 
 def run_settings(
@@ -60,9 +47,7 @@ def run_settings(
     }
 
 
-def read_checkpoints(
-    paths: Sequence[Path], windows: bool, modules: Sequence[str] = ()
-) -> dict[str, tuple[Path, str]]:
+def read_checkpoints(paths: Sequence[Path], windows: bool, modules: Sequence[str] = ()) -> dict[str, tuple[Path, str]]:
     """Task -> its checkpoint and that one's SHA-256, with its calibrated windows if they matter.
 
     Raises:
@@ -123,8 +108,8 @@ class TaskLoader:
         policy = load_policy(path, device=self.settings["device"])
 
         def make_policy(label: str) -> DiffusionPolicy:
-            own = with_sampler(policy, label)
-            if is_captured(label):
+            own = policy.with_sampler(label)
+            if own.needs_warm_up:
                 own.warm_up(self.settings["batch"])  # or the first chunk's latency would include compilation
             return own
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound, Steps, check_eta, ddim_steps, ddpm_steps, without_clip
+from asd_policy.core.spec import label_of, read_count, read_words
 from asd_policy.core.transfer import moved
 
 
@@ -25,11 +28,11 @@ class PlainSampler:
         denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
         steps: what a step does.
         event_shape: E, the shape of one sample.
-        capture: how the steps are run: "eager", "compile", "cuda_graph" or a capture; see `AsdSampler`.
+        capture: how the steps are run: a name in CAPTURES or a capture; see `AsdSampler`.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
-        ConfigError: on a capture that does not exist, or a device that this machine lacks.
+        ConfigError: on a capture that does not exist or is incomplete, or a device that this machine lacks.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class PlainSampler:
         self._steps = steps
         self._timesteps = steps.timesteps
         self._device = None if device is None else as_device(device)
-        self._capture = make_capture(capture)
+        self.capture = make_capture(capture)
 
     @property
     def num_steps(self) -> int:
@@ -54,7 +57,7 @@ class PlainSampler:
 
     def rows(self, due: int, batch_size: int) -> int:
         """As `AsdSampler.rows`."""
-        return self._capture.rows(due, batch_size)
+        return self.capture.rows(due, batch_size)
 
     def draw(
         self,
@@ -82,7 +85,7 @@ class PlainSampler:
         tape = NoiseTape.draw(batch_size, self.num_steps, self.event_shape, generator, device)
         [self._timesteps] = moved((self._timesteps,), device)
         context = prepare(self.denoiser, self._timesteps, cond)
-        x = self._capture.run_steps(self._steps, self.denoiser, context, tape, on_round)
+        x = self.capture.run_steps(self._steps, self.denoiser, context, tape, on_round)
         return Drawn(x, record=None, calls=self.num_steps, predictions=None)
 
 
@@ -114,6 +117,99 @@ def ddim_sampler(
     return PlainSampler(
         denoiser, ddim_steps(schedule, num_steps, eta, clip, set_alpha_to_one), event_shape, capture, device
     )
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """The description of `ddpm_sampler`: K steps, exact."""
+
+    capture: str | Capture = "eager"
+
+    name: ClassVar[str] = "ddpm"
+    form: ClassVar[str] = "ddpm[:CAPTURE]"
+
+    def __post_init__(self) -> None:
+        make_capture(self.capture)  # raises where it cannot be made
+
+    @property
+    def label(self) -> str:
+        """As `SamplerSpec.label`."""
+        return label_of(self)
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Self:
+        """As `SamplerSpec.parse`."""
+        return cls(**read_words(words, capture=str))
+
+    def build(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        event_shape: Sequence[int],
+        device: torch.device | str | None = None,
+    ) -> PlainSampler:
+        """As `SamplerSpec.build`."""
+        return ddpm_sampler(denoiser, schedule, event_shape, self.capture, device)
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """The description of `ddim_sampler`: fewer steps, another law.
+
+    Attributes:
+        use_clipped_model_output: None for what the model was trained with, or True where nothing says.
+        set_alpha_to_one: likewise.
+    """
+
+    num_steps: int = 10
+    eta: float = 0.0
+    capture: str | Capture = "eager"
+    use_clipped_model_output: bool | None = None
+    set_alpha_to_one: bool | None = None
+
+    name: ClassVar[str] = "ddim"
+    form: ClassVar[str] = "ddim[:STEPS[:CAPTURE]]"
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        make_capture(self.capture)  # raises where it cannot be made
+
+    @property
+    def label(self) -> str:
+        """As `SamplerSpec.label`; options that a command line does not have follow after commas."""
+        others = {
+            "eta": self.eta or None,
+            "use_clipped_model_output": self.use_clipped_model_output,
+            "set_alpha_to_one": self.set_alpha_to_one,
+        }
+        told = [f",{name}={value}" for name, value in others.items() if value is not None]
+        return label_of(self, str(self.num_steps)) + "".join(told)
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Self:
+        """As `SamplerSpec.parse`."""
+        return cls(**read_words(words, num_steps=read_count, capture=str))
+
+    def build(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        event_shape: Sequence[int],
+        device: torch.device | str | None = None,
+    ) -> PlainSampler:
+        """As `SamplerSpec.build`."""
+        clipped, to_one = self.use_clipped_model_output, self.set_alpha_to_one
+        return ddim_sampler(
+            denoiser,
+            schedule,
+            event_shape,
+            self.num_steps,
+            self.eta,
+            use_clipped_model_output=clipped is None or clipped,
+            set_alpha_to_one=to_one is None or to_one,
+            capture=self.capture,
+            device=device,
+        )
 
 
 def sample_ddpm(

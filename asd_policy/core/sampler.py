@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Self
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from asd_policy.core.calibration import Calibration, calibrate
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
-from asd_policy.core.checks import as_count, as_device, as_event_shape, as_seed, check_condition
+from asd_policy.core.checks import as_device, as_event_shape, check_condition
 from asd_policy.core.denoiser import Denoiser, device_of, prepare
 from asd_policy.core.drafts import make_draft
+from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.draws import Drawn, Draws, SampleStats
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
+from asd_policy.core.spec import label_of, object_word, read_window, read_words, window_word
 from asd_policy.core.speculative import Chain, begin
 from asd_policy.core.transfer import moved
-from asd_policy.core.window import Windows, as_windows, cheapest_windows, shortened
+from asd_policy.core.window import Window, WindowTable, as_windows, shortened
 from asd_policy.errors import ConfigError
-
-WINDOW_CHOICES = (4, 8, 16, 24, 32, 48, 64, 96)
-CALIBRATION_SAMPLES = 64  # where there are no conditions to draw one for each
-TIMED_DRAWS = 8
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The cheapest windows, and what they were chosen from."""
-
-    windows: Windows  # (K,) for each frontier
-    seconds: Mapping[int, float]  # window -> time of a round
-    acceptance: Sequence[float]  # (K,) the share of samples that kept their draft at each step, at window K
 
 
 class AsdSampler:
@@ -46,16 +35,17 @@ class AsdSampler:
         denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
         schedule: the chain's coefficients.
         event_shape: E, the shape of one sample.
-        draft: "frozen" (the paper's), "reuse" or "path"; see docs/algorithm.md.
+        draft: "frozen" (the paper's), "reuse", "path", another name in DRAFTS, or a `Draft`; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
-            a window for each frontier; or "auto", which `calibrate` replaces by the cheapest table for this device.
+            a window for each frontier; or "auto", which has to be calibrated before a draw: `with_windows` takes the
+            windows that `calibrate` finds.
         capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts),
-            "cuda_graph" (CUDA graphs of compiled parts), or a capture object.
+            "cuda_graph" (CUDA graphs of compiled parts), another name in CAPTURES, or a `Capture`.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
-        ConfigError: on a window below 1, a name that does not exist (the message lists those that do), or a device
-            that this machine lacks.
+        ConfigError: on a window below 1, a name that does not exist (the message lists those that do), a draft or
+            capture that lacks members of its protocol (the message names them), or a device that this machine lacks.
     """
 
     def __init__(
@@ -63,8 +53,8 @@ class AsdSampler:
         denoiser: Denoiser,
         schedule: Schedule,
         event_shape: Sequence[int],
-        draft: str = "path",
-        window: int | Windows | Literal["auto"] | None = 24,
+        draft: str | Draft = "path",
+        window: Window = 24,
         capture: str | Capture = "eager",
         device: torch.device | str | None = None,
     ):
@@ -79,9 +69,8 @@ class AsdSampler:
             schedule.timesteps,
         )
         self.draft = make_draft(draft)
-        self.windows = None if isinstance(window, str) and window == "auto" else as_windows(window, schedule.num_steps)
-        self.capture = capture
-        self._capture = make_capture(capture)
+        self.windows = _table(window, schedule.num_steps)
+        self.capture = make_capture(capture)
 
     @property
     def schedule(self) -> Schedule:
@@ -95,7 +84,7 @@ class AsdSampler:
 
     def rows(self, due: int, batch_size: int) -> int:
         """How many samples to draw where `due` of a batch are wanted, so that nothing is captured or compiled anew."""
-        return self._capture.rows(due, batch_size)
+        return self.capture.rows(due, batch_size)
 
     def __call__(
         self,
@@ -155,7 +144,7 @@ class AsdSampler:
             raise ConfigError(f"warm has {got}; expected a tensor of shape {expected}, or None.")
         chain = self.chain(batch_size, cond, generator)
         state = begin(chain, self.draft, warm)
-        state = self._capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
+        state = self.capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
         record = state.since, state.accepted, state.evaluations
         return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
@@ -174,56 +163,81 @@ class AsdSampler:
             clip=getattr(self.denoiser, "clip", None),
         )
 
-    def windows_run(self) -> Windows:
+    def windows_run(self) -> WindowTable:
         """The window of each frontier as it is run, which may be cut where fewer steps are left."""
         if self.windows is None:
-            raise ConfigError("window='auto' has not been calibrated: call calibrate() first, or choose a window.")
-        return shortened(self.windows, self._capture.least_window)
+            raise ConfigError(
+                "window='auto' has not been calibrated: draw with "
+                "sampler.with_windows(sampler.calibrate(cond).windows), or choose a window."
+            )
+        return shortened(self.windows, self.capture.least_window)
 
     def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
-        """Choose the windows that are cheapest for this denoiser, draft, backend and device; takes seconds to minutes.
+        """Measure the cheapest windows; see `asd_policy.core.calibration.calibrate`. This sampler stays as it is."""
+        return calibrate(self, cond, batch_size, seed)
 
-        Timings differ from run to run, and another table gives other samples (of the same law) from the same seed: for
-        the same samples again, keep the result and pass its `windows` to the constructor.
+    def with_windows(self, window: Window) -> AsdSampler:
+        """This sampler with another window, sharing all that it has compiled and captured.
 
-        Args:
-            cond: (N, ...) conditions like those to come, or None: drafts are tested on one sample of each.
-            batch_size: how many samples will be drawn at a time; at most N where there are conditions.
-            seed: of the noise.
+        Raises:
+            ConfigError: as the constructor.
         """
-        batch_size, num_steps, seed = as_count(batch_size, "batch_size"), self.num_steps, as_seed(seed)
-        count = CALIBRATION_SAMPLES if cond is None else len(cond)
-        acceptance = self._with_every_step().draw(count, cond, Generator().manual_seed(seed)).stats.acceptance.tolist()
-        fixed = {choice: (choice,) * num_steps for choice in WINDOW_CHOICES if choice < num_steps}
-        fixed[num_steps] = (num_steps,) * num_steps
-        timed = {choice: self._time(windows, cond, batch_size, seed) for choice, windows in fixed.items()}
-        seconds = {choice: per_round for choice, (_, per_round) in timed.items()}
-        table = cheapest_windows(acceptance, seconds)
-        # The table's model takes drafts for independent and equally good at every window: so it has to prove itself.
-        per_draw = {fixed[choice]: per_draw for choice, (per_draw, _) in timed.items()}
-        per_draw[table] = self._time(table, cond, batch_size, seed)[0]
-        self.windows = min(per_draw, key=lambda windows: per_draw[windows])
-        return Calibration(self.windows, seconds, acceptance)
-
-    def _with_windows(self, windows: Windows) -> AsdSampler:
-        """This sampler with other windows, sharing all that it has captured."""
         sampler = copy.copy(self)
-        sampler.windows = windows
+        sampler.windows = _table(window, self.num_steps)
         return sampler
 
-    def _with_every_step(self) -> AsdSampler:
-        """This sampler, run eagerly with window K."""
-        sampler = self._with_windows((self.num_steps,) * self.num_steps)
-        sampler._capture = make_capture("eager")
+    def with_capture(self, capture: str | Capture) -> AsdSampler:
+        """This sampler with its loop run in another way.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        sampler = copy.copy(self)
+        sampler.capture = make_capture(capture)
         return sampler
 
-    def _time(self, windows: Windows, cond: Tensor | None, batch_size: int, seed: int) -> tuple[float, float]:
-        """Mean seconds of a draw with these windows, and of a round, over several conditions."""
-        sampler, rounds, begun = self._with_windows(windows), 0, 0.0
-        for turn in range(-1, TIMED_DRAWS):
-            if turn == 0:  # the draw before may have compiled
-                begun, rounds = time.perf_counter(), 0
-            some = None if cond is None else cond.roll(-turn * batch_size, dims=0)[:batch_size]
-            rounds += len(sampler.draw(batch_size, some, Generator().manual_seed(seed + turn + 1)).stats.advance)
-        taken = time.perf_counter() - begun
-        return taken / TIMED_DRAWS, taken / rounds
+
+def _table(window: Window, num_steps: int) -> WindowTable | None:
+    """The window of each frontier (K,), or None where they are still to be calibrated."""
+    return None if isinstance(window, str) and window == "auto" else as_windows(window, num_steps)
+
+
+@dataclass(frozen=True)
+class Asd:
+    """The description of an `AsdSampler`: exact, in few rounds."""
+
+    draft: str | Draft = "path"
+    window: Window = 24
+    capture: str | Capture = "eager"
+
+    name: ClassVar[str] = "asd"
+    form: ClassVar[str] = "asd[:DRAFT[:WINDOW[:CAPTURE]]]"
+
+    def __post_init__(self) -> None:
+        make_draft(self.draft)  # both raise where they cannot be made
+        make_capture(self.capture)
+
+    @property
+    def label(self) -> str:
+        """As `SamplerSpec.label`."""
+        return label_of(self, object_word(self.draft), window_word(self.window))
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the windows are to be calibrated ones."""
+        return isinstance(self.window, str)
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Self:
+        """As `SamplerSpec.parse`."""
+        return cls(**read_words(words, draft=str, window=read_window, capture=str))
+
+    def build(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        event_shape: Sequence[int],
+        device: torch.device | str | None = None,
+    ) -> AsdSampler:
+        """As `SamplerSpec.build`."""
+        return AsdSampler(denoiser, schedule, event_shape, self.draft, self.window, self.capture, device)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from asd_policy.core.denoiser import Context, Denoiser, Evaluate, denoise
 from asd_policy.core.drafts.protocol import Draft, Memory, Verified
@@ -50,11 +51,34 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
     return State(
         frontier=zeros,
         x=start.clone(),  # a capture changes it in place
-        memory=draft.begin(start, u.shape[1], warm),
+        memory=separate(draft.begin(start, u.shape[1], warm), start),
         since=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
         evaluations=zeros.clone(),
     )
+
+
+def separate(memory: Memory, start: Tensor) -> Memory:
+    """Copy the tensors of a draft's memory that share storage with each other or with the tape's start.
+
+    A capture writes the next memory over this one, tensor by tensor, which must change nothing else.
+    """
+    seen = [start]
+
+    def separated(tensor: Tensor) -> Tensor:
+        overlaps = any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        if overlaps or any(share_storage(tensor, other) for other in seen):  # the first: an expanded tensor
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.append(tensor)
+        return tensor
+
+    return pytree.tree_map_only(Tensor, separated, memory)
+
+
+def share_storage(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same storage, which need not mean that they overlap. Fake tensors have one too."""
+    shared: bool = torch._C._is_alias_of(one, other)  # type: ignore[attr-defined]  # not in torch's stubs
+    return shared
 
 
 class Parts(NamedTuple):
@@ -81,7 +105,7 @@ def speculative_round(chain: Chain, draft: Draft, state: State, window: int, par
 
     def network(x: Tensor, step: Tensor, row: Tensor) -> Tensor:
         x0 = parts.denoise(chain.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), chain.context)
-        return x0.unflatten(0, step.shape)
+        return x0.view(*step.shape, *x0.shape[1:])
 
     def look_again(x: Tensor, step: Tensor) -> Tensor:
         row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)

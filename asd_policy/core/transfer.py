@@ -39,7 +39,7 @@ def _packed(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[
     parts = [tensors[i].contiguous().flatten().view(torch.uint8) for i in widest_first]
 
     def unpack(packed: Tensor) -> list[Tensor]:
-        pieces = dict(zip(widest_first, packed.split([len(part) for part in parts]), strict=True))
+        pieces = dict(zip(widest_first, torch.split(packed, [len(part) for part in parts]), strict=True))
         return [pieces[i].view(tensor.dtype).view(tensor.shape) for i, tensor in enumerate(tensors)]
 
     return torch.cat(parts), unpack

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Literal
 
 from asd_policy.core.checks import as_count
 from asd_policy.errors import ConfigError
 
-Windows = tuple[int, ...]
+WindowTable = tuple[int, ...]
 """(K,) the window of a round that begins at each frontier."""
+
+Window = int | WindowTable | Literal["auto"] | None
+"""One window for all rounds, a table of them, "auto" for a table that is still to be measured, or None for all K."""
 
 SWITCHING_GAIN = 0.01
 """Expected time that another window must save before it replaces the following frontier's."""
 
 
-def as_windows(window: int | Windows | None, num_steps: int) -> Windows:
+def as_windows(window: int | WindowTable | None, num_steps: int) -> WindowTable:
     """A window for each frontier. Raises ConfigError unless all are positive and their number fits."""
     if window is None:
         return (num_steps,) * num_steps
@@ -36,7 +40,7 @@ def as_windows(window: int | Windows | None, num_steps: int) -> Windows:
     return table
 
 
-def shortened(windows: Windows, least: int | None) -> Windows:
+def shortened(windows: WindowTable, least: int | None) -> WindowTable:
     """No window longer than the steps that are left, nor cut below `least`; None leaves them as they are."""
     if least is None:
         return windows
@@ -44,7 +48,7 @@ def shortened(windows: Windows, least: int | None) -> Windows:
     return tuple(min(window, max(num_steps - frontier, least)) for frontier, window in enumerate(windows))
 
 
-def stages(windows: Windows) -> list[tuple[int, int]]:
+def stages(windows: WindowTable) -> list[tuple[int, int]]:
     """Runs of equal windows, in order: (the frontier at which the run ends, its window)."""
     runs, until = [], 0
     for window, frontiers in groupby(windows):
@@ -53,7 +57,7 @@ def stages(windows: Windows) -> list[tuple[int, int]]:
     return runs
 
 
-def cheapest_windows(acceptance: Sequence[float], seconds: Mapping[int, float]) -> Windows:
+def cheapest_windows(acceptance: Sequence[float], seconds: Mapping[int, float]) -> WindowTable:
     """The table that minimises the expected time of a sample: for each frontier, the window with the best outlook.
 
     Backward induction: from the last frontier to the first, a window's outlook is the time of its round plus the

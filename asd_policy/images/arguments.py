@@ -7,12 +7,15 @@ import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from asd_policy.core import Asd, SamplerSpec
+from asd_policy.core.window import Window
 from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -55,11 +58,18 @@ def image_size(sample_size: Any) -> tuple[int, int]:
     return whole("The U-Net's sample_size", pair[0]), whole("The U-Net's sample_size", pair[1])
 
 
-def checked_window(window: Any) -> Any:
+def checked_window(window: Any) -> Window:
     """A window that needs no calibration: a number, a table with one for each step, or None for all steps at once."""
     if isinstance(window, str):
         raise ConfigError(f"window is {window!r}; expected a number or None: image pipelines are not calibrated.")
-    return window if window is None or isinstance(window, tuple | list) else whole("window", window)
+    if window is None or isinstance(window, tuple | list):
+        return None if window is None else tuple(window)
+    return whole("window", window)
+
+
+def without_calibration(spec: SamplerSpec) -> SamplerSpec:
+    """The spec with a checked window. Raises ConfigError on one that asks for calibrated windows."""
+    return replace(spec, window=checked_window(spec.window)) if isinstance(spec, Asd) else spec
 
 
 def check_name(kind: str, value: Any, available: Collection[str]) -> None:

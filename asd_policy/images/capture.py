@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -14,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from asd_policy.core import Denoiser, Schedule
-from asd_policy.core.capture import CAPTURES, make_capture
-from asd_policy.core.capture.compiled import compiled_parts
-from asd_policy.core.capture.cuda_graph import CudaGraph
+from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
-from asd_policy.core.capture.python_loop import PythonLoop
 from asd_policy.core.denoiser import Context, Evaluate
+from asd_policy.core.spec import object_word
 from asd_policy.core.speculative import Parts
 from asd_policy.errors import ConfigError
-from asd_policy.images.arguments import as_config_errors, check_name
+from asd_policy.images.arguments import as_config_errors
 from asd_policy.images.fingerprint import fingerprint
 from asd_policy.images.scheduler import make_denoiser
 from asd_policy.images.unet import UnetNetwork
@@ -40,29 +37,30 @@ class PipelineSamplers(Generic[S]):
     check against the network as it is.
 
     Args:
-        capture: "eager", "compile" or "cuda_graph"; see `AsdSampler`.
+        capture: a name in CAPTURES or a capture; see `AsdSampler`.
         max_states: rows that one call of the U-Net may have, as in `UnetNetwork`; a batch is cut before it reaches what
             is captured.
 
     Raises:
-        UnknownNameError: on a capture that does not exist.
+        ConfigError: on a capture that does not exist or is incomplete.
     """
 
-    def __init__(self, capture: str, max_states: int | None):
-        check_name("capture", capture, CAPTURES)
-        self._name, self._max_states = capture, max_states
+    def __init__(self, capture: str | Capture, max_states: int | None):
+        self._asked, self._max_states = capture, max_states
+        self._can = make_capture(capture)  # asked what it can; each sampler has a capture of its own
+        self._name = object_word(capture)
         self._kept: OrderedDict[Hashable, S] = OrderedDict()
 
     @property
     def watched(self) -> bool:
         """Whether rounds can be watched as they are run."""
-        return self._name != "cuda_graph"
+        return self._can.can_watch
 
     def check_watcher(self, name: str, watcher: object) -> None:
         """Raise ConfigError if the argument `name` asks to watch rounds that cannot be watched."""
         if watcher is not None and not self.watched:
             raise ConfigError(
-                f"{name} is called after each round, and capture='cuda_graph' runs all rounds at once: "
+                f"{name} is called after each round, and capture={self._name!r} runs all rounds at once: "
                 "leave it out, or take capture='eager' or 'compile'."
             )
 
@@ -86,9 +84,9 @@ class PipelineSamplers(Generic[S]):
             with as_config_errors():
                 return make(denoiser, self._capture())
 
-        if self._name != "eager":
+        if self._can.compiles(device):
             check_forward(network.unet, self._name)
-        if self._name != "cuda_graph":
+        if not self._can.keeps_graphs:
             return sampler()
         autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         key = fingerprint((network, scheduler.config, schedule.timesteps.tolist(), event_shape, device, autocast))
@@ -100,25 +98,13 @@ class PipelineSamplers(Generic[S]):
         return self._kept[key]
 
     def _capture(self) -> Capture:
-        capture = make_capture(self._name)
-        if self._max_states is None:
-            return capture
-        if isinstance(capture, PythonLoop):
-            return replace(capture, parts=CutParts(capture.parts, self._max_states))
-        return CudaGraph(CutParts(compiled_parts, self._max_states))
+        capture = make_capture(self._asked)
+        return capture if self._max_states is None else capture.with_parts(partial(cut_parts, self._max_states))
 
 
-@dataclass(frozen=True)
-class CutParts:
+def cut_parts(max_states: int, parts: Parts) -> Parts:
     """The parts of a round, with the network asked about at most `max_states` rows at a time, guidance included."""
-
-    parts: Callable[[torch.device], Parts]
-    max_states: int
-
-    def __call__(self, device: torch.device) -> Parts:
-        """As `parts`."""
-        parts = self.parts(device)
-        return parts._replace(denoise=partial(denoise_cut, parts.denoise, self.max_states))
+    return parts._replace(denoise=partial(denoise_cut, parts.denoise, max_states))
 
 
 def denoise_cut(
@@ -132,8 +118,8 @@ def denoise_cut(
 ) -> Tensor:
     """As `evaluate`, in calls of at most `max_states` rows each; a state has a row for each half of its condition."""
     size = max(1, max_states // (1 if context.cond is None else context.cond.shape[1]))
-    cut = zip(x.split(size), step.split(size), row.split(size), strict=True)
-    return torch.cat([evaluate(denoiser, *some, context) for some in cut])
+    cut = zip(torch.split(x, size), torch.split(step, size), torch.split(row, size), strict=True)
+    return torch.cat([evaluate(denoiser, x, step, row, context) for x, step, row in cut])
 
 
 def check_forward(unet: nn.Module, capture: str) -> None:

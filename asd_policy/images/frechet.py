@@ -44,11 +44,13 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(self.num_features, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(images)
+        features: Tensor = self.features(images)
+        return features
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, 1, 32, 32) -> (N, classes)."""
-        return self.head(self.features(images))
+        scores: Tensor = self.head(self.features(images))
+        return scores
 
 
 def frechet_distance(classifier: DigitClassifier) -> FrechetInceptionDistance:
@@ -89,6 +91,6 @@ def load_reference(path: str | Path) -> FrechetInceptionDistance:
 @torch.inference_mode()
 def accuracy(classifier: DigitClassifier, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
     """The share of images (N, 1, 32, 32) that are told apart correctly; labels (N,)."""
-    pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    pairs = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
     right = sum(int((classifier.logits(some).argmax(dim=1) == truth).sum()) for some, truth in pairs)
     return right / len(labels)

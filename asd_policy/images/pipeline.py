@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from asd_policy.core import Denoiser, OnRound, SampleStats
+from asd_policy.core import Denoiser, OnRound, Sampler, SamplerOptions, SamplerSpec, SampleStats, as_spec
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.samplers import with_options
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.images.arguments import (
     OUTPUT_TYPES,
     as_config_errors,
     check_name,
     check_pipeline,
-    checked_window,
     finite,
     image_size,
     whole,
+    without_calibration,
 )
 from asd_policy.images.capture import PipelineSamplers
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
 from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
-from asd_policy.policies.samplers import ChunkSampler, make_sampler
 
 
 class AsdImagePipeline:
@@ -38,10 +38,11 @@ class AsdImagePipeline:
 
     Args:
         pipe: the pipeline. Its U-Net, scheduler, device and progress bar are used as they are at each call.
-        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law).
+        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law), a command line's text
+            such as "asd:path:16", or a spec.
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
-        capture: how the steps are run: "eager", "compile" or "cuda_graph"; see `AsdSampler` and docs/images.md.
-        sampler_options: asd: `draft`, `window`; ddim: `num_steps`, `eta`.
+        options: of the sampler. asd: `draft`, `window`; ddim: `num_steps`, `eta`; all: `capture`, how the steps are
+            run, see `AsdSampler` and docs/images.md.
 
     Raises:
         ConfigError: on another pipeline, a U-Net or a scheduler that is not a DDPM's, or options that the sampler does
@@ -51,22 +52,19 @@ class AsdImagePipeline:
     def __init__(
         self,
         pipe: DDPMPipeline,
-        sampler: str = "asd",
+        sampler: str | SamplerSpec = "asd",
         max_states: int | None = None,
-        capture: str = "eager",
-        **sampler_options: Any,
+        **options: Unpack[SamplerOptions],
     ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
         """What the last images cost."""
-        if "window" in sampler_options:
-            sampler_options["window"] = checked_window(sampler_options["window"])
-        self._name, self._options = sampler, sampler_options
+        self._spec = without_calibration(as_spec(sampler, **options))
         self._max_states = None if max_states is None else whole("max_states", max_states)
-        self._samplers: PipelineSamplers[ChunkSampler] = PipelineSamplers(capture, self._max_states)
-        table = sampler_options.get("window")
+        self._samplers: PipelineSamplers[Sampler] = PipelineSamplers(self._spec.capture, self._max_states)
+        table = getattr(self._spec, "window", None)
         # Refuses now what would fail at the first images.
-        self._sampler(len(table) if isinstance(table, tuple | list) else None, guidance_scale=1.0)
+        self._sampler(len(table) if isinstance(table, tuple) else None, guidance_scale=1.0)
 
     @property
     def scheduler(self) -> DDPMScheduler:
@@ -78,10 +76,10 @@ class AsdImagePipeline:
         cls,
         name_or_path: str | Path,
         device: torch.device | str = "cpu",
-        sampler: str = "asd",
+        sampler: str | SamplerSpec = "asd",
         max_states: int | None = None,
         loading: dict[str, Any] | None = None,
-        **sampler_options: Any,
+        **options: Unpack[SamplerOptions],
     ) -> AsdImagePipeline:
         """Load a DDPMPipeline's folder, or its name on the Hugging Face hub.
 
@@ -93,21 +91,21 @@ class AsdImagePipeline:
             CheckpointError: if it is no such folder or repository, or its weights do not fit its U-Net.
             ConfigError: on a device that does not exist, or as the constructor.
         """
-        options = {"use_safetensors": True, **(loading or {})}
+        loading = {"use_safetensors": True, **(loading or {})}
         try:
-            pipe = DDPMPipeline.from_pretrained(name_or_path, **options)
-            misplaced = _misplaced_tensors(pipe.unet, options)
+            pipe = DDPMPipeline.from_pretrained(name_or_path, **loading)
+            misplaced = _misplaced_tensors(pipe.unet, loading)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"Cannot read {name_or_path} as a DDPMPipeline with safetensors: {error}") from error
         if misplaced:
             raise CheckpointError(f"The weights in {name_or_path} do not fit its U-Net: {misplaced}.")
         with as_config_errors():
             pipe.to(device)
-        return cls(pipe, sampler, max_states, **sampler_options)
+        return cls(pipe, sampler, max_states, **options)
 
-    def with_sampler(self, sampler: str, **sampler_options: Any) -> AsdImagePipeline:
-        """The same images, drawn by another sampler."""
-        return AsdImagePipeline(self.pipe, sampler, self._max_states, **sampler_options)
+    def with_sampler(self, sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> AsdImagePipeline:
+        """The same images, drawn by another sampler; arguments as the constructor's."""
+        return AsdImagePipeline(self.pipe, sampler, self._max_states, **options)
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -163,7 +161,7 @@ class AsdImagePipeline:
         images = VaeImageProcessor().postprocess(draws.x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def _sampler(self, num_steps: int | None, guidance_scale: float) -> ChunkSampler:
+    def _sampler(self, num_steps: int | None, guidance_scale: float) -> Sampler:
         """The sampler over the pipeline as it is now."""
         check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
         network = UnetNetwork(self.pipe.unet, guidance_scale)
@@ -171,8 +169,8 @@ class AsdImagePipeline:
         schedule = ddpm_schedule(scheduler, num_steps)
         shape, device = self.event_shape, self.pipe._execution_device
 
-        def make(denoiser: Denoiser, capture: Capture) -> ChunkSampler:
-            return make_sampler(self._name, denoiser, schedule, shape, capture=capture, **self._options)
+        def make(denoiser: Denoiser, capture: Capture) -> Sampler:
+            return with_options(self._spec, capture=capture).build(denoiser, schedule, shape)
 
         return self._samplers.get(network, scheduler, schedule, shape, device, make)
 

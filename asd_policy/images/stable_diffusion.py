@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiff
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from asd_policy.core import AsdSampler, Denoiser, NoiseTape, OnRound, SampleStats
+from asd_policy.core import Asd, AsdSampler, Denoiser, Draft, NoiseTape, OnRound, SampleStats
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import (
     OUTPUT_TYPES,
@@ -40,26 +42,27 @@ TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 def accelerate_pipeline(
     pipe: DiffusionPipeline,
-    draft: str = "path",
-    window: int | None = 24,
+    draft: str | Draft = "path",
+    window: Window = 24,
     max_states: int | None = None,
-    capture: str = "eager",
+    capture: str | Capture = "eager",
 ) -> AsdStableDiffusion | AsdImagePipeline:
     """The pipeline, sampling the DDPM of its noise schedule exactly, with a fraction of the sequential U-Net calls.
 
     Args:
         pipe: a StableDiffusionPipeline or DDPMPipeline. It is used where it is and stays as it was: what is done to it
             later (another scheduler, LoRA weights, another device, offloading) holds for both.
-        draft: "path", "reuse" or "frozen" (the paper's).
-        window: how many steps a round speculates; None for all.
+        draft: "path", "reuse" or "frozen" (the paper's), another name in DRAFTS, or a `Draft`.
+        window: how many steps a round speculates, or a table with a number for each step; None for all.
         max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
-        capture: how the rounds are run: "eager", "compile" or "cuda_graph"; see `AsdSampler` and docs/images.md.
+        capture: how the rounds are run: "eager", "compile", "cuda_graph", another name in CAPTURES, or a `Capture`; see
+            `AsdSampler` and docs/images.md.
 
     Raises:
         ConfigError: on another pipeline, or one whose U-Net or scheduler is not a DDPM's, and on bad options.
     """
     if isinstance(pipe, DDPMPipeline):
-        return AsdImagePipeline(pipe, "asd", max_states, capture, draft=draft, window=window)
+        return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window, capture=capture)
     if isinstance(pipe, StableDiffusionPipeline):
         return AsdStableDiffusion(pipe, draft, window, max_states, capture)
     raise ConfigError(f"Got a {type(pipe).__name__}; expected a StableDiffusionPipeline or a DDPMPipeline.")
@@ -80,18 +83,18 @@ class AsdStableDiffusion:
     def __init__(
         self,
         pipe: StableDiffusionPipeline,
-        draft: str = "path",
-        window: int | None = 24,
+        draft: str | Draft = "path",
+        window: Window = 24,
         max_states: int | None = None,
-        capture: str = "eager",
+        capture: str | Capture = "eager",
     ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
         """What the last images cost; None if they were interrupted."""
-        self._draft, self._window = draft, checked_window(window)
+        self._spec = Asd(draft, checked_window(window), capture)
         max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
-        table = self._window if isinstance(self._window, tuple | list) else None
+        table = self._spec.window if isinstance(self._spec.window, tuple) else None
         # Refuses now what would fail at the first prompt.
         self._sampler(self._network(1.0), len(table) if table else None, None, (1,))
 
@@ -201,7 +204,7 @@ class AsdStableDiffusion:
         schedule = ddpm_schedule(scheduler, num_steps, timesteps)
 
         def make(denoiser: Denoiser, capture: Capture) -> AsdSampler:
-            return AsdSampler(denoiser, schedule, event_shape, self._draft, self._window, capture)
+            return replace(self._spec, capture=capture).build(denoiser, schedule, event_shape)
 
         return self._samplers.get(network, scheduler, schedule, event_shape, self.pipe._execution_device, make)
 
@@ -237,7 +240,7 @@ class AsdStableDiffusion:
                     "The pipeline has no text encoder or tokenizer: pass prompt_embeds, not a prompt, and "
                     "negative_prompt_embeds for guidance."
                 )
-            toward, away = pipe.encode_prompt(
+            embedded: tuple[Tensor, Tensor] = pipe.encode_prompt(
                 prompt,
                 pipe._execution_device,  # pipe.device is where offloaded components wait
                 images_per_prompt,
@@ -248,6 +251,7 @@ class AsdStableDiffusion:
                 lora_scale=options.get("scale"),
                 clip_skip=None if pipe.clip_skip is None else whole("clip_skip", pipe.clip_skip, least=0),
             )
+        toward, away = embedded
         check_embeddings(pipe.unet.config, **{"The text encoder's output": toward})
         if not guided:
             return toward.unsqueeze(1)

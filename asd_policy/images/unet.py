@@ -82,22 +82,26 @@ class UnetNetwork:
             return self._predict(x, t, cond)
         halves = 1 if cond is None else cond.shape[1]
         size = max(1, self.max_states // halves)
-        conds = [None] * len(x) if cond is None else cond.split(size)
-        return torch.cat([self._predict(*part) for part in zip(x.split(size), t.split(size), conds, strict=False)])
+        conds = [None] * len(x) if cond is None else torch.split(cond, size)
+        parts = zip(torch.split(x, size), torch.split(t, size), conds, strict=False)
+        return torch.cat([self._predict(x, t, cond) for x, t, cond in parts])
 
     def _predict(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         x = x.to(self.unet.dtype)
         if cond is None:
-            return self.unet(x, t).sample.float()
+            prediction: Tensor = self.unet(x, t).sample.float()
+            return prediction
         halves = cond.shape[1]
         grouped = cond.transpose(0, 1).flatten(0, 1)
         conditions: dict[str, Any] = {"class_labels": grouped}
         if self._is_text:
             options = None if self.attention_options is None else dict(self.attention_options)
             conditions = {"encoder_hidden_states": grouped.to(x.dtype), "cross_attention_kwargs": options}
-        output = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **conditions).sample.float()
+        output: Tensor = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **conditions).sample.float()
         if halves == 1:
             return output
         away, toward = output.chunk(2)
-        guided = away + self._scale * (toward - away)
-        return rescale_noise_cfg(guided, toward, self.guidance_rescale) if self.guidance_rescale > 0 else guided
+        guided: Tensor = away + self._scale * (toward - away)
+        if self.guidance_rescale > 0:
+            guided = rescale_noise_cfg(guided, toward, self.guidance_rescale)
+        return guided

@@ -7,18 +7,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 from urllib.parse import unquote
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asd_policy.core import SamplerOptions, SamplerSpec
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers.robots import action_bound
 from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.config import MAX_KEYS, PolicyConfig
-from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
 from asd_policy.policies.keyed import module_name
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
@@ -60,7 +61,13 @@ class Checkpoint:
         parts = {"model": policy.network, "normalizer": policy.normalizer, "encoders": policy.encoders}
         return cls(Path(), "native", policy.config, nn.ModuleDict(parts).state_dict())
 
-    def policy(self, sampler: str = "asd", device: torch.device | str = "cpu", **options: Any) -> DiffusionPolicy:
+    def policy(
+        self,
+        sampler: str | SamplerSpec = "asd",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: Unpack[SamplerOptions],
+    ) -> DiffusionPolicy:
         """The policy, ready to act.
 
         Raises:
@@ -80,7 +87,7 @@ class Checkpoint:
         assert isinstance(normalizer, LinearNormalizer)
         assert isinstance(encoders, nn.ModuleDict)
         windows = windows_file(self.source) if self.source != Path() else None
-        return DiffusionPolicy(network, normalizer, self.config, sampler, device, windows, encoders=encoders, **options)
+        return make_policy(network, normalizer, self.config, sampler, device, windows, dtype, encoders, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write a native folder: `config.json` and `model.safetensors`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 
+from asd_policy.core import SamplerOptions, SamplerSpec
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers import diffusion_policy, lerobot, native, robomimic
 from asd_policy.importers.checkpoint import CONFIG, Checkpoint
@@ -86,22 +87,24 @@ def read_checkpoint(
 
 def load_policy(
     path: str | Path,
-    sampler: str = "asd",
+    sampler: str | SamplerSpec = "asd",
     device: torch.device | str = "cpu",
     *,
+    dtype: torch.dtype = torch.float32,
     obs_keys: Mapping[str, int] | None = None,
     env_id: str | None = None,
     trust_pickle: bool = False,
-    **sampler_options: Any,
+    **sampler_options: Unpack[SamplerOptions],
 ) -> DiffusionPolicy:
     """Load a policy in any format. Warns where this package differs from the file's own library.
 
     Args:
         path: a file, a folder or the name of a shipped checkpoint, see `read_checkpoint`. The format is detected.
-        sampler: "asd", "ddpm" or "ddim".
+        sampler: a name ("asd", "ddpm", "ddim"), a command line's text ("asd:path:16"), or a spec.
         device: the device to sample on.
+        dtype: of the weights that run at every evaluation; see `PolicyModel`.
         obs_keys, env_id, trust_pickle: see `read_checkpoint`.
-        sampler_options: asd: `draft`, `window`, `capture`; ddim: `num_steps`, `eta`.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`.
 
     Raises:
         ConfigError: on a checkpoint, sampler or option name that does not exist, or a config that makes no sense.
@@ -110,4 +113,4 @@ def load_policy(
     checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    return checkpoint.policy(sampler, device, **sampler_options)
+    return checkpoint.policy(sampler, device, dtype, **sampler_options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asd_policy.core import seeded_generator
 from asd_policy.errors import ConfigError
 
 
@@ -65,9 +66,88 @@ class Plan:
 
     def pop(self) -> NDArray[np.float32]:
         """The next action of every environment, (B, A)."""
-        actions = self._actions[np.arange(len(self._next)), self._next]
+        actions: NDArray[np.float32] = self._actions[np.arange(len(self._next)), self._next]
         self._next += 1
         return actions
+
+
+class Episodes:
+    """The episodes that are running: a generator, a history and a plan for each of B environments.
+
+    Args:
+        generators: one for each environment; none before the first reset.
+        batched: whether observations and actions have an axis of environments.
+        n_obs_steps: To, the observations that are remembered.
+        n_action_steps: Ta, the actions of a plan.
+        action_dim: the size of an action of the environment.
+
+    Attributes:
+        warm: (B, K, H, A) or None, from where the next chunk's drafts start.
+    """
+
+    def __init__(
+        self,
+        generators: list[torch.Generator],
+        batched: bool,
+        n_obs_steps: int,
+        n_action_steps: int,
+        action_dim: int,
+    ):
+        self.generators, self.batched = generators, batched
+        self.history = History(len(generators), n_obs_steps)
+        self.plan = Plan(len(generators), n_action_steps, action_dim)
+        self.warm: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: generators as their states, in NumPy's arrays.
+
+        Tensors made here would be gone before a spawned process can share their memory.
+        """
+        return self.__dict__ | {"generators": [generator.get_state().numpy() for generator in self.generators]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generators = [torch.Generator("cpu") for _ in state["generators"]]
+        for generator, saved in zip(generators, state["generators"], strict=True):
+            generator.set_state(torch.from_numpy(saved))
+        self.__dict__ = state | {"generators": generators}
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """(B,), or () for one environment: what observations and actions have in front."""
+        return (len(self),) if self.batched else ()
+
+    def begin_rows(self, rows_begun: Any, seed: int | None, seeds: Sequence[int] | None) -> None:
+        """Begin an episode in the environments of a mask (B,) of bools.
+
+        Args:
+            seed: must be None, for there is a batch.
+            seeds: one for each of these environments, or for each of the B; None lets their generators go on.
+
+        Raises:
+            ConfigError: on a mask or seeds that do not fit; then nothing has changed.
+        """
+        mask = as_mask(rows_begun)
+        if not self.batched or seed is not None or mask.dtype != bool or mask.shape != (len(self),):
+            raise ConfigError(
+                f"Got seed={seed} and mask {mask} after a reset of {len(self)} environments; expected a bool for each "
+                "of them, after reset(seeds=...)."
+            )
+        rows = np.flatnonzero(mask)
+        if seeds is not None:
+            if len(seeds) not in (len(rows), len(self)):
+                raise ConfigError(
+                    f"Got {len(seeds)} seeds for {len(rows)} of {len(self)} environments; expected one each."
+                )
+            chosen = seeds if len(seeds) == len(rows) else [seeds[row] for row in rows]
+            for row, generator in zip(rows, [seeded_generator(value) for value in chosen], strict=True):
+                self.generators[row] = generator
+        self.history.begin(mask)
+        self.plan.forget(mask)
+        if self.warm is not None:
+            self.warm = with_rows(self.warm, torch.from_numpy(rows).to(self.warm.device), 0)  # as at the first chunk
 
 
 def _replaced(old: Tensor, new: Tensor, rows: Tensor) -> Tensor:

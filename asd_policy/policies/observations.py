@@ -39,7 +39,7 @@ def checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> 
 
 
 def _tensor(value: Any, key: str, image: bool) -> Tensor:
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    if isinstance(value, np.ma.MaskedArray) and bool(np.any(value.mask)):
         raise ObservationError(f"Observation {key!r} has masked values; expected all of them.")
     try:
         if isinstance(value, Tensor):

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from asd_policy.core import Calibration
-from asd_policy.core.window import Windows, as_windows
+from asd_policy.core.window import WindowTable, as_windows
 from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.files import write_atomically
+from asd_policy.records import read_record
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Calibrated:
         batch_size: how many chunks were sampled at a time.
         device: where.
         dtype: of the weights that run at every evaluation.
-        draft: the draft's name.
+        draft: the draft's name, as `plug_in_name` makes it.
         capture: the capture's name.
     """
 
@@ -58,36 +60,40 @@ class WindowsFile:
     path: Path | None
     _here: dict[str, Any] = field(default_factory=dict)
 
-    def find(self, calibrated: Calibrated, num_steps: int) -> Windows | None:
+    def find(self, calibrated: Calibrated, num_steps: int) -> WindowTable | None:
         """The windows (K,) measured with this, or None.
 
         Raises:
             CheckpointError: if the file cannot be read.
         """
-        entries = self.read()
-        if calibrated.key not in entries:
+        entry = self.read().get(calibrated.key, self)
+        if entry is self:
             return None
         try:
-            return as_windows(tuple(entries[calibrated.key]["windows"]), num_steps)
-        except (TypeError, KeyError, ConfigError) as error:
+            return as_windows(read_record(Calibration, entry, "An entry").windows, num_steps)
+        except ConfigError as error:
             raise self._unreadable(error) from error
 
     def keep(self, calibrated: Calibrated, calibration: Calibration) -> None:
         """Add a calibration, in place of an earlier one. The file is replaced as a whole, or stays as it was.
 
+        Processes that calibrate at the same time take turns, so each one's entry is kept.
+
         Raises:
             CheckpointError: if the file cannot be read or written; the calibration is kept in memory all the same.
         """
         self._here[calibrated.key] = asdict(calibration)
-        if self.path is not None:
-            text = json.dumps(self.read() | self._here, indent=1) + "\n"
-            try:
-                write_atomically(self.path, text)
-            except OSError as error:
-                raise CheckpointError(
-                    f"Cannot write the calibrated windows {self.path}: {error}. They are used as long as this policy "
-                    "lives; to keep them, allow writing there."
-                ) from error
+        if self.path is None:
+            return
+        try:
+            with locked(self.path.parent):
+                text = json.dumps(self.read(), indent=1) + "\n"
+                write_atomically(self.path, lambda path: path.write_text(text))
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot write the calibrated windows {self.path}: {error}. They are used as long as this policy "
+                "lives; to keep them, allow writing there."
+            ) from error
 
     def read(self) -> dict[str, Any]:
         """Every entry by its key. Raises CheckpointError if the file cannot be read."""
@@ -103,6 +109,32 @@ class WindowsFile:
 
     def _unreadable(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"Cannot read the calibrated windows {self.path}: {error}. Delete the file.")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within such a block for this folder; without effect where folders have no locks.
+
+    Raises:
+        OSError: if the folder cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def plug_in_name(value: object) -> str:
+    """The name of a draft or capture; of an object its `repr`, which tells two with other settings apart."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def hash_of(modules: Iterable[nn.Module]) -> str:
@@ -123,18 +155,3 @@ def device_name(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's contents; whatever interrupts this leaves the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -124,14 +124,14 @@ class TestCudaGraph:
             cond = torch.rand(batch, 2, device="cuda")
             x, expected = (s(batch, cond, torch.Generator().manual_seed(batch))[0] for s in (sampler, reference))
             torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
-        assert sampler._capture.captures == 2
+        assert sampler.capture.captures == 2
 
     def test_no_synchronisation_and_no_allocation_in_the_loop(self, sampler, monkeypatch):
         cond = torch.rand(3, 2, device="cuda")
         for _ in range(3):
             sampler(3, cond, torch.Generator().manual_seed(0))
         allocated = torch.cuda.memory_allocated()
-        inner = sampler._capture.run_rounds
+        inner = sampler.capture.run_rounds
 
         def guarded(*arguments):
             torch.cuda.set_sync_debug_mode("error")
@@ -140,7 +140,7 @@ class TestCudaGraph:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        monkeypatch.setattr(sampler._capture, "run_rounds", guarded)
+        monkeypatch.setattr(sampler.capture, "run_rounds", guarded)
         sampler(3, cond, torch.Generator().manual_seed(0))
         assert torch.cuda.memory_allocated() == allocated
 

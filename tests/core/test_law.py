@@ -10,7 +10,7 @@ from asd_policy.core import DRAFTS, AsdSampler, speculative
 from asd_policy.core.capture import CAPTURES
 from asd_policy.core.denoiser import Context
 from asd_policy.core.drafts.protocol import Denoise, Guess
-from asd_policy.core.drafts.reuse import Reuse
+from asd_policy.core.drafts.reuse import ReuseDraft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
 from tests.core import laws
@@ -86,7 +86,7 @@ def test_reference_passes_against_itself(mixture):
     assert laws.smallest_p(laws.speculated(again, N_MIXTURE, seed=4), expected) > laws.ACCEPT
 
 
-class Peeking(Reuse):
+class Peeking(ReuseDraft):
     """Breaks the rule: leans its guess on the step's own row of the tape."""
 
     def __init__(self, tape: NoiseTape):
@@ -100,8 +100,7 @@ class Peeking(Reuse):
 def test_control_draft_that_reads_its_own_row(mixture):
     denoiser, expected = mixture
     tape = NoiseTape.draw(N_MIXTURE, 30, (2,), torch.Generator().manual_seed(2))
-    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), window=16)
-    sampler.draft = Peeking(tape)
+    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=Peeking(tape), window=16)
     assert laws.smallest_p(laws.speculated(sampler, N_MIXTURE), expected) < laws.REJECT
 
 

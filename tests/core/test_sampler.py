@@ -128,6 +128,9 @@ def test_auto_needs_calibration_and_a_table_reproduces_it():
     with pytest.raises(ConfigError, match="calibrate"):
         auto(2)
     calibration = auto.calibrate(None)
+    with pytest.raises(ConfigError, match="with_windows"):
+        auto(2)  # nothing has changed it
+    auto = auto.with_windows(calibration.windows)
     assert set(calibration.windows) <= set(calibration.seconds) == {4, 8, 16, 24, K}
     assert len(calibration.windows) == len(calibration.acceptance) == K
     again = sampler(window=calibration.windows)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from asd_policy import load_policy
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.windows import WindowsFile
 from tests.tiny import tiny_checkpoint
@@ -56,7 +56,7 @@ def test_a_missing_calibration_leaves_the_policy_as_it_was(checkpoint):
     policy, other = begun(checkpoint, window="auto"), begun(checkpoint, window=4)
     with pytest.raises(ConfigError, match="calibrate"):
         policy.act({"state": np.zeros(3), "x": np.zeros(1)})
-    policy.sampler.windows = other.sampler.windows
+    policy.sampler = policy.sampler.with_windows(other.sampler.windows)
     np.testing.assert_array_equal(policy.act(OBS), other.act(OBS))
 
 
@@ -223,12 +223,12 @@ def test_a_network_with_a_forward_of_its_own_is_asked_through_it(checkpoint, neg
         for parameter in list(expected.network.final_conv[-1].parameters()):
             parameter.neg_()
     negate(made.network)
-    policy = DiffusionPolicy(made.network, made.normalizer, made.config)
+    policy = make_policy(made.network, made.normalizer, made.config)
     for one in (policy, expected):
         one.reset(seed=0)
     np.testing.assert_allclose(policy.act(OBS), expected.act(OBS), atol=1e-5)
     with pytest.raises(ConfigError, match="float32 alone"):
-        DiffusionPolicy(made.network, made.normalizer, made.config, dtype=torch.bfloat16)
+        make_policy(made.network, made.normalizer, made.config, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", None, torch.int8, torch.complex64, torch.float8_e4m3fn], ids=str)

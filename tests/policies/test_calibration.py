@@ -1,6 +1,10 @@
 """Calibrated windows hold for what they were measured with, and for nothing else."""
 
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +12,11 @@ import pytest
 import torch
 
 from asd_policy import load_policy
-from asd_policy.core import AsdSampler
+from asd_policy.core import AsdSampler, Calibration
+from asd_policy.core.drafts.reuse import ReuseDraft
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.policies import windows
-from asd_policy.policies.windows import Calibrated, hash_of, write_atomically
+from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of
 from tests.tiny import tiny_checkpoint
 
 OBSERVATIONS = [{"a": np.full(3, step, np.float32)} for step in range(4)]
@@ -107,18 +112,54 @@ def test_an_interrupted_calibration_changes_nothing(checkpoint, monkeypatch):
     assert sampler.windows == (5,) * 12
 
 
+def calibrated(batch_size: int) -> Calibrated:
+    return Calibrated("ab", batch_size, torch.device("cpu"), torch.float32, "path", "eager")
+
+
 def test_the_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
-    path = tmp_path / "windows.json"
-    write_atomically(path, "old")
+    file, calibration = WindowsFile(tmp_path / "windows.json"), Calibration((4, 4), {4: 0.1}, (1.0, 0.5))
+    file.keep(calibrated(1), calibration)
+    old = file.path.read_text()
 
     def full_disk(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(windows.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        file.keep(calibrated(2), calibration)
+    assert file.path.read_text() == old
+    assert list(tmp_path.iterdir()) == [file.path]
+    assert file.find(calibrated(2), 2) == (2, 2)  # from memory, and no longer than there are steps
+
+
+def test_calibrations_at_the_same_time_are_all_kept(tmp_path, monkeypatch):
+    path, write = tmp_path / "windows.json", windows.write_atomically
+
+    def slowly(path, text):
+        time.sleep(0.02)  # others read in the meantime
+        write(path, text)
+
+    def keep(batch_size: int) -> None:
+        WindowsFile(path).keep(calibrated(batch_size), Calibration((batch_size,), {4: 0.1}, (1.0,)))
+
+    monkeypatch.setattr(windows, "write_atomically", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(keep, range(1, 17)))
+    assert len(json.loads(path.read_text())) == 16
+
+
+def test_windows_of_drafts_that_are_objects(checkpoint):
+    """They are told apart by their settings, and found again in another process if their `repr` is the same."""
+
+    @dataclass(frozen=True)
+    class Own(ReuseDraft):
+        strength: float = 1.0
+
+    load_policy(checkpoint, window="auto", draft=Own()).calibrate(OBSERVATIONS)
+    act(load_policy(checkpoint, window="auto", draft=Own()))
+    for draft in (Own(2.0), "reuse"):
+        with pytest.raises(ConfigError, match="no windows"):
+            act(load_policy(checkpoint, window="auto", draft=draft))
 
 
 @pytest.mark.parametrize("entry", [None, [], {}, {"windows": None}, {"windows": [0] * 12}, {"windows": [4]}, 3])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import asd_policy
 from asd_policy import load_policy
+from asd_policy.core import DRAFTS, Asd
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, ObservationError
-from asd_policy.policies.samplers import SamplerSpec
 from tests.tiny import tiny_checkpoint
 
 OBS_KEYS = {"object": 5, "robot0_eef_pos": 3}
@@ -109,10 +109,72 @@ def test_with_sampler_shares_the_weights(checkpoint):
     policy = load_policy(checkpoint)
     other = policy.with_sampler("ddpm")
     assert other.network is policy.network
+    assert other.normalizer is policy.normalizer
     other.reset(seed=0)
     assert other.act(observation(0)).shape == (2,)
     with pytest.raises(ConfigError, match="before reset"):
         policy.act(observation(0))
+
+
+SPEC = Asd("reuse", 5)
+WAYS = [
+    ("asd:reuse:5", {}),
+    ("asd", {"draft": "reuse", "window": 5}),
+    (SPEC, {}),
+    (Asd(), {"draft": "reuse", "window": 5}),
+]
+
+
+@pytest.mark.parametrize(("sampler", "options"), WAYS, ids=["text", "options", "spec", "spec and options"])
+def test_a_sampler_is_named_written_or_described(checkpoint, sampler, options):
+    expected = load_policy(checkpoint, draft="reuse", window=5)
+    expected.reset(seed=0)
+    actions = acts(expected, 3)
+    for policy in (load_policy(checkpoint, sampler, **options), expected.with_sampler(sampler, **options)):
+        assert policy.spec == SPEC
+        policy.reset(seed=0)
+        assert np.array_equal(acts(policy, 3), actions)
+
+
+class OwnDraft(DRAFTS["reuse"]):
+    """A draft of one's own."""
+
+
+def test_drafts_may_be_objects(checkpoint):
+    expected, policy = (
+        load_policy(checkpoint, draft="reuse", window=5),
+        load_policy(checkpoint, draft=OwnDraft(), window=5),
+    )
+    for one in (expected, policy):
+        one.reset(seed=0)
+    assert isinstance(policy.sampler.draft, OwnDraft)
+    assert np.array_equal(acts(policy, 10), acts(expected, 10))
+
+
+def test_what_ddim_leaves_open_is_as_the_model_was_trained(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny", OBS_KEYS, action_dim=2)
+    values = json.loads((checkpoint / "config.json").read_text())
+    values["scheduler"] |= {"use_clipped_model_output": False, "set_alpha_to_one": False}
+    (checkpoint / "config.json").write_text(json.dumps(values))
+    open_, trained, other = (
+        load_policy(checkpoint, "ddim:4", use_clipped_model_output=value, set_alpha_to_one=value)
+        for value in (None, False, True)
+    )
+    chunks = []
+    for policy in (open_, trained, other):
+        policy.reset(seed=0)
+        chunks.append(acts(policy, 8))
+    assert np.array_equal(chunks[0], chunks[1])
+    assert not np.array_equal(chunks[0], chunks[2])
+
+
+def test_the_shape_of_observations_and_actions_is_that_of_the_last_reset(checkpoint):
+    policy = load_policy(checkpoint, window=4)
+    assert policy.batch_shape == ()
+    for options, batch in (({"seed": 0}, None), ({"seeds": [1]}, 1), ({"seeds": [1, 2]}, 2), ({}, None)):
+        policy.reset(**options)
+        assert policy.batch_shape == (() if batch is None else (batch,))
+        assert policy.act(observation(0, batch)).shape == (*policy.batch_shape, 2)
 
 
 @pytest.mark.parametrize(
@@ -210,38 +272,6 @@ def test_missing_and_foreign_tensors(checkpoint, tmp_path):
     save_file(tensors, weights)
     with pytest.raises(CheckpointError, match=r"action\.scale is missing; stranger is not of this network"):
         load_policy(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("ddpm", ("ddpm", {})),
-        ("ddpm:compile", ("ddpm", {"capture": "compile"})),
-        ("ddim:10", ("ddim", {"num_steps": 10})),
-        ("asd:frozen", ("asd", {"draft": "frozen"})),
-        ("asd:reuse:all", ("asd", {"draft": "reuse", "window": None})),
-        ("asd:reuse:16", ("asd", {"draft": "reuse", "window": 16})),
-        ("asd:path:auto:compile", ("asd", {"draft": "path", "window": "auto", "capture": "compile"})),
-    ],
-)
-def test_sampler_spec(text, expected):
-    spec = SamplerSpec.parse(text)
-    assert (spec.name, spec.options, spec.label) == (*expected, text)
-
-
-@pytest.mark.parametrize("text", ["", "ddpm:eager:3", "ddim:x", "asd:reuse:-1", "asd:reuse:3:eager:4", "euler"])
-def test_bad_sampler_spec(text):
-    with pytest.raises(ConfigError, match=r"expected ddpm\[:CAPTURE\], ddim"):
-        SamplerSpec.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("asd:frosen", "draft 'frosen'"), ("asd:path:8:cuda", "capture 'cuda'"), ("ddpm:8", "capture '8'")],
-)
-def test_sampler_spec_with_an_unknown_name(text, message):
-    with pytest.raises(ConfigError, match=f"Unknown {message}"):
-        SamplerSpec.parse(text)
 
 
 def test_captured_ddpm_takes_every_step_in_turn(checkpoint):

@@ -64,3 +64,9 @@ def test_errors_are_those_of_act(checkpoint):
         load_policy(checkpoint, window="auto").warm_up()
     with pytest.raises(ConfigError, match="batch_size is 0"):
         load_policy(checkpoint).warm_up(0)
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm", "ddim"])
+def test_it_is_needed_where_something_is_compiled(checkpoint, sampler):
+    needed = [load_policy(checkpoint, sampler, capture=capture).needs_warm_up for capture in ("eager", "compile")]
+    assert needed == [False, True]

@@ -19,8 +19,8 @@ from asd_policy.benchmarks.gpu_results import Budget, Results
 from asd_policy.benchmarks.gpu_table import WIDTH
 from asd_policy.benchmarks.gpu_tests import clone, gpu_tests, run_tests
 from asd_policy.benchmarks.work import CHUNK, NETWORK, chunk_range, network_marked, profiled, work_on_gpu
+from asd_policy.core import Asd, parse_sampler
 from asd_policy.errors import DataError
-from asd_policy.policies.samplers import SamplerSpec
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
 
@@ -121,10 +121,8 @@ def test_a_section_that_fails_leaves_the_others(checkpoint, tmp_path, monkeypatc
 
 
 def test_everything_planned_exists():
-    specs = [SamplerSpec.parse(label) for label in Plan().samplers if label != LOOP]
-    captured = {
-        (s.options["draft"], s.options["window"]) for s in specs if s.label.startswith("asd") and "_" in s.label
-    }
+    specs = [parse_sampler(label) for label in Plan().samplers if label != LOOP]
+    captured = {(s.draft, s.window) for s in specs if isinstance(s, Asd) and s.capture == "cuda_graph"}
     assert captured == {(draft, window) for draft in ("frozen", "reuse", "path") for window in (16, 24, 48, None)}
     assert len(set(Plan().samplers)) == len(Plan().samplers)
 

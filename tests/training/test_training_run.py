@@ -18,7 +18,7 @@ from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
-from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.network import build_network
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.log import LossLog
@@ -101,7 +101,7 @@ def test_training_and_policy_see_the_same_quaternions(store: Path) -> None:
     config = raw.policy_config(NETWORK, {"object": [0]})
     seen = raw.as_seen_by(config)
     normalizer = seen.fit_normalizer({})
-    policy = DiffusionPolicy(build_network(config), normalizer, config, "ddim", num_steps=2)
+    policy = make_policy(build_network(config), normalizer, config, "ddim", num_steps=2)
     history, _ = seen.windows(config, normalizer).gather(torch.tensor([1]))
     condition = normalizer.global_condition(history, config.obs_keys)
     observed = [{key: values[step].numpy() for key, values in raw.obs.items()} for step in range(2)]

@@ -14,7 +14,7 @@ from asd_policy.core.denoiser import DENOISERS
 from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
-from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.image_keys import ImageKey
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.files import write_checkpoint
@@ -91,7 +91,7 @@ def test_a_policy_learns_demonstrations_that_are_all_the_same(kind):
     for _ in range(settings.steps):
         trainer.update()
     network = trainer.net["model"].eval()
-    policy = DiffusionPolicy(network, LinearNormalizer(config.normalizer_dims), config, sampler="ddpm")
+    policy = make_policy(network, LinearNormalizer(config.normalizer_dims), config, sampler="ddpm")
     acted = []
     for seed in range(10):
         policy.reset(seed=seed)

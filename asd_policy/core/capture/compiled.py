@@ -10,7 +10,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from asd_policy.core.drafts.protocol import Draft, Memory
 from asd_policy.core.roll_out import Ahead, roll_out
 from asd_policy.core.speculative import PLAIN, Chain, Parts, Speculated, State, look_ahead, settle
 from asd_policy.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAX_NETWORKS = 256
 """Networks of different structure that a process may compile; more are taken for a mistake."""
@@ -38,7 +41,8 @@ def compiled_parts(device: torch.device) -> Parts:
     from asd_policy.core.capture.roll_out_triton import roll_out_triton  # Triton takes a while to import
 
     def in_one_kernel(x: Tensor, ahead: Ahead, clip: float | None) -> tuple[Tensor, Tensor]:
-        return roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
+        rolled: tuple[Tensor, Tensor] = roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
+        return rolled
 
     return Parts(compiled_look_ahead, in_one_kernel, compiled_denoise, compiled_settle)
 
@@ -51,13 +55,22 @@ def sizes_as_symbols() -> AbstractContextManager[Any]:
     """
     from torch.fx.experimental import _config
 
-    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # not in torch's stubs
+    patch: AbstractContextManager[Any] = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # no stubs
+    return patch
 
 
 def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
     """`settle`, with the new state written over the old one."""
-    after = settle(draft, state, speculated, x0)
-    for old, new in zip(pytree.tree_leaves(state), pytree.tree_leaves(after), strict=True):
+    before = pytree.tree_leaves(state)
+    after = pytree.tree_leaves(settle(draft, state, speculated, x0))
+    moved = [any(new is other for other in before if other is not old) for old, new in zip(before, after, strict=True)]
+    if any(moved):
+        # A draft has moved tensors of its memory. They have to be read before anything is written: torch.compile drops
+        # a clone and then reads what was written, so they are computed anew, under a condition that always holds.
+        always = (state.frontier >= 0).all()
+        pairs = zip(after, moved, strict=True)
+        after = [torch.where(always, new, torch.zeros_like(new)) if is_moved else new for new, is_moved in pairs]
+    for old, new in zip(before, after, strict=True):
         old.copy_(new)
     return state
 
@@ -91,11 +104,11 @@ def _mark(sizes: int, *trees: Any) -> None:
                     maybe_mark_dynamic(tensor, dim)
 
 
-def _run(function: Callable[..., Any], *arguments: Any) -> Any:
+def _run(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
     from torch._dynamo import exc
 
     try:
-        return _compiled(function)(*arguments)
+        return cast(R, _compiled(function)(*arguments, **options))
     except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:
         raise ConfigError(
             f"The denoiser or draft cannot be captured as one graph; change it, or take capture='eager'. {error}"
@@ -103,7 +116,7 @@ def _run(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Any) -> Any:
     dynamic = True if function is look_ahead else None  # all sizes are symbols, or those that are marked
     try:
         return torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature

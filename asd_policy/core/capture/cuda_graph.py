@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import _pytree as pytree
 
 from asd_policy.core.capture.compiled import compiled_parts, sizes_as_symbols
+from asd_policy.core.capture.protocol import ChangedParts, PartsOn
 from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
 from asd_policy.core.speculative import Chain, Parts, State, speculative_round
-from asd_policy.core.window import Windows, stages
+from asd_policy.core.window import WindowTable, stages
 from asd_policy.errors import ConfigError
+
+T = TypeVar("T")
 
 WARM_UP_RUNS = 3  # before a capture: compilation and lazy initialisation of libraries must not fall into it
 
@@ -51,37 +54,47 @@ class CudaGraph:
     """
 
     least_window = None  # a row costs a GPU next to nothing, another window another capture
+    can_watch = False  # all rounds run at once
+    keeps_graphs = True
 
-    def __init__(self, make_parts: Callable[[torch.device], Parts] = compiled_parts) -> None:
-        self._make_parts = make_parts
+    def __init__(self, parts_on: PartsOn = compiled_parts) -> None:
+        self._parts_on = parts_on
         self._captured: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self._storage: tuple[int, ...] = ()
         self._turn = threading.Lock()
         self._read: torch.cuda.Event | None = None  # recorded when the last run's results had been copied out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CudaGraph, (self._make_parts,)  # a graph stays in its process: a copy captures again
+        return CudaGraph, (self._parts_on,)  # a graph stays in its process: a copy captures again
 
     @property
     def captures(self) -> int:
         """How many sets of shapes are captured."""
         return len(self._captured)
 
+    def compiles(self, device: torch.device) -> bool:
+        """As `Capture.compiles`."""
+        return True
+
     def rows(self, due: int, batch_size: int) -> int:
         """As `Capture.rows`: the whole batch, for a smaller one would be another capture."""
         return batch_size
 
+    def with_parts(self, change: Callable[[Parts], Parts]) -> CudaGraph:
+        """As `Capture.with_parts`."""
+        return CudaGraph(ChangedParts(self._parts_on, change))
+
     def run_rounds(
-        self, chain: Chain, draft: Draft, state: State, windows: Windows, on_round: OnRound | None = None
+        self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
         """As `Capture.run_rounds`."""
 
         def capture() -> Callable[..., State]:
             check_capturable(lambda chain, state: speculative_round(chain, draft, state, windows[0]), chain, state)
             loop = _WhileNodes if has_while_nodes() else _Replays
-            return loop(chain, draft, state, windows, self._make_parts(state.x.device))
+            return loop(chain, draft, state, windows, self._parts_on(state.x.device))
 
-        return self._run(capture, (draft, windows), chain.denoiser, (chain, state), on_round)
+        return self._run(capture, (id(draft), windows), chain.denoiser, (chain, state), on_round)
 
     def run_steps(
         self, steps: Steps, denoiser: Denoiser, context: Context, tape: NoiseTape, on_round: OnRound | None = None
@@ -91,20 +104,24 @@ class CudaGraph:
         def capture() -> Callable[..., Tensor]:
             zeros = torch.zeros(len(tape.start), dtype=torch.int64, device=tape.start.device)
             check_capturable(partial(denoise, denoiser), tape.start, zeros, zeros, context)
-            parts = self._make_parts(tape.start.device)
+            parts = self._parts_on(tape.start.device)
             return _Steps(lambda context, tape: steps(parts.denoise, denoiser, context, tape), (context, tape))
 
-        return self._run(capture, (steps,), denoiser, (context, tape), on_round)
+        return self._run(capture, (id(steps), id(denoiser)), denoiser, (context, tape), on_round)
 
     def _run(
         self,
-        capture: Callable[[], Callable[..., Any]],
+        capture: Callable[[], Callable[..., T]],
         what: tuple[Any, ...],
         denoiser: Denoiser,
         inputs: tuple[Any, ...],
         on_round: OnRound | None,
-    ) -> Any:
-        """Replay what `capture` captured for inputs of these shapes."""
+    ) -> T:
+        """Replay what `capture` captured for inputs of these shapes.
+
+        Args:
+            what: identifies the computation. An `id` will do of an object that the captured graph keeps alive.
+        """
         tensors, structure = pytree.tree_flatten(inputs)
         device = next(tensor.device for tensor in tensors if isinstance(tensor, Tensor))
         if device.type != "cuda":
@@ -114,8 +131,7 @@ class CudaGraph:
             )
         if on_round is not None:
             raise ConfigError("capture='cuda_graph' runs all rounds at once: take 'eager' or 'compile' to watch them.")
-        shapes = ((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in tensors)
-        key = *what, structure, *shapes
+        key = *what, structure, *map(_key_of, tensors)
         with self._turn, torch.cuda.device(device):
             self._forget_replaced_weights(denoiser)
             if key not in self._captured:
@@ -126,7 +142,7 @@ class CudaGraph:
                 self._captured.popitem(last=False)
             if self._read is not None:
                 torch.cuda.current_stream().wait_event(self._read)  # another thread's stream may be reading
-            results = _cloned(self._captured[key](*inputs))
+            results: T = _cloned(self._captured[key](*inputs))
             self._read = torch.cuda.current_stream().record_event()
         return results
 
@@ -142,7 +158,7 @@ class _Steps:
     """A function of tensors as one graph."""
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]):
-        self._inputs = _cloned(inputs)
+        self._inputs, self._function = _cloned(inputs), function  # kept alive, for their ids are in the key
         warm_up(lambda: function(*self._inputs))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
@@ -177,7 +193,7 @@ class _Rounds:
 class _WhileNodes:
     """The whole loop as one graph."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows, parts: Parts):
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
         self._rounds = rounds = _Rounds(chain, draft, state, parts)
         for _, window in stages(windows):
             warm_up(partial(rounds.run, window))
@@ -198,7 +214,7 @@ class _WhileNodes:
 class _Replays:
     """A graph for a round of each stage, with the copy of the slowest frontier to the host at its end."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: Windows, parts: Parts):
+    def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
         self._rounds = _Rounds(chain, draft, state, parts)
         self._slowest = torch.zeros((), dtype=torch.int64, pin_memory=True)
         self._stages = [(until, self._captured(window)) for until, window in stages(windows)]
@@ -250,6 +266,13 @@ def warm_up(run: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
+def _key_of(leaf: Any) -> Any:
+    """What a captured graph depends on of one leaf of its inputs; an object need not be hashable."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return leaf if leaf is None or isinstance(leaf, int | float) else id(leaf)  # the graph's inputs keep it alive
+
+
 def _storage(denoiser: Denoiser) -> tuple[int, ...]:
     """Where the denoiser's weights lie; empty for a plain function."""
     if not isinstance(denoiser, nn.Module):
@@ -257,8 +280,8 @@ def _storage(denoiser: Denoiser) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers()))
 
 
-def _cloned(tree: Any) -> Any:
-    return pytree.tree_map_only(Tensor, torch.clone, tree)
+def _cloned(tree: T) -> T:
+    return cast(T, pytree.tree_map_only(Tensor, torch.clone, tree))
 
 
 def _copy_into(buffers: Any, tree: Any) -> None:

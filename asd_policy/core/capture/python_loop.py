@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from asd_policy.core.capture.compiled import compiled_parts, sizes_as_symbols
+from asd_policy.core.capture.protocol import ChangedParts, PartsOn
 from asd_policy.core.denoiser import Context, Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
 from asd_policy.core.speculative import PLAIN, Chain, Parts, State, speculative_round
-from asd_policy.core.window import Windows
+from asd_policy.core.window import WindowTable
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,37 @@ class PythonLoop:
     """Reads the slowest chain's frontier before each round.
 
     Attributes:
-        parts: what computes a round on a device.
-        around: a context for the loop.
-        least: the fewest samples, and the fewest steps of a window, that `parts` is asked for where more are at hand.
+        parts_on: the parts of a round on a device.
+        around: makes a context for the loop.
+        compiled: whether the parts are compiled.
+        least_window: as `Capture.least_window`; it is the smallest batch too, where more samples are at hand.
     """
 
-    parts: Callable[[torch.device], Parts]
+    parts_on: PartsOn
     around: Callable[[], AbstractContextManager[Any]]
-    least: int
+    compiled: bool
+    least_window: int
 
-    @property
-    def least_window(self) -> int:
-        """As `Capture.least_window`."""
-        return self.least
+    can_watch: ClassVar[bool] = True
+    keeps_graphs: ClassVar[bool] = False  # what was compiled is torch's to keep
+
+    def compiles(self, device: torch.device) -> bool:
+        """As `Capture.compiles`."""
+        return self.compiled
 
     def rows(self, due: int, batch_size: int) -> int:
         """As `Capture.rows`."""
-        return min(max(due, self.least), batch_size)
+        return min(max(due, self.least_window), batch_size)
+
+    def with_parts(self, change: Callable[[Parts], Parts]) -> PythonLoop:
+        """As `Capture.with_parts`."""
+        return replace(self, parts_on=ChangedParts(self.parts_on, change))
 
     def run_rounds(
-        self, chain: Chain, draft: Draft, state: State, windows: Windows, on_round: OnRound | None = None
+        self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
         """As `Capture.run_rounds`."""
-        parts, slowest = self.parts(state.x.device), 0
+        parts, slowest = self.parts_on(state.x.device), 0
         while slowest < len(windows):
             with self.around():
                 state = speculative_round(chain, draft, state, windows[slowest], parts)
@@ -60,7 +69,7 @@ class PythonLoop:
     ) -> Tensor:
         """As `Capture.run_steps`."""
         with self.around():
-            return steps(self.parts(tape.start.device).denoise, denoiser, context, tape, on_round)
+            return steps(self.parts_on(tape.start.device).denoise, denoiser, context, tape, on_round)
 
 
 def plain_parts(device: torch.device) -> Parts:
@@ -70,9 +79,9 @@ def plain_parts(device: torch.device) -> Parts:
 
 def eager_loop() -> PythonLoop:
     """The reference."""
-    return PythonLoop(plain_parts, nullcontext, least=1)
+    return PythonLoop(plain_parts, nullcontext, compiled=False, least_window=1)
 
 
 def compiled_loop() -> PythonLoop:
-    """With the parts compiled. Code for single rows is compiled apart from that for any other number."""
-    return PythonLoop(compiled_parts, sizes_as_symbols, least=2)
+    """With compiled parts. torch.compile treats a size of 1 apart, so single rows and windows of 1 are avoided."""
+    return PythonLoop(compiled_parts, sizes_as_symbols, compiled=True, least_window=2)

@@ -22,7 +22,7 @@ _STRIDES = tuple(f"{name}_{axis}" for name in ("offset", "gain", "xi") for axis 
 
 
 # None of the sizes is compiled in: one binary serves every window, batch and event.
-@triton.jit(do_not_specialize=_SIZES + _STRIDES)
+@triton.jit(do_not_specialize=_SIZES + _STRIDES)  # type: ignore[untyped-decorator]
 def roll_out_kernel(  # type: ignore[no-untyped-def]
     x_ptr, offset_ptr, gain_ptr, a_ptr, b_ptr, s_ptr, xi_ptr, states_ptr, means_ptr,
     num_events, num_steps, clip,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from asd_policy.core.drafts.frozen import Frozen
-from asd_policy.core.drafts.path import Path
+from asd_policy.core.drafts.frozen import FrozenDraft
+from asd_policy.core.drafts.path import PathDraft
 from asd_policy.core.drafts.protocol import Draft
-from asd_policy.core.drafts.reuse import Reuse
-from asd_policy.errors import UnknownNameError
+from asd_policy.core.drafts.reuse import ReuseDraft
+from asd_policy.core.plugins import plug_in
 
-DRAFTS: dict[str, type[Draft]] = {"frozen": Frozen, "reuse": Reuse, "path": Path}
+DRAFTS: dict[str, type[Draft]] = {"frozen": FrozenDraft, "reuse": ReuseDraft, "path": PathDraft}
+"""Name -> class of drafts. Add an entry to use a draft of your own by name: `DRAFTS["mine"] = MyDraft`."""
 
 
-def make_draft(name: str) -> Draft:
-    """The draft called `name`. Raises UnknownNameError, which lists them all."""
-    if name not in tuple(DRAFTS):  # a name may be anything, hashable or not
-        raise UnknownNameError("draft", name, DRAFTS)
-    return DRAFTS[name]()
+def make_draft(draft: str | Draft) -> Draft:
+    """The draft of that name, or the one that is given.
+
+    Raises:
+        UnknownNameError: on a name that is not in DRAFTS. The message lists those that are.
+        ConfigError: on an object that lacks members of `Draft`. The message names them.
+    """
+    return plug_in("draft", draft, DRAFTS, Draft)

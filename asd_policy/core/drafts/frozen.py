@@ -8,7 +8,7 @@ from torch import Tensor
 from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
-class Frozen:
+class FrozenDraft:
     """The prediction at the frontier, by an extra call, frozen for the whole window."""
 
     calls = 2

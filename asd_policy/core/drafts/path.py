@@ -27,7 +27,7 @@ class PathMemory(NamedTuple):
     evaluated: Tensor  # (B, K) bool, whether both are of the step itself, from the last round
 
 
-class Path:
+class PathDraft:
     """The kept prediction of each step, corrected along the secant for how its state has moved since."""
 
     calls = 1

@@ -75,7 +75,10 @@ class Draft(Protocol):
         ...
 
     def learn(self, memory: Memory, verified: Verified) -> Memory:
-        """What is remembered for the next round."""
+        """What is remembered for the next round: new tensors, or tensors of `memory` as they are, but no views of them.
+
+        A capture writes them over the tensors of `memory`, shape by shape and type by type.
+        """
         ...
 
     def predictions(self, memory: Memory) -> Tensor | None:

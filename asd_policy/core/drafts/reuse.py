@@ -8,7 +8,7 @@ from torch import Tensor
 from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
-class Reuse:
+class ReuseDraft:
     """The last verified prediction, frozen for the whole window.
 
     The first round knows no prediction yet and guesses zero. The noisiest steps hardly depend on the guess, so many of

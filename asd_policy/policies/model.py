@@ -1,0 +1,181 @@
+"""PolicyModel: the networks of a policy, and what surrounds them, from observations to actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from asd_policy.core import DENOISERS, Schedule
+from asd_policy.core.checks import as_device
+from asd_policy.core.denoiser import AffineDenoiser
+from asd_policy.core.transfer import to_device
+from asd_policy.errors import ConfigError, NumericalError, ObservationError
+from asd_policy.policies.actions import to_env_actions
+from asd_policy.policies.config import PolicyConfig
+from asd_policy.policies.network import evaluating, for_inference, kinds_of_tensors
+from asd_policy.policies.normalizer import LinearNormalizer
+from asd_policy.policies.observations import Observation, checked
+from asd_policy.policies.quaternions import with_steady_signs
+
+
+class PolicyModel:
+    """Networks and normaliser on a device, with the configuration that they were trained with.
+
+    The weights are those of `network`, `normalizer` and `encoders` at the time of each chunk: a training step or
+    `load_state_dict` counts at once, in every type and capture. They are run in evaluation mode, and left in theirs.
+
+    Args:
+        network: (sample (N, H, A), timestep (N,), global_cond (N, global_cond_dim)) -> prediction (N, H, A).
+        normalizer: with a field per observation key and "action".
+        config: what the two were trained with.
+        device: where to run them.
+        dtype: of the weights that run at every evaluation. torch.bfloat16 is for hardware made for it, and makes
+            another network: the sampler, which computes in float32 all the same, is exact for that one.
+        encoders: of the images among the observations, by key; see `asd_policy.nets.vision.ImageEncoder`.
+
+    Raises:
+        ConfigError: on a device that this machine lacks.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalizer: LinearNormalizer,
+        config: PolicyConfig,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        encoders: nn.ModuleDict | None = None,
+    ):
+        self.config, self.dtype, self.device = config, dtype, as_device(device)
+        self.network = network.to(self.device).eval()
+        self.normalizer = normalizer.to(self.device)
+        self.encoders = (nn.ModuleDict() if encoders is None else encoders).to(self.device).eval()
+        self.schedule = Schedule.from_diffusers(asdict(config.scheduler))
+        self._kinds = self._kinds_now()
+
+    @property
+    def event_shape(self) -> tuple[int, int]:
+        """(H, A), the shape of a chunk."""
+        return self.config.horizon, self.config.action_dim
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All that holds weights."""
+        return self.network, self.normalizer, self.encoders
+
+    def denoiser(self, compiled: bool) -> AffineDenoiser:
+        """The network as a sampler runs it.
+
+        Args:
+            compiled: whether its code will be compiled. On a CPU its convolutions are then laid out for that.
+
+        Raises:
+            ConfigError: if the network cannot be run in `dtype`.
+        """
+        scheduler = self.config.scheduler
+        clip = scheduler.clip_sample_range if scheduler.clip_sample else None
+        run = for_inference(self.network, self.dtype, compiled and self.device.type == "cpu")
+        return DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Run the network in evaluation mode within the block."""
+        return evaluating(self.network)
+
+    def tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
+        """The policy's keys of an observation, checked, on the CPU: (B, D), or of images (B, H, W, C).
+
+        Args:
+            batch: (B,), or () for the observation of one environment, which gives B = 1.
+
+        Raises:
+            ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
+        """
+        shapes = self.config.obs_shapes
+        values = {key: checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
+        tensors = {key: value.view(-1, *shapes[key]) for key, value in values.items()}
+        return with_steady_signs(tensors, self.config.quaternions)
+
+    def blank(self, batch_size: int) -> dict[str, Tensor]:
+        """Observations of zeros, as `tensors` returns them."""
+        return {
+            key: torch.zeros(
+                batch_size, *shape, dtype=torch.uint8 if key in self.encoders else torch.float32, device="cpu"
+            )
+            for key, shape in self.config.obs_shapes.items()
+        }
+
+    def condition_of(self, history: Sequence[Observation]) -> Tensor:
+        """The network's condition of one environment, (1, global_cond_dim).
+
+        Args:
+            history: its last observations, oldest first: n_obs_steps of them, or fewer at the start of an episode.
+
+        Raises:
+            ObservationError: as `tensors`, and if there are none or more than n_obs_steps.
+            ConfigError: as `condition`.
+        """
+        if not 1 <= len(history) <= self.config.n_obs_steps:
+            raise ObservationError(f"Got {len(history)} observations; expected 1 to {self.config.n_obs_steps}.")
+        tensors = [self.tensors(obs, ()) for obs in history]
+        return self.condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
+
+    @torch.no_grad()
+    def condition(self, history: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The network's condition (B, global_cond_dim) of the last To observations, oldest first.
+
+        Raises:
+            ConfigError: if the weights are of another type, size or device than when the policy was made.
+        """
+        self._check_weights()
+        keys = self.config.obs_keys
+        steps = to_device([torch.stack([obs[key] for obs in history], dim=1) for key in keys], self.device)
+        with evaluating(self.encoders):
+            return self.normalizer.global_condition(
+                dict(zip(keys, steps, strict=True)), keys, self.encoders, self.config.octaves
+            )
+
+    @torch.no_grad()
+    def executed(self, chunk: Tensor) -> Tensor:
+        """The part of chunks (N, H, A) that is executed, in the units of the demonstrations: (N, Ta, A)."""
+        first = self.config.n_obs_steps - 1
+        return self.normalizer.unnormalize("action", chunk[:, first : first + self.config.n_action_steps])
+
+    def env_actions(self, executed: Tensor) -> NDArray[np.float32]:
+        """Executed actions (N, Ta, A), on the CPU, as the environment's (N, Ta, A_env).
+
+        Raises:
+            NumericalError: if one is not finite.
+        """
+        config = self.config
+        actions = to_env_actions(executed, config.action_parts)
+        if not bool(actions.isfinite().all()):
+            bad = actions[~actions.isfinite()][:4].tolist()
+            raise NumericalError(
+                f"The actions are not finite ({bad}), though the network's chunk is. Check the normaliser's statistics "
+                "of actions."
+            )
+        if config.action_bound is not None:
+            actions = actions.clamp(-config.action_bound, config.action_bound)
+        array: NDArray[np.float32] = actions.numpy()
+        return array
+
+    def _kinds_now(self) -> frozenset[tuple[torch.device, torch.dtype]]:
+        return kinds_of_tensors(*self.modules)
+
+    def _check_weights(self) -> None:
+        """Raise ConfigError if weights were moved or converted, or the normaliser is another policy's."""
+        now = self._kinds_now()
+        if not now <= self._kinds:
+            got, expected = (", ".join(sorted(f"{d} on {w}" for w, d in kinds)) for kinds in (now, self._kinds))
+            raise ConfigError(
+                f"The weights are {got}; when the policy was made they were {expected}. Move them back, or make "
+                "another policy (device=, dtype=)."
+            )
+        sizes = {key: shape[-1] for key, shape in self.config.obs_shapes.items()}
+        self.normalizer.check_sizes({**sizes, "action": self.config.action_dim})
