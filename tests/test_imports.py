@@ -11,11 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = {"asd_policy", "envs", "scripts", "tests"}
 
-LEAVES = {f"asd_policy.{name}" for name in ("checks", "errors", "files", "interrupt", "jsonl", "records", "threads")}
+LEAVES = {
+    f"asd_policy.{name}"
+    for name in ("checks", "errors", "files", "interrupt", "jsonl", "plugins", "records", "threads")
+}
 """Modules that know nothing of diffusion or robots."""
 BELOW = {
-    "core": {"asd_policy.errors"},
-    "nets": {"asd_policy.checks", "asd_policy.errors"},
+    "core": {"asd_policy.errors", "asd_policy.plugins"},
+    "nets": {"asd_policy.checks", "asd_policy.errors", "asd_policy.plugins"},
     "policies": {"asd_policy.core", "asd_policy.nets", *LEAVES},
     "data": {"asd_policy.policies", *LEAVES},
     "training": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", *LEAVES},

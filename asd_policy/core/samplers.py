@@ -6,10 +6,10 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, Unpack, cast
 
 from asd_policy.core.plain import Ddim, Ddpm
-from asd_policy.core.plugins import check_members
 from asd_policy.core.sampler import Asd
 from asd_policy.core.spec import SamplerOptions, SamplerSpec
 from asd_policy.errors import ConfigError, UnknownNameError
+from asd_policy.plugins import check_members
 
 S = TypeVar("S", bound=SamplerSpec)
 

@@ -10,12 +10,12 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv
 
-from asd_policy.evaluation.plugins import require_members
 from asd_policy.evaluation.provenance import software
 from asd_policy.evaluation.results import EpisodeKey, Record
-from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, broken_episode, rollout
+from asd_policy.evaluation.rollout import BREAKS_EVERY_EPISODE, Episode, Policy, broken_episode, rollout
 from asd_policy.evaluation.seeds import noise_seed
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
+from asd_policy.plugins import check_members
 
 Wave = tuple[EpisodeKey, ...]
 """Episodes of one task and sampler that one policy runs at once."""
@@ -109,7 +109,7 @@ class EpisodeWorker:
         parts = self._task(key.task)
         if key.sampler not in self._policies:
             policy = parts.make_policy(key.sampler)
-            require_members(policy, "policy", ("reset", "act", "stats"))
+            check_members("policy", policy, Policy)
             self._policies[key.sampler] = policy
         return self._policies[key.sampler]
 

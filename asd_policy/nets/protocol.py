@@ -10,6 +10,7 @@ from torch import nn
 
 from asd_policy.checks import is_count
 from asd_policy.errors import ConfigError
+from asd_policy.plugins import check_members
 
 
 @runtime_checkable
@@ -76,26 +77,14 @@ class CanWiden(Protocol):
         ...
 
 
-MEMBERS = ("name", "downsampling", "describe", "build")
-
-
 def check_architecture(network: object) -> None:
     """Raise ConfigError, naming what is missing or wrong, unless the object is an `Architecture`."""
-    kind = type(network).__name__
-    missing = [member for member in MEMBERS if not hasattr(network, member)]
-    if missing:
-        raise ConfigError(
-            f"network is a {kind}, which lacks {', '.join(missing)}; expected the configuration of a network with "
-            f"{', '.join(MEMBERS)} (asd_policy.nets.Architecture)."
-        )
+    check_members("network", network, Architecture)
     assert isinstance(network, Architecture)
-    if isinstance(network, type) or not is_dataclass(network):
+    if not is_dataclass(network):
         raise ConfigError(f"network is {network!r:.80}; expected an object of a dataclass, which config.json can hold.")
-    wrong = [member for member in ("describe", "build") if not callable(getattr(network, member))]
-    if wrong:
-        raise ConfigError(f"network is a {kind}, whose {wrong[0]} is no method.")
     if not isinstance(network.name, str) or not is_count(network.downsampling):
         raise ConfigError(
-            f"network is a {kind} with name {network.name!r} and downsampling {network.downsampling!r}; expected a "
-            "string and a positive integer."
+            f"network is a {type(network).__name__} with name {network.name!r} and downsampling "
+            f"{network.downsampling!r}; expected a string and a positive integer."
         )

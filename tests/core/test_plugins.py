@@ -17,9 +17,9 @@ from asd_policy.core.capture.python_loop import PythonLoop, eager_loop
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft, Guess, constant
 from asd_policy.core.drafts.reuse import ReuseDraft
-from asd_policy.core.plugins import protocol_members
 from asd_policy.core.speculative import Parts, begin
 from asd_policy.errors import ConfigError, UnknownNameError
+from asd_policy.plugins import protocol_members
 from tests.core import laws
 
 MIXTURE = laws.GaussianMixture(12)

@@ -17,8 +17,9 @@ from asd_policy.evaluation.backends import Serial
 from asd_policy.evaluation.backends.processes import Processes
 from asd_policy.evaluation.backends.ray_cluster import Ray
 from asd_policy.evaluation.backends.registry import BACKENDS, Resources, make_backend
-from asd_policy.evaluation.plugins import require_members
+from asd_policy.evaluation.rollout import Policy
 from asd_policy.evaluation.sweep import sweep
+from asd_policy.plugins import check_members
 from tests.evaluation.toy import toy_plan
 
 
@@ -212,12 +213,14 @@ def no_close():
 
 @pytest.mark.parametrize("make", [Serial, partial(Processes, 1)])
 def test_worker_without_a_member_is_refused(make):
-    with pytest.raises(ConfigError, match=r"The worker .* lacks close; expected an object with __call__, close"):
+    with pytest.raises(
+        ConfigError, match=r"worker is a .*, which lacks close of the protocol Worker; expected __call__, close"
+    ):
         list(make().run([1], no_close))
 
 
 def test_backend_without_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"The backend <object object .* lacks run"):
+    with pytest.raises(ConfigError, match="backend is a object, which lacks run of the protocol Backend"):
         list(sweep(toy_plan(), FakeFile(), object(), None))
 
 
@@ -226,8 +229,8 @@ class FakeFile:
 
 
 def test_all_missing_members_are_named():
-    with pytest.raises(ConfigError, match="The policy 3 lacks reset, act; expected an object with reset, real, act"):
-        require_members(3, "policy", ("reset", "real", "act"))
+    with pytest.raises(ConfigError, match="policy is a int, which lacks act, reset, stats of the protocol Policy"):
+        check_members("policy", 3, Policy)
 
 
 def test_backends_by_name(monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from asd_policy.core.capture.cuda_graph import CudaGraph
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.capture.python_loop import compiled_loop, eager_loop
-from asd_policy.core.plugins import plug_in
+from asd_policy.plugins import plug_in
 
 CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager_loop, "compile": compiled_loop, "cuda_graph": CudaGraph}
 """Name -> what makes the capture. Add an entry to use a capture of your own by name."""

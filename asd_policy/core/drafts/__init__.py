@@ -6,7 +6,7 @@ from asd_policy.core.drafts.frozen import FrozenDraft
 from asd_policy.core.drafts.path import PathDraft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.drafts.reuse import ReuseDraft
-from asd_policy.core.plugins import plug_in
+from asd_policy.plugins import plug_in
 
 DRAFTS: dict[str, type[Draft]] = {"frozen": FrozenDraft, "reuse": ReuseDraft, "path": PathDraft}
 """Name -> class of drafts. Add an entry to use a draft of your own by name: `DRAFTS["mine"] = MyDraft`."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar
 
 from asd_policy.errors import ConfigError
-from asd_policy.evaluation.plugins import require_members
+from asd_policy.plugins import check_members
 
 ATTEMPTS = 3
 """How often a task is begun whose worker is lost."""
@@ -48,13 +48,13 @@ class Backend(Protocol):
 
 def check_backend(backend: object) -> None:
     """Raise ConfigError unless the object can `run`."""
-    require_members(backend, "backend", ("run",))
+    check_members("backend", backend, Backend)
 
 
 def made_worker(make_worker: Callable[[], Worker[T, R]]) -> Worker[T, R]:
     """A new worker. Raises ConfigError unless it can be called and closed."""
     worker = make_worker()
-    require_members(worker, "worker", ("__call__", "close"))
+    check_members("worker", worker, Worker)
     return worker
 
 

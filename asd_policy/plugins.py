@@ -1,4 +1,4 @@
-"""Objects that users pass in place of a name, checked against their protocol when they are passed."""
+"""Objects that users bring: drafts, captures, networks, backends, policies. Each is checked against its protocol."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def plug_in(kind: str, value: str | T, registry: Mapping[str, Callable[[], T]], 
     return made
 
 
-def check_members(kind: str, value: object, protocol: type[Any], available: Mapping[str, object]) -> None:
+def check_members(kind: str, value: object, protocol: type[Any], available: Mapping[str, object] | None = None) -> None:
     """Check that an object has every member of a Protocol class.
 
     Args:
         kind: the argument's name in error messages.
-        available: the names that could be passed instead.
+        available: names that could be passed instead; None if there are none.
 
     Raises:
-        UnknownNameError: if the object has none of the members, or is None.
+        UnknownNameError: if there are names, and the object has none of the members.
         ConfigError: if it lacks some of them, or is a class.
     """
     if isinstance(value, type):
         raise ConfigError(f"{kind} is the class {value.__name__}; expected an object, such as {value.__name__}().")
     expected = protocol_members(protocol)
     missing = [name for name, is_method in expected.items() if not _has(value, name, is_method)]
-    if len(missing) == len(expected):
+    if available is not None and len(missing) == len(expected):
         raise UnknownNameError(kind, value, available)
     if missing:
         raise ConfigError(
@@ -57,7 +57,7 @@ def check_members(kind: str, value: object, protocol: type[Any], available: Mapp
 
 
 def protocol_members(protocol: type[Any]) -> dict[str, bool]:
-    """The public members of a Protocol class in order of their names, each with whether it is a method."""
+    """The public members of a Protocol class and `__call__`, by name, each with whether it is a method."""
     found: dict[str, bool] = {}
     for base in protocol.__mro__:
         if getattr(base, "_is_protocol", False) and base is not Protocol:
@@ -65,7 +65,7 @@ def protocol_members(protocol: type[Any]) -> dict[str, bool]:
             found |= {
                 name: callable(member) or isinstance(member, classmethod)
                 for name, member in own.items()
-                if not name.startswith("_")
+                if not name.startswith("_") or name == "__call__"
             }
     return dict(sorted(found.items()))
 
