@@ -213,9 +213,7 @@ def no_close():
 
 @pytest.mark.parametrize("make", [Serial, partial(Processes, 1)])
 def test_worker_without_a_member_is_refused(make):
-    with pytest.raises(
-        ConfigError, match=r"worker is a .*, which lacks close of the protocol Worker; expected __call__, close"
-    ):
+    with pytest.raises(ConfigError, match=r"worker is a .*, which lacks close of the protocol Worker"):
         list(make().run([1], no_close))
 
 

@@ -139,10 +139,10 @@ class NoDataclass(NoDescribe):
 @pytest.mark.parametrize(
     ("network", "told"),
     [
-        (None, "network is a NoneType, which lacks name, downsampling, describe, build"),
-        (NoDescribe(), "network is a NoDescribe, which lacks describe; expected"),
-        (NoDataclass(), "expected an object of a dataclass"),
-        (Outside, "expected an object of a dataclass"),
+        (None, "network is a NoneType, which lacks build, describe, downsampling, name"),
+        (NoDescribe(), "network is a NoDescribe, which lacks describe of the protocol Architecture; expected"),
+        (NoDataclass(), "network is the class Outside; expected an object"),
+        (Outside, "network is the class Outside; expected an object"),
         (Outside(downsampling=0), "downsampling 0; expected"),
         (Outside(name=3), "name 3 and"),  # type: ignore[arg-type]
     ],
