@@ -141,7 +141,7 @@ class NoDataclass(NoDescribe):
     [
         (None, "network is a NoneType, which lacks build, describe, downsampling, name"),
         (NoDescribe(), "network is a NoDescribe, which lacks describe of the protocol Architecture; expected"),
-        (NoDataclass(), "network is the class Outside; expected an object"),
+        (NoDataclass(), "expected an object of a dataclass"),
         (Outside, "network is the class Outside; expected an object"),
         (Outside(downsampling=0), "downsampling 0; expected"),
         (Outside(name=3), "name 3 and"),  # type: ignore[arg-type]
