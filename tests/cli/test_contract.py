@@ -14,6 +14,7 @@ from asd_policy.cli import COMMANDS, INCOMPLETE, INTERRUPTED, USAGE, images_clas
 from asd_policy.cli.parsing import parse, wrapped
 from asd_policy.errors import DataError
 from envs.tasks import TASKS
+from tests.cli.command_lines import options
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -38,22 +39,6 @@ def subcommands(text: str) -> list[list[str]]:
     """Of a help text, each as the words to get its own; the command itself if there are none."""
     usage = re.match(r"usage: .*?\{([\w,-]+)\}", text.split("\n\n")[0], re.DOTALL)
     return [[name] for name in usage[1].split(",")] if usage else [[]]
-
-
-def options(text: str) -> dict[str, str]:
-    """Option -> its help text, of tyro's boxes or of argparse's list."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in (line.strip("│").rstrip() for line in text.splitlines()):
-        begun = re.match(r"\s{1,2}(--?[a-z].*?)(?:\s{2,}(.*))?$", line)
-        if begun:
-            name = begun[1]
-            found[name] = begun[2] or ""
-        elif name and re.match(r"\s{5,}\S", line):
-            found[name] += " " + line.strip()
-        else:
-            name = ""
-    return {name: re.sub(r"\((default: .*|required)\)", "", told).strip() for name, told in found.items()}
 
 
 def test_options_are_read_from_both_kinds_of_help():
