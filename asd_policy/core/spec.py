@@ -138,7 +138,14 @@ def read_window(word: str) -> Window:
     Raises:
         ConfigError: on anything else.
     """
-    return None if word == "all" else "auto" if word == "auto" else read_count(word)
+    if word == "all":
+        return None
+    if word == "auto":
+        return "auto"
+    try:
+        return read_count(word)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, 'all' or 'auto'") from None
 
 
 def window_word(window: Window) -> str:

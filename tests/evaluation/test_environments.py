@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from asd_policy.cli.bench import Arguments as BenchArguments
+from asd_policy.cli.bench import main as bench
+from asd_policy.cli.calibrate import Arguments as CalibrateArguments
+from asd_policy.cli.calibrate import main as calibrate
 from asd_policy.cli.evaluate import Arguments as EvaluateArguments
 from asd_policy.cli.evaluate import main as evaluate
 from asd_policy.cli.sweep import Arguments as SweepArguments
@@ -23,6 +27,7 @@ from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REACH, ENDLESS = "tests.evaluation.outside:Reach-v0", "tests.evaluation.outside:Endless-v0"
+MODULES = ("tests.evaluation.outside",)
 
 
 class Home:
@@ -108,8 +113,8 @@ def test_time_limits():
         ("no_such_module:Reach-v0", {}, "There is no module 'no_such_module'"),
         ("no_such_namespace/Reach-v0", {}, "MODULE:no_such_namespace/Reach-v0"),
         ("no_such_name-v0", {}, "MODULE:no_such_name-v0"),
-        ("pip.__main__:Reach-v0", {}, "names the module 'pip.__main__'; expected MODULE:NAME"),
-        ("..relative:Reach-v0", {}, r"names the module '..relative'"),
+        ("pip.__main__:Reach-v0", {}, "'pip.__main__' is no name of a module"),
+        ("..relative:Reach-v0", {}, r"'..relative' is no name of a module"),
     ],
 )
 def test_environments_that_cannot_be_used(env_id, options, told):
@@ -152,7 +157,7 @@ def checkpoint_for(folder, env_id, obs_keys):
 def test_evaluate_and_sweep_take_any_environment(tmp_path, capsys):
     checkpoint = checkpoint_for(tmp_path / "tiny", REACH, {"state": 2})
     out = tmp_path / "out"
-    assert evaluate(EvaluateArguments(checkpoint, ("ddim:2", "asd:path:4"), "0,1", out=out)) == 0
+    assert evaluate(EvaluateArguments(checkpoint, ("ddim:2", "asd:path:4"), "0,1", out=out, modules=MODULES)) == 0
     records = read_records([out / "episodes.jsonl"])
     assert [(record.task, record.sampler, record.env_seed) for record in records] == [
         (REACH, sampler, seed) for sampler in ("ddim:2", "asd:path:4") for seed in (0, 1)
@@ -161,7 +166,9 @@ def test_evaluate_and_sweep_take_any_environment(tmp_path, capsys):
     assert sorted(file.name for file in out.glob("*.mp4")) == ["asd-path-4-seed0.mp4", "ddim-2-seed0.mp4"]
     for batch, workers in ((1, 1), (2, 1)):
         file = tmp_path / f"{batch}.jsonl"
-        arguments = SweepArguments((checkpoint,), ("ddim:2",), file, "0,1", workers=workers, batch=batch)
+        arguments = SweepArguments(
+            (checkpoint,), ("ddim:2",), file, "0,1", workers=workers, batch=batch, modules=MODULES
+        )
         assert sweep(arguments) == 0
         again = read_records([file])
         assert [record.success for record in again] == [record.success for record in records[:2]]
@@ -169,12 +176,32 @@ def test_evaluate_and_sweep_take_any_environment(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda checkpoint, out: evaluate(EvaluateArguments(checkpoint, ("ddpm",), "0", out=out, modules=MODULES)),
+        lambda checkpoint, out: sweep(SweepArguments((checkpoint,), ("ddpm",), out, "0")),
+        lambda checkpoint, out: bench(BenchArguments(checkpoint, ("ddpm",), conditions=1, out=out)),
+        lambda checkpoint, out: calibrate(CalibrateArguments(checkpoint)),
+    ],
+    ids=["evaluate", "sweep", "bench", "calibrate"],
+)
+def test_modules_that_a_checkpoint_names_are_imported_with_consent_alone(run, tmp_path):
+    checkpoint = checkpoint_for(tmp_path / "tiny", "this:Reach-v0", {"state": 2})  # a module that prints when imported
+    assert "this" not in sys.modules
+    with pytest.raises(ConfigError, match=r"module this registers. If you trust that module.*--modules this"):
+        run(checkpoint, tmp_path / "out")
+    assert "this" not in sys.modules
+
+
 def test_options_are_recorded_only_if_given(tmp_path, capsys):
     checkpoint = checkpoint_for(tmp_path / "tiny", ENDLESS, {"state": 2})
     with pytest.raises(ConfigError, match="no time limit"):
-        evaluate(EvaluateArguments(checkpoint, ("ddim:2",), "0", out=tmp_path / "out"))
+        evaluate(EvaluateArguments(checkpoint, ("ddim:2",), "0", out=tmp_path / "out", modules=MODULES))
     assert not (tmp_path / "out").exists()
-    given = EvaluateArguments(checkpoint, ("ddim:2",), "0", out=tmp_path / "out", max_steps=5, success="terminated")
+    given = EvaluateArguments(
+        checkpoint, ("ddim:2",), "0", out=tmp_path / "out", max_steps=5, success="terminated", modules=MODULES
+    )
     assert evaluate(given) == 0
     [record] = read_records([tmp_path / "out" / "episodes.jsonl"])
     expected = {"device": "cpu", "threads": 1, "batch": 1, "success": "terminated", "max_steps": 5}
@@ -227,7 +254,7 @@ def test_record_train_evaluate_sweep(env_id, tmp_path):
     (checkpoint / "config.json").write_bytes((tmp_path / "run" / "config.json").read_bytes())
     [weights] = (tmp_path / "run").glob("ema_*.safetensors")
     save_file(load_file(weights), checkpoint / "model.safetensors")
-    common = ("--samplers", "ddim:2", "--seeds", "0", "--max-steps", 10)
+    common = ("--samplers", "ddim:2", "--seeds", "0", "--max-steps", 10, "--modules", env_id.partition(":")[0])
     run("scripts/evaluate.py", "--checkpoint", checkpoint, "--out", tmp_path / "out", *common)
     run("scripts/sweep.py", "--checkpoints", checkpoint, "--out", tmp_path / "sweep.jsonl", "--workers", 1, *common)
     [evaluated] = read_records([tmp_path / "out" / "episodes.jsonl"])

@@ -70,7 +70,10 @@ def test_torn_last_line_is_ignored_and_then_cut_off(path, cut):
         (lambda line: "", "Expecting value"),
         (lambda line: "3", "line 2 is no JSON object: it is 3"),
         (lambda line: line[:-30], "line 2 is no JSON object"),
-        (lambda line: line.replace('"repeat": 0', '"again": 0'), "record: repeat is missing; again is no field of it"),
+        (
+            lambda line: line.replace('"repeat": 0', '"again": 0'),
+            "record: repeat is missing; again is an unknown field",
+        ),
         (lambda line: line.replace('"success": true', '"success": 1'), "success is 1; expected a valid boolean"),
         (lambda line: line.replace('"length": 12', '"length": true'), "length is True; expected a valid integer"),
         (

@@ -51,7 +51,7 @@ def test_settings_of_older_runs_are_read_and_others_refused(tmp_path: Path) -> N
         ({"sizes": {"channels": ["8"], "layers": 1}}, "sizes.channels.0"),
         ({"settings": {"steps": 0}}, "steps is 0"),
         ({"settings": {}}, "settings.steps is missing"),
-        ({"date": "today"}, "date is no field"),
+        ({"date": "today"}, "date is an unknown field"),
     ):
         path.write_text(json.dumps(values | changes))
         with pytest.raises(CheckpointError, match=rf"training settings .*train\.json.*{message}"):

@@ -8,7 +8,7 @@ import torch
 
 from asd_policy import load_policy
 from asd_policy.cli import main
-from asd_policy.data.store import Episode, EpisodeStore
+from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.nets import NETWORKS, TransformerConfig
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.training.demonstrations import Demonstrations
@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         obs = {key: generator.normal(size=(30, dim)).astype(np.float32) for key, dim in DIMS.items()}
         action = generator.uniform(-1, 1, size=(30, 2)).astype(np.float32)
-        episodes.append(Episode(seed, obs, action, action, 30))
+        episodes.append(Demonstration(seed, obs, action, action, 30))
     return path
 
 
