@@ -134,8 +134,8 @@ def test_networks_that_do_not_exist(options: str, told: str, capsys: pytest.Capt
     ("options", "told"),
     [
         ("--network.name transformer --network.n-emb 18 --network.n-head 4", "network.n_emb is 18"),
-        ("--network.name transformer --network.down-dims 8", "Unrecognized options: --network.down-dims"),
-        ("--network.n-layer 8", "Unrecognized options: --network.n-layer"),
+        ("--network.name transformer --network.down-dims 8", "Unknown option '--network.down-dims'"),
+        ("--network.n-layer 8", "Unknown option '--network.n-layer'"),
     ],
 )
 def test_sizes_that_do_not_fit_the_network(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
