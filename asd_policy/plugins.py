@@ -1,4 +1,4 @@
-"""Objects that users bring: drafts, captures, networks, backends, policies. Each is checked against its protocol."""
+"""Checks of objects that users pass, such as drafts, captures, networks, backends and policies."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 def plug_in(kind: str, value: str | T, registry: Mapping[str, Callable[[], T]], protocol: type[Any]) -> T:
-    """Return the object `value`, or make the one that is registered under the name `value`.
+    """Return the object `value`, or make the object registered under the name `value`.
 
     Args:
         kind: the argument's name in error messages, such as "draft".
-        registry: name -> what makes the object.
-        protocol: the Protocol class that the object must follow.
+        registry: name -> factory of the object.
+        protocol: the Protocol class that the object must implement.
 
     Raises:
-        UnknownNameError: if `value` is no registered name and no such object. The message lists the names.
+        UnknownNameError: if `value` is neither a registered name nor such an object. The message lists the names.
         ConfigError: if the object lacks members of the protocol. The message names them.
     """
     if not isinstance(value, str):
@@ -33,11 +33,11 @@ def plug_in(kind: str, value: str | T, registry: Mapping[str, Callable[[], T]], 
 
 
 def check_members(kind: str, value: object, protocol: type[Any], available: Mapping[str, object] | None = None) -> None:
-    """Check that an object has every member of a Protocol class.
+    """Raise unless an object has every member of a Protocol class.
 
     Args:
         kind: the argument's name in error messages.
-        available: names that could be passed instead; None if there are none.
+        available: the names that the user could pass instead; None if there are none.
 
     Raises:
         UnknownNameError: if there are names, and the object has none of the members.
@@ -57,7 +57,7 @@ def check_members(kind: str, value: object, protocol: type[Any], available: Mapp
 
 
 def protocol_members(protocol: type[Any]) -> dict[str, bool]:
-    """The public members of a Protocol class and `__call__`, by name, each with whether it is a method."""
+    """The public members of a Protocol class and `__call__`, sorted by name -> whether each is a method."""
     found: dict[str, bool] = {}
     for base in protocol.__mro__:
         if getattr(base, "_is_protocol", False) and base is not Protocol:

@@ -1,4 +1,4 @@
-"""The sampler: exact draws of any DDPM in a fraction of its sequential network calls. Needs torch alone."""
+"""The sampler: exact draws of any DDPM in few sequential network calls. Imports torch alone."""
 
 from asd_policy.core.calibration import Calibration, calibrate
 from asd_policy.core.capture import CAPTURES

@@ -1,4 +1,4 @@
-"""Calibration: measure which windows are cheapest for a sampler on its device."""
+"""Calibration: measure which windows make a sampler fastest on its device."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from asd_policy.core.sampler import AsdSampler
 
 WINDOW_CHOICES = (4, 8, 16, 24, 32, 48, 64, 96)
-CALIBRATION_SAMPLES = 64  # where there are no conditions to draw one for each
+CALIBRATION_SAMPLES = 64  # samples to measure acceptance with if there are no conditions
 TIMED_DRAWS = 8
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The cheapest windows, and the measurements they were chosen from."""
+    """The fastest windows, and the measurements behind them."""
 
-    windows: WindowTable  # (K,) for each frontier
-    seconds: Mapping[int, float]  # window -> time of a round
-    acceptance: Sequence[float]  # (K,) the share of samples that kept their draft at each step, at window K
+    windows: WindowTable  # (K,) one window for each frontier
+    seconds: Mapping[int, float]  # window -> seconds of a round
+    acceptance: Sequence[float]  # (K,) share of samples that kept their draft at each step, at window K
 
 
 def calibrate(sampler: AsdSampler, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
-    """Measure the cheapest windows for a sampler's denoiser, draft, capture and device; takes seconds to minutes.
+    """Measure the fastest windows for a sampler's denoiser, draft, capture and device; takes seconds to minutes.
 
-    The sampler stays as it is: `sampler.with_windows(calibration.windows)` runs with the result. Timings differ from
-    run to run, and another table gives other samples (of the same law) from the same seed. Keep the table to draw the
-    same samples again.
+    The sampler is not changed: `sampler.with_windows(calibration.windows)` returns one that uses the result. Timings
+    differ from run to run, and another table gives other samples (of the same law) from the same seed. Keep the table
+    to reproduce samples.
 
     Args:
-        cond: (N, ...) conditions like those to come, or None: drafts are tested on one sample of each.
-        batch_size: how many samples will be drawn at a time; at most N where there are conditions.
-        seed: of the noise.
+        cond: (N, ...) typical conditions, or None. Acceptance is measured on one sample for each condition.
+        batch_size: samples per draw, at most N if there are conditions.
+        seed: seeds the noise.
 
     Raises:
-        ConfigError: on a batch size or seed that is no such integer, and as a draw.
+        ConfigError: on a batch size below 1 or a negative seed, and as `AsdSampler.draw`.
     """
     batch_size, num_steps, seed = as_count(batch_size, "batch_size"), sampler.num_steps, as_seed(seed)
     every_step = sampler.with_windows(None).with_capture("eager")
@@ -53,17 +53,18 @@ def calibrate(sampler: AsdSampler, cond: Tensor | None, batch_size: int = 1, see
     timed = {choice: _time(sampler.with_windows(table), cond, batch_size, seed) for choice, table in fixed.items()}
     seconds = {choice: per_round for choice, (_, per_round) in timed.items()}
     table = cheapest_windows(acceptance, seconds)
-    # The table's model takes drafts for independent and equally good at every window: so it has to prove itself.
+    # The model behind the table assumes drafts that are kept independently, equally often at every window. So the table
+    # is timed too, and returned only if it is faster than every fixed window.
     per_draw = {fixed[choice]: per_draw for choice, (per_draw, _) in timed.items()}
     per_draw[table] = _time(sampler.with_windows(table), cond, batch_size, seed)[0]
     return Calibration(min(per_draw, key=lambda windows: per_draw[windows]), seconds, acceptance)
 
 
 def _time(sampler: AsdSampler, cond: Tensor | None, batch_size: int, seed: int) -> tuple[float, float]:
-    """Mean seconds of a draw, and of a round, over several conditions."""
+    """Mean seconds of a draw and of a round, over TIMED_DRAWS draws with changing conditions."""
     rounds, begun = 0, 0.0
     for turn in range(-1, TIMED_DRAWS):
-        if turn == 0:  # the draw before may have compiled
+        if turn == 0:  # the first draw may compile, so it is not timed
             begun, rounds = time.perf_counter(), 0
         some = None if cond is None else cond.roll(-turn * batch_size, dims=0)[:batch_size]
         rounds += len(sampler.draw(batch_size, some, Generator().manual_seed(seed + turn + 1)).stats.advance)

@@ -1,4 +1,4 @@
-"""What arguments have to be, and the error where they are not."""
+"""Checks of arguments. Each raises ConfigError with the value found and the one expected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_device(device: torch.device | str) -> torch.device:
 
 
 def check_condition(cond: Tensor | None, batch_size: int) -> None:
-    """Raise ConfigError unless `cond` is None or a tensor with one row per sample."""
+    """Raise ConfigError unless `cond` is None or a tensor (batch_size, ...)."""
     if cond is None:
         return
     if not isinstance(cond, Tensor) or cond.ndim == 0:

@@ -1,7 +1,7 @@
-"""One convention for every network: (x, t, cond) -> prediction of the clean sample.
+"""Denoisers: one call, (x, t, cond) -> prediction of the clean sample, for every network.
 
-Whatever a network was trained to predict is converted here, once, at the edge (DDPM eq. 15; v as in Salimans & Ho 2022,
-https://arxiv.org/abs/2202.00512). All three conversions are affine in the noisy sample and the network's output.
+A denoiser converts the network's output (noise, velocity or clean sample) to a clean sample (DDPM eq. 15; v as in
+Salimans & Ho 2022, https://arxiv.org/abs/2202.00512). All three conversions are affine in the noisy sample and output.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class PreparedNetwork(Protocol):
-    """A network that computes what does not depend on the noisy sample once for a batch of B samples and K steps."""
+    """A network that precomputes the terms without the noisy sample, once for a batch of B samples and K steps."""
 
     def prepare(self, timesteps: Tensor, cond: Tensor) -> Any:
         """timesteps (K,) int64, cond (B, ...) -> a tensor, or a NamedTuple of tensors."""
         ...
 
     def predict(self, x: Tensor, step: Tensor, row: Tensor, prepared: Any) -> Tensor:
-        """What the network returns for x (N, *E), timesteps[step], cond[row]; step and row (N,) int64."""
+        """The network's output for x (N, *E), timesteps[step], cond[row]; step and row (N,) int64."""
         ...
 
 
 def clipped(x0: Tensor, clip: float | None) -> Tensor:
-    """Predictions x0 in [-clip, clip]; None leaves them.
+    """Clamp predictions x0 to [-clip, clip]; None leaves them unchanged.
 
-    Infinity stays infinity: were it clipped to a number, nobody would learn that the network had failed.
+    Infinity stays infinity. Clamping it to a number would hide that the network had failed.
     """
     return x0 if clip is None else torch.where(x0.isfinite(), x0.clamp(-clip, clip), x0)
 
@@ -71,13 +71,13 @@ class AffineDenoiser(nn.Module):
         return self.to_clean(x, t, self.net(x, t, cond))
 
     def to_clean(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """The network's output (N, *E) at x (N, *E), t (N,) as a prediction of the clean sample (N, *E)."""
+        """Convert the network's output (N, *E) at x (N, *E), t (N,) to a prediction of the clean sample (N, *E)."""
         per_sample = (-1,) + (1,) * (x.ndim - 1)
         x0 = self.x_weight[t].view(per_sample) * x + self.net_weight[t].view(per_sample) * output
         return clipped(x0, self.clip)
 
     def without_clip(self) -> Self:
-        """The same network, its predictions not clipped."""
+        """The same network with unclipped predictions."""
         denoiser = copy.copy(self)
         denoiser.clip = None
         return denoiser
@@ -108,21 +108,21 @@ class SampleDenoiser(AffineDenoiser):
 
 
 DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": SampleDenoiser}
-"""By what a network predicts, as diffusers' `prediction_type` names it."""
+"""diffusers' `prediction_type` -> class of denoisers."""
 
 
 class Context(NamedTuple):
-    """What a denoiser is told about a batch of B samples, for all K steps."""
+    """The denoiser's inputs that are fixed for a batch of B samples and all K steps."""
 
     timesteps: Tensor  # (K,) int64
     cond: Tensor | None  # (B, ...)
-    prepared: Any = None  # what the network has made of the two, if it can
+    prepared: Any = None  # the network's precomputed terms, if it is a PreparedNetwork
 
 
 def can_prepare(net: Network) -> bool:
-    """Whether `prepare` and `predict` may stand in for calling the network.
+    """Whether `prepare` and `predict` can replace a call of the network.
 
-    Not where its call does more: a subclass or a wrapper with a `forward` of its own, or hooks on the call.
+    False if a call does more: a subclass or wrapper with its own `forward`, or hooks on the call.
     """
     if not isinstance(net, PreparedNetwork) or not isinstance(net, nn.Module):
         return isinstance(net, PreparedNetwork)
@@ -134,7 +134,7 @@ def can_prepare(net: Network) -> bool:
 
 
 def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
-    """Compute once what `denoise` would repeat at every step: timesteps (K,) int64, cond (B, ...) or None."""
+    """The context of a batch: timesteps (K,) int64, cond (B, ...) or None. Precomputes what the steps share."""
     if cond is not None and isinstance(denoiser, AffineDenoiser) and can_prepare(denoiser.net):
         assert isinstance(denoiser.net, PreparedNetwork)
         return Context(timesteps, cond, denoiser.net.prepare(timesteps, cond))
@@ -142,7 +142,7 @@ def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Conte
 
 
 def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: Context) -> Tensor:
-    """Predict the clean samples of x (N, *E), each at its step (N,) int64 and of its row (N,) int64 of the batch.
+    """Predict the clean samples of x (N, *E), each at its step (N,) int64 and for its row (N,) int64 of the batch.
 
     Raises:
         ConfigError: if the network returned another shape.
@@ -164,14 +164,14 @@ def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: C
 
 
 Evaluate = Callable[[Denoiser, Tensor, Tensor, Tensor, Context], Tensor]
-"""`denoise`, or what a capture has made of it."""
+"""The signature of `denoise` and of a capture's version of it."""
 
 
 def device_of(denoiser: Denoiser, device: torch.device | str | None = None) -> torch.device:
-    """Where to sample: at a denoiser's parameters or buffers; for a plain function at `device`, else on the CPU.
+    """The device to sample on: a module's own; for a plain function `device`, or the CPU if that is None.
 
     Raises:
-        ConfigError: if the denoiser is a module that lies elsewhere than at `device`.
+        ConfigError: if the denoiser is a module on another device than `device`.
     """
     asked = None if device is None else as_device(device)
     tensors = chain(denoiser.parameters(), denoiser.buffers()) if isinstance(denoiser, nn.Module) else ()
@@ -184,9 +184,9 @@ def device_of(denoiser: Denoiser, device: torch.device | str | None = None) -> t
 
 
 def check_finite(x: Tensor) -> Tensor:
-    """Return the finished samples `x` (B, *E), or raise NumericalError when one is not finite.
+    """Return the finished samples `x` (B, *E), or raise NumericalError if one is not finite.
 
-    NaN is absorbing in the chain, so one look at its end sees a network that failed at any step of it.
+    A NaN stays in its chain to the end, so checking the end finds a network that failed at any step.
     """
     bad = ~x.isfinite().reshape(len(x), -1).all(dim=1)
     if bool(bad.any()):

@@ -1,4 +1,4 @@
-"""What a draw returns: samples, and what they cost."""
+"""The results of a draw: samples, and their cost."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from asd_policy.core.transfer import to_host
 
 @dataclass(frozen=True)
 class SampleStats:
-    """What a batch of B samples of K steps cost, on the CPU."""
+    """The cost of a batch of B samples of K steps. All tensors are on the CPU."""
 
-    rounds: Tensor  # (B,) int64, sequential network calls, every one counted
-    evaluations: Tensor  # (B,) int64, states that the network was asked about
-    advance: Tensor  # (R, B) int64, steps that became certain in each round of the loop; 0 once a chain is finished
-    acceptance: Tensor  # (K,) float32, the share of chains that kept their draft at each step
+    rounds: Tensor  # (B,) int64, sequential network calls, the draft's included
+    evaluations: Tensor  # (B,) int64, states that the network evaluated
+    advance: Tensor  # (R, B) int64, steps that became certain in each round; 0 once a chain is finished
+    acceptance: Tensor  # (K,) float32, share of chains that kept their draft at each step
 
     @staticmethod
     def of_rounds(since: Tensor, accepted: Tensor, evaluations: Tensor, calls: int) -> SampleStats:
-        """Of speculation, from the `State` of a finished run on the CPU and the draft's calls per round."""
-        begins = since == torch.arange(since.shape[1], device="cpu")  # (B, K), the steps at which a round began
-        verified_in = begins.cumsum(dim=1) - 1  # (B, K), the round in which each step became certain
+        """From the final `State` of a speculative run, on the CPU, and the network calls of each round."""
+        begins = since == torch.arange(since.shape[1], device="cpu")  # (B, K), whether a round began at the step
+        verified_in = begins.cumsum(dim=1) - 1  # (B, K), the index of the round in which the step became certain
         loops = verified_in[:, -1] + 1  # (B,)
         counted = torch.arange(int(loops.max()), device="cpu").view(-1, 1, 1)
         return SampleStats(
@@ -37,7 +37,7 @@ class SampleStats:
 
     @staticmethod
     def of_steps(batch_size: int, num_steps: int) -> SampleStats:
-        """Of a plain sampler: one step a round, and no draft to keep."""
+        """For a plain sampler: one step in each round, and no drafts."""
         return SampleStats(
             rounds=torch.full((batch_size,), num_steps, device="cpu"),
             evaluations=torch.full((batch_size,), num_steps, device="cpu"),
@@ -47,27 +47,27 @@ class SampleStats:
 
 
 class Draws(NamedTuple):
-    """Samples, what they cost, and what a later draw may start from."""
+    """Samples, their cost, and predictions to warm-start a later draw."""
 
     x: Tensor  # (B, *E)
     stats: SampleStats
-    predictions: Tensor | None  # (B, K, *E) the last prediction of the clean sample at each step, if the draft keeps it
+    predictions: Tensor | None  # (B, K, *E) the last prediction of the clean sample at each step, if kept
 
 
 class Drawn(NamedTuple):
-    """A draw that the device may still be working on: nothing of it has been read.
+    """A draw that the device may still be computing; the host has read none of it.
 
-    `read` waits for it. Whoever wants more of the device, such as the actions that a chunk stands for, has it read in
-    the same transfer.
+    `read` waits for the device. Pass it other tensors to read, such as a chunk's actions, and they come in the same
+    transfer.
     """
 
     x: Tensor  # (B, *E)
     record: tuple[Tensor, Tensor, Tensor] | None  # `State`'s since, accepted and evaluations; None without drafts
-    calls: int  # sequential network calls: of each round, or in all where there is no record
+    calls: int  # sequential network calls: in each round, or in all if there is no record
     predictions: Tensor | None  # as in `Draws`
 
     def read(self, *more: Tensor) -> tuple[Draws, list[Tensor]]:
-        """The draw and `more` tensors, read in one transfer; `more` on the CPU.
+        """Read the draw and the tensors `more` in one transfer; the returned `more` are on the CPU.
 
         Raises:
             NumericalError: if a sample is not finite.

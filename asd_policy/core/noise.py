@@ -15,9 +15,9 @@ from asd_policy.errors import ConfigError
 
 
 def seeded_generator(seed: int | None) -> Generator:
-    """A CPU generator; equal seeds give equal noise, different ones different noise. None seeds from the system.
+    """A CPU generator. Equal seeds give equal noise; None seeds from the operating system.
 
-    torch's CPU generator looks at 32 bits of its seed, so a longer seed is hashed to 32 bits.
+    torch's CPU generator uses 32 bits of its seed, so a longer seed is hashed to 32 bits.
 
     Raises:
         ConfigError: unless the seed is None or an integer of at least 0; NumPy's integers are fine.
@@ -34,7 +34,7 @@ def seeded_generator(seed: int | None) -> Generator:
 
 
 class NoiseTape(NamedTuple):
-    """Step k always consumes row k, in whichever round it is verified: that is what keeps every draft exact."""
+    """The noise of B chains. Step k consumes row k in whichever round it is verified, which keeps every draft exact."""
 
     start: Tensor  # (B, *E) x_0, the pure noise that the chain starts from
     xi: Tensor  # (B, K, *E) standard normal increments, one row per step
@@ -48,14 +48,15 @@ class NoiseTape(NamedTuple):
         generator: Noise = None,
         device: torch.device | str = "cpu",
     ) -> NoiseTape:
-        """A fresh tape in float32.
+        """Draw a tape in float32.
 
         Args:
-            generator: one generator for the whole batch, or one per sample: then a sample's noise does not depend on
-                how many are drawn with it. None draws from torch's global generator. A tape is taken as it is.
+            event_shape: E.
+            generator: one generator for the whole batch; or one for each sample, so that a sample's noise does not
+                depend on its batch. None draws from torch's global generator. A NoiseTape is used as it is.
 
         Raises:
-            ConfigError: unless `batch_size` and the event's sizes are 1 or more, and the generators or the tape fit.
+            ConfigError: unless `batch_size` and the event's sizes are at least 1, and the generators or tape fit.
         """
         event_shape = as_event_shape(event_shape)
         batch_size = as_count(batch_size, "batch_size")
@@ -72,7 +73,7 @@ class NoiseTape(NamedTuple):
         return NoiseTape(*(torch.cat(rows) for rows in zip(*tapes, strict=True)))._on(device)
 
     def _checked(self, shape: tuple[int, ...], device: torch.device | str) -> NoiseTape:
-        """This tape on the device, if its noise has the shape (B, K, *E). Raises ConfigError."""
+        """This tape on the device. Raises ConfigError unless `xi` has `shape`, (B, K, *E), and the others fit."""
         expected = (shape[0], *shape[2:]), shape, shape[:2]
         found = tuple(tuple(rows.shape) for rows in self)
         if found != expected:
@@ -102,4 +103,4 @@ class NoiseTape(NamedTuple):
 
 
 Noise = Generator | Sequence[Generator] | NoiseTape | None
-"""Where a batch's noise comes from: see `NoiseTape.draw`."""
+"""The source of a batch's noise: see `NoiseTape.draw`."""

@@ -1,4 +1,4 @@
-"""The plain samplers, DDPM and DDIM. `sample_ddpm` is the law that everything else is tested against."""
+"""The plain samplers, DDPM and DDIM. `sample_ddpm` is the reference law of every exact sampler."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class PlainSampler:
 
     Args:
         denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
-        steps: what a step does.
+        steps: the steps and their update rule.
         event_shape: E, the shape of one sample.
-        capture: how the steps are run: a name in CAPTURES or a capture; see `AsdSampler`.
+        capture: how the steps are run: a name in CAPTURES, or a capture; see `AsdSampler`.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
@@ -52,7 +52,7 @@ class PlainSampler:
 
     @property
     def num_steps(self) -> int:
-        """K, the steps of a sample."""
+        """K, the number of steps of a sample."""
         return self._steps.num_steps
 
     def rows(self, due: int, batch_size: int) -> int:
@@ -67,7 +67,7 @@ class PlainSampler:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
-        """As `AsdSampler.draw`; there is nothing that could start warm."""
+        """As `AsdSampler.draw`; `warm` is ignored."""
         return self.launch(batch_size, cond, generator, warm, on_round).read()[0]
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class PlainSampler:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """As `AsdSampler.launch`; there is nothing that could start warm."""
+        """As `AsdSampler.launch`; `warm` is ignored."""
         check_condition(cond, batch_size)
         device = device_of(self.denoiser, self._device)
         tape = NoiseTape.draw(batch_size, self.num_steps, self.event_shape, generator, device)
@@ -121,7 +121,7 @@ def ddim_sampler(
 
 @dataclass(frozen=True)
 class Ddpm:
-    """The description of `ddpm_sampler`: K steps, exact."""
+    """The spec of `ddpm_sampler`: K steps, exact."""
 
     capture: str | Capture = "eager"
 
@@ -129,7 +129,7 @@ class Ddpm:
     form: ClassVar[str] = "ddpm[:CAPTURE]"
 
     def __post_init__(self) -> None:
-        make_capture(self.capture)  # raises where it cannot be made
+        make_capture(self.capture)  # raises ConfigError if it cannot be made
 
     @property
     def label(self) -> str:
@@ -154,10 +154,10 @@ class Ddpm:
 
 @dataclass(frozen=True)
 class Ddim:
-    """The description of `ddim_sampler`: fewer steps, another law.
+    """The spec of `ddim_sampler`: fewer steps, another law.
 
     Attributes:
-        use_clipped_model_output: None for what the model was trained with, or True where nothing says.
+        use_clipped_model_output: None takes the model's own setting, or True if it has none.
         set_alpha_to_one: likewise.
     """
 
@@ -172,11 +172,11 @@ class Ddim:
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        make_capture(self.capture)  # raises where it cannot be made
+        make_capture(self.capture)  # raises ConfigError if it cannot be made
 
     @property
     def label(self) -> str:
-        """As `SamplerSpec.label`; options that a command line does not have follow after commas."""
+        """As `SamplerSpec.label`. Options without a form on the command line follow after commas."""
         others = {
             "eta": self.eta or None,
             "use_clipped_model_output": self.use_clipped_model_output,
@@ -225,8 +225,8 @@ def sample_ddpm(
     """Ancestral sampling in K steps (Ho et al. 2020, Algorithm 2).
 
     Args:
-        cond: (B, ...) or None, handed to the denoiser.
-        generator: one for the batch or one per sample; the tape drawn is the one `AsdSampler` draws.
+        cond: (B, ...) or None, passed to the denoiser.
+        generator: one for the batch or one per sample. `AsdSampler` draws the same tape from the same generator.
         on_round: called after each step.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
@@ -261,14 +261,14 @@ def sample_ddim(
     Equal to diffusers' DDIMScheduler with the same settings, in every timestep spacing.
 
     Args:
-        num_steps: steps taken out of the schedule's training timesteps.
+        num_steps: number of steps, taken from the schedule's training timesteps.
         eta: 0 is deterministic given the start; 1 adds the noise of DDPM's small variance.
-        use_clipped_model_output: the noise direction is computed from the clipped prediction; otherwise, as is
-            diffusers' default, from the prediction before it is clipped. No difference where nothing is clipped.
-        set_alpha_to_one: the last step leads to the clean sample; otherwise to training timestep 0.
+        use_clipped_model_output: compute the noise direction from the clipped prediction. False takes the unclipped
+            prediction, as diffusers does by default. They are equal if nothing is clipped.
+        set_alpha_to_one: the last step ends at the clean sample. False ends it at training timestep 0.
 
-    Returns and raises as `sample_ddpm`; ConfigError also on an `eta` that is negative or not finite, or if the
-    predictions before clipping are asked of a denoiser that cannot tell them.
+    Returns and raises as `sample_ddpm`. ConfigError also if `eta` is negative or not finite, or if the denoiser
+    cannot return the unclipped predictions asked for.
     """
     sampler = ddim_sampler(
         denoiser, schedule, event_shape, num_steps, eta, use_clipped_model_output, set_alpha_to_one, device=device

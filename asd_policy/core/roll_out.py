@@ -1,4 +1,4 @@
-"""Speculation along a window without the network (Hu et al. 2025, Algorithm 2)."""
+"""The roll-out: speculate along a window without the network (Hu et al. 2025, Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from asd_policy.core.drafts.protocol import Guess
 
 
 class Ahead(NamedTuple):
-    """What is known of the W steps of a window before any of them is speculated."""
+    """The inputs of a roll-out over W steps."""
 
-    step: Tensor  # (B, W) int64; the last step repeats where the window runs past it
-    row: Tensor  # (B, W) int64, the chain that each belongs to
+    step: Tensor  # (B, W) int64; the last step repeats if the window runs past it
+    row: Tensor  # (B, W) int64, the chain of each step
     a: Tensor  # (B, W) the chain's coefficients at these steps
     b: Tensor  # (B, W)
     s: Tensor  # (B, W)
     xi: Tensor  # (B, W, *E) the tape's noise
     u: Tensor  # (B, W) the tape's uniforms
-    guess: Guess  # the draft's
+    guess: Guess  # the draft's guesses
 
 
 def roll_out(x: Tensor, ahead: Ahead, clip: float | None) -> tuple[Tensor, Tensor]:

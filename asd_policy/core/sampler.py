@@ -1,4 +1,4 @@
-"""AsdSampler: exact draws of a DDPM in a fraction of its sequential network calls."""
+"""AsdSampler: exact draws of a DDPM in few sequential network calls."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class AsdSampler:
         event_shape: E, the shape of one sample.
         draft: "frozen" (the paper's), "reuse", "path", another name in DRAFTS, or a `Draft`; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
-            a window for each frontier; or "auto", which has to be calibrated before a draw: `with_windows` takes the
-            windows that `calibrate` finds.
+            a window for each frontier; or "auto". A sampler with "auto" cannot draw: `calibrate` measures the windows,
+            and `with_windows` returns a sampler that uses them.
         capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts),
             "cuda_graph" (CUDA graphs of compiled parts), another name in CAPTURES, or a `Capture`.
         device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
 
     Raises:
-        ConfigError: on a window below 1, a name that does not exist (the message lists those that do), a draft or
-            capture that lacks members of its protocol (the message names them), or a device that this machine lacks.
+        ConfigError: on a window below 1, an unknown name (the message lists the known ones), a draft or capture that
+            lacks members of its protocol (the message names them), or a device that this machine lacks.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class AsdSampler:
 
     @property
     def schedule(self) -> Schedule:
-        """The chain's coefficients; for other ones make another sampler."""
+        """The chain's coefficients. Read-only: another schedule needs another sampler."""
         return self._schedule
 
     @property
     def num_steps(self) -> int:
-        """K, the steps of a sample."""
+        """K, the number of steps of a sample."""
         return self.schedule.num_steps
 
     def rows(self, due: int, batch_size: int) -> int:
-        """How many samples to draw where `due` of a batch are wanted, so that nothing is captured or compiled anew."""
+        """How many samples to draw when `due` of a batch are wanted, so that nothing is captured or compiled anew."""
         return self.capture.rows(due, batch_size)
 
     def __call__(
@@ -95,14 +95,14 @@ class AsdSampler:
         """Draw `batch_size` samples.
 
         Args:
-            cond: (B, ...) or None, handed to the denoiser.
-            generator: one for the batch or one per sample; the tape drawn is the one `sample_ddpm` draws.
+            cond: (B, ...) or None, passed to the denoiser.
+            generator: one for the batch or one per sample. `sample_ddpm` draws the same tape from the same generator.
 
         Returns:
-            x (B, *event_shape), float32, on the device sampled on; and what it cost.
+            x (B, *event_shape), float32, on the sampler's device; and its cost.
 
         Raises:
-            ConfigError: on a batch, condition or denoiser output whose shape does not fit.
+            ConfigError: on a batch, condition or denoiser output of the wrong shape.
             NumericalError: if the network returned NaN or infinity.
         """
         draws = self.draw(batch_size, cond, generator)
@@ -116,14 +116,14 @@ class AsdSampler:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Draws:
-        """Draw as a call does, beginning with guesses from an earlier, related draw.
+        """Draw as `__call__` does, with optional guesses from an earlier, related draw.
 
         Args:
             warm: (B, K, *event_shape) or None, a guess of the clean sample for each step: the predictions of an earlier
-                draw, moved to where this sample is expected. However wrong, it changes the cost alone, never the law.
-            on_round: called after each round; capture="cuda_graph" has none, it runs all rounds at once.
+                draw, shifted to this draw. Bad guesses raise the cost; the law stays the same.
+            on_round: called after each round. capture="cuda_graph" cannot call it.
 
-        Returns and raises as a call does; ConfigError also if there is nowhere to call `on_round` from.
+        Returns and raises as `__call__`. ConfigError also if the capture cannot call `on_round`.
         """
         return self.launch(batch_size, cond, generator, warm, on_round).read()[0]
 
@@ -136,7 +136,7 @@ class AsdSampler:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """Begin a draw as `draw` does, and return without reading it: what is not finite is found when it is read."""
+        """Begin a draw as `draw` does, without waiting for it. `Drawn.read` raises the NumericalError."""
         check_condition(cond, batch_size)
         expected = (batch_size, self.schedule.num_steps, *self.event_shape)
         if warm is not None and (not isinstance(warm, Tensor) or warm.shape != expected):
@@ -149,7 +149,7 @@ class AsdSampler:
         return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
     def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:
-        """What stays fixed while a batch is drawn; takes the batch's noise from `generator`."""
+        """The constants of a batch; takes its noise from `generator`."""
         device, num_steps = device_of(self.denoiser, self._device), self.num_steps
         self._constants = moved(self._constants, device)
         a, b, s, timesteps = self._constants
@@ -164,7 +164,7 @@ class AsdSampler:
         )
 
     def windows_run(self) -> WindowTable:
-        """The window of each frontier as it is run, which may be cut where fewer steps are left."""
+        """The window of each frontier, shortened near the end if the capture allows it."""
         if self.windows is None:
             raise ConfigError(
                 "window='auto' has not been calibrated: draw with "
@@ -173,11 +173,11 @@ class AsdSampler:
         return shortened(self.windows, self.capture.least_window)
 
     def calibrate(self, cond: Tensor | None, batch_size: int = 1, seed: int = 0) -> Calibration:
-        """Measure the cheapest windows; see `asd_policy.core.calibration.calibrate`. This sampler stays as it is."""
+        """Measure the fastest windows; see `asd_policy.core.calibration.calibrate`. This sampler is not changed."""
         return calibrate(self, cond, batch_size, seed)
 
     def with_windows(self, window: Window) -> AsdSampler:
-        """This sampler with another window, sharing all that it has compiled and captured.
+        """This sampler with another window. Both share compiled code and captured graphs.
 
         Raises:
             ConfigError: as the constructor.
@@ -187,7 +187,7 @@ class AsdSampler:
         return sampler
 
     def with_capture(self, capture: str | Capture) -> AsdSampler:
-        """This sampler with its loop run in another way.
+        """This sampler with another capture.
 
         Raises:
             ConfigError: as the constructor.
@@ -198,13 +198,13 @@ class AsdSampler:
 
 
 def _table(window: Window, num_steps: int) -> WindowTable | None:
-    """The window of each frontier (K,), or None where they are still to be calibrated."""
+    """The window of each frontier (K,), or None for "auto"."""
     return None if isinstance(window, str) and window == "auto" else as_windows(window, num_steps)
 
 
 @dataclass(frozen=True)
 class Asd:
-    """The description of an `AsdSampler`: exact, in few rounds."""
+    """The spec of an `AsdSampler`: exact, in few rounds."""
 
     draft: str | Draft = "path"
     window: Window = 24
@@ -214,7 +214,7 @@ class Asd:
     form: ClassVar[str] = "asd[:DRAFT[:WINDOW[:CAPTURE]]]"
 
     def __post_init__(self) -> None:
-        make_draft(self.draft)  # both raise where they cannot be made
+        make_draft(self.draft)  # both raise ConfigError if they cannot be made
         make_capture(self.capture)
 
     @property
@@ -224,7 +224,7 @@ class Asd:
 
     @property
     def is_automatic(self) -> bool:
-        """Whether the windows are to be calibrated ones."""
+        """Whether the windows are "auto", to be calibrated."""
         return isinstance(self.window, str)
 
     @classmethod

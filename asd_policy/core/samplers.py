@@ -1,4 +1,4 @@
-"""The samplers by name, behind one call: "ddpm" and "asd" are exact, "ddim" has another law."""
+"""The registry of samplers: "ddpm" and "asd" are exact, "ddim" has another law."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asd_policy.plugins import check_members
 S = TypeVar("S", bound=SamplerSpec)
 
 SAMPLERS: dict[str, type[SamplerSpec]] = {Ddpm.name: Ddpm, Ddim.name: Ddim, Asd.name: Asd}
-"""Name -> class of specs. Add an entry to use a sampler of your own by name."""
+"""Name -> class of specs. Add an entry to register a sampler of your own."""
 
 
 def parse_sampler(text: str) -> SamplerSpec:
-    """The spec of a sampler as command lines write it: `ddpm`, `ddim:10:compile`, `asd:reuse:24`, `asd:path:auto`.
+    """Read a sampler's spec from text: `ddpm`, `ddim:10:compile`, `asd:reuse:24`, `asd:path:auto`.
 
     Raises:
-        UnknownNameError: on a name of a sampler, draft or capture that does not exist. The message lists those that do.
+        UnknownNameError: on an unknown sampler, draft or capture. The message lists the known names.
         ConfigError: on words that do not fit the sampler. The message lists the forms.
     """
     name, *words = text.split(":")
@@ -36,11 +36,11 @@ def parse_sampler(text: str) -> SamplerSpec:
 
 
 def as_spec(sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> SamplerSpec:
-    """The spec of a name, of a command line's text, or one that is given; with the options replaced.
+    """Return the spec of a name or text, or the given spec, with `options` replaced.
 
     Raises:
-        UnknownNameError: on a sampler or an option that does not exist. The message lists those that do.
-        ConfigError: on text as `parse_sampler`, or an object that lacks members of `SamplerSpec`.
+        UnknownNameError: on an unknown sampler or option. The message lists the known ones.
+        ConfigError: as `parse_sampler`, or on an object that lacks members of `SamplerSpec`.
     """
     if isinstance(sampler, str):
         return with_options(parse_sampler(sampler), **options)
@@ -51,10 +51,10 @@ def as_spec(sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> Sa
 
 
 def with_options(spec: S, **options: Unpack[SamplerOptions]) -> S:
-    """The spec with some of its options replaced.
+    """Return the spec with some of its options replaced.
 
     Raises:
-        UnknownNameError: on an option that the sampler does not have. The message lists those that it has.
+        UnknownNameError: on an option that the sampler lacks. The message lists its options.
     """
     known = [field.name for field in fields(cast(Any, spec))]
     for option in options:
@@ -64,6 +64,6 @@ def with_options(spec: S, **options: Unpack[SamplerOptions]) -> S:
 
 
 def _forms() -> str:
-    """The forms of all samplers on a command line."""
+    """The command-line forms of all samplers."""
     *some, last = (spec.form for spec in SAMPLERS.values())
     return f"{', '.join(some)} or {last}"

@@ -1,7 +1,7 @@
 """The coefficients of the reverse chain x_{k+1} = a_k x_k + b_k X_k(x_k) + s_k xi_k.
 
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 7 (https://arxiv.org/abs/2006.11239). Step k = 0 is the
-noisiest. `timesteps[k]` is the training timestep that the network is told at step k.
+noisiest. `timesteps[k]` is the training timestep that the network receives at step k.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asd_policy.errors import ConfigError, UnknownNameError
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 NOISE_LEVEL_SETTINGS = {"snr_shift_scale": 1.0, "use_flow_sigmas": False, "timestep_type": "discrete"}
-"""Settings of diffusers' schedulers that change the noise levels -> the value that leaves them alone."""
+"""Settings of diffusers' schedulers that change the noise levels -> the value that leaves them unchanged."""
 SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -80,7 +80,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """K, the number of steps: sequential network calls of the plain sampler."""
+        """K, the number of steps: the sequential network calls of the plain sampler."""
         return len(self.timesteps)
 
     @property
@@ -109,9 +109,9 @@ class Schedule:
 
     @property
     def s(self) -> Tensor:
-        """(K,) standard deviation of x_{k+1} given x_k, 0 at timestep 0.
+        """(K,) standard deviation of x_{k+1} given x_k; 0 at timestep 0.
 
-        The last step of a strided chain may be at a later timestep; with "fixed_large" it then has noise.
+        The last step of a strided chain may be at a later timestep. With "fixed_large" it then has noise.
         """
         beta = 1 - self._alpha
         small = beta * (1 - self.abar_next) / (1 - self.abar)
@@ -119,7 +119,7 @@ class Schedule:
         return torch.where(self.timesteps == 0, 0, s)
 
     def with_num_steps(self, num_steps: int | None) -> Schedule:
-        """The same diffusion strided to `num_steps` of its T training timesteps; None takes all of them.
+        """The same diffusion strided to `num_steps` of its T training timesteps; None takes all T.
 
         Raises:
             ConfigError: if `num_steps` is not between 1 and T.
@@ -147,7 +147,7 @@ class Schedule:
         spacing: str = "leading",
         steps_offset: int = 0,
     ) -> Schedule:
-        """The chain of a DDPM trained with `betas` (T,), in diffusers' vocabulary for everything else.
+        """The chain of a DDPM trained with `betas` (T,). The other arguments are named and valued as in diffusers.
 
         Raises:
             ConfigError: on betas outside (0, 1), an unknown name, or a `num_steps` that does not fit.
@@ -166,12 +166,12 @@ class Schedule:
     def from_diffusers(scheduler: Any, num_steps: int | None = None) -> Schedule:
         """The chain of a diffusers scheduler, or of its config as a mapping.
 
-        Missing entries are as in DDPMScheduler. A `variance_type` of None is "fixed_small": DDPMScheduler's step
-        computes that.
+        Missing entries take DDPMScheduler's defaults. A `variance_type` of None is "fixed_small", as in DDPMScheduler's
+        step.
 
         Raises:
-            ConfigError: on a scheduler that has no betas, or a beta schedule, variance or spacing that this package
-                does not sample exactly.
+            ConfigError: on a scheduler without betas, or a beta schedule, variance or spacing that this package does
+                not sample exactly.
         """
         config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
         saved_without_betas = "_class_name" in config and (
@@ -198,7 +198,7 @@ class Schedule:
 
 
 def _check_noise_levels(scheduler: Any, schedule: Schedule) -> None:
-    """Raise ConfigError if a scheduler's own noise levels, in float32, are not those that its config leads to."""
+    """Raise ConfigError if a scheduler's own noise levels, in float32, differ from those of its config."""
     actual = getattr(scheduler, "alphas_cumprod", None)
     if actual is None:
         return
@@ -220,7 +220,7 @@ def _strided_timesteps(total: int, num_steps: int, spacing: str, steps_offset: i
         return (torch.arange(num_steps, dtype=torch.float64, device="cpu") * stride).round().long().flip(0)
     if spacing == "leading":
         return (torch.arange(num_steps, device="cpu") * (total // num_steps)).flip(0) + steps_offset
-    if math.ceil(total / (total / num_steps)) != num_steps:  # how many np.arange(total, 0, -total / num_steps) has
+    if math.ceil(total / (total / num_steps)) != num_steps:  # the length of np.arange(total, 0, -total / num_steps)
         raise ConfigError(
             f"diffusers rounds trailing timesteps for num_steps {num_steps} of {total} to {num_steps + 1} of them, the "
             "last one -1. Take another number of steps, or another timestep_spacing."

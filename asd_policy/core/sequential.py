@@ -1,4 +1,4 @@
-"""The steps of the plain samplers: one network call each."""
+"""The steps of the plain samplers, one network call each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError
 
 OnRound = Callable[[Tensor, Tensor], None]
-"""Told after each round how far the chains are: the frontier (B,) int64, the steps that are certain, and x (B, *E)."""
+"""Called after each round with the frontier (B,) int64, the number of certain steps of each chain, and x (B, *E)."""
 
 
 Step = Callable[[tuple[float, ...], Tensor, Tensor, Tensor], Tensor]
@@ -24,12 +24,12 @@ Step = Callable[[tuple[float, ...], Tensor, Tensor, Tensor], Tensor]
 
 
 class Steps:
-    """All steps of a plain sampler, one network call each, without a look at a value: a capture may record them.
+    """All steps of a plain sampler, one network call each. No step reads a value on the host: a capture can record it.
 
     Args:
         timesteps: (K,) int64, the training timestep of each step.
-        coefficients: of each step, K tuples.
-        step: what a step does.
+        coefficients: K tuples, the coefficients of each step.
+        step: the update rule of a step.
     """
 
     def __init__(self, timesteps: Tensor, coefficients: Sequence[tuple[float, ...]], step: Step):
@@ -44,7 +44,7 @@ class Steps:
         tape: NoiseTape,
         on_round: OnRound | None = None,
     ) -> Tensor:
-        """x (B, *E) at the end of the tape's chains; `network` is `denoise`, or a capture's."""
+        """x (B, *E) at the end of the tape's chains; `network` is `denoise` or a capture's version of it."""
         step, row = _steps_and_rows(self.num_steps, len(tape.start), tape.start.device)
         x = tape.start
         for k, coefficients in enumerate(self._coefficients):
@@ -66,7 +66,7 @@ def _ddpm_step(coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tenso
 
 
 def ddim_steps(schedule: Schedule, num_steps: int, eta: float, clip: float | None, set_alpha_to_one: bool) -> Steps:
-    """DDIM (Song et al. 2021, eq. 12); arguments as `sample_ddim`, `clip` for predictions that are not clipped yet."""
+    """DDIM (Song et al. 2021, eq. 12). Arguments as `sample_ddim`; `clip` bounds unclipped predictions."""
     strided = schedule.with_num_steps(num_steps)
     abar, abar_next = strided.abar, _ddim_abar_next(strided, set_alpha_to_one)
     sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
@@ -82,7 +82,7 @@ def _ddim_step(clip: float | None, coefficients: tuple[float, ...], x: Tensor, x
 
 
 def _rows(*columns: Tensor) -> list[tuple[float, ...]]:
-    """Columns (K,) each as K rows of numbers."""
+    """Transpose columns (K,) into K rows of numbers."""
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -93,7 +93,7 @@ def check_eta(eta: float) -> None:
 
 
 def _ddim_abar_next(strided: Schedule, set_alpha_to_one: bool) -> Tensor:
-    """(K,) the signal's share of variance after each step: DDIM goes back by T // K timesteps, whatever the spacing."""
+    """(K,) the signal's share of variance after each step. DDIM steps by T // K timesteps, whatever the spacing."""
     abar = strided.alphas_cumprod
     following = strided.timesteps - len(abar) // strided.num_steps
     final = abar.new_ones(()) if set_alpha_to_one else abar[0]
@@ -101,7 +101,7 @@ def _ddim_abar_next(strided: Schedule, set_alpha_to_one: bool) -> Tensor:
 
 
 def without_clip(denoiser: Denoiser) -> tuple[Denoiser, float | None]:
-    """The denoiser without its clip, and the clip."""
+    """The denoiser without its clip, and the clip. Raises ConfigError if it has a clip that cannot be removed."""
     clip = getattr(denoiser, "clip", None)
     if clip is None:
         return denoiser, None
@@ -114,6 +114,6 @@ def without_clip(denoiser: Denoiser) -> tuple[Denoiser, float | None]:
 
 
 def _steps_and_rows(num_steps: int, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """step (K, B), row k full of k, and row (B,), 0 to B - 1: made beforehand, so that no step copies from the host."""
+    """step (K, B), row k full of k, and row (B,), 0 to B - 1. Made in advance, so that no step copies from the host."""
     step = torch.arange(num_steps, device=device).unsqueeze(1).expand(num_steps, batch_size)
     return step, torch.arange(batch_size, device=device)

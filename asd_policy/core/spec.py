@@ -1,4 +1,4 @@
-"""What a sampler is, and how it is described before there is a network to sample from."""
+"""The `Sampler` protocol, and `SamplerSpec`: a sampler's options before there is a network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sampler(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """K, the steps of a sample."""
+        """K, the number of steps of a sample."""
         ...
 
     def rows(self, due: int, batch_size: int) -> int:
-        """How many samples to draw where `due` of a batch are wanted; see `AsdSampler.rows`."""
+        """How many samples to draw when `due` of a batch are wanted; see `AsdSampler.rows`."""
         ...
 
     def launch(
@@ -40,7 +40,7 @@ class Sampler(Protocol):
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """As `draw`, without reading what is drawn; see `AsdSampler.launch`."""
+        """As `draw`, without waiting for the result; see `AsdSampler.launch`."""
         ...
 
     def draw(
@@ -56,27 +56,27 @@ class Sampler(Protocol):
 
 
 class SamplerSpec(Protocol):
-    """The description of a sampler: a frozen dataclass, whose fields are the sampler's options."""
+    """A sampler's options: a frozen dataclass, one field for each option."""
 
     name: ClassVar[str]
     """The name in SAMPLERS."""
 
     form: ClassVar[str]
-    """The form on a command line, such as "ddim[:STEPS[:CAPTURE]]"."""
+    """The command-line form, such as "ddim[:STEPS[:CAPTURE]]"."""
 
     @property
     def capture(self) -> str | Capture:
-        """How the sampler's loop is run: a name in CAPTURES, or a capture."""
+        """The sampler's capture: a name in CAPTURES, or a capture."""
         ...
 
     @property
     def label(self) -> str:
-        """The description as a command line writes it."""
+        """The spec as command-line text."""
         ...
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
-        """The spec of the words after the name, on a command line that separates them by colons.
+        """Read the spec from the colon-separated words after the name.
 
         Raises:
             ConfigError: on words that do not fit `form`.
@@ -90,7 +90,7 @@ class SamplerSpec(Protocol):
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> Sampler:
-        """The sampler of a denoiser's samples, of shape `event_shape`; `device` as in `AsdSampler`.
+        """Make the sampler for a denoiser of samples of shape `event_shape`; `device` as in `AsdSampler`.
 
         Raises:
             ConfigError: on options that do not fit the schedule.
@@ -99,7 +99,7 @@ class SamplerSpec(Protocol):
 
 
 class SamplerOptions(TypedDict, total=False):
-    """The options of the samplers of this package, by keyword; each sampler takes those that are fields of its spec."""
+    """The keyword options of this package's samplers. Each sampler takes those that are fields of its spec."""
 
     draft: str | Draft
     window: Window
@@ -111,7 +111,7 @@ class SamplerOptions(TypedDict, total=False):
 
 
 def read_words(words: Sequence[str], **readers: Callable[[str], Any]) -> dict[str, Any]:
-    """The options that stand in a command line's words, in the order of `readers`; the last ones may be missing.
+    """Read the options from the words, in the order of `readers`; trailing words may be missing.
 
     Raises:
         ConfigError: if there are more words than readers.
@@ -122,7 +122,7 @@ def read_words(words: Sequence[str], **readers: Callable[[str], Any]) -> dict[st
 
 
 def read_count(word: str) -> int:
-    """A positive number in ASCII digits; `str.isdigit` and `int` take superscripts, underscores and spaces too.
+    """A positive number in ASCII digits. (`str.isdigit` and `int` also accept superscripts, underscores and spaces.)
 
     Raises:
         ConfigError: on anything else.
@@ -133,7 +133,7 @@ def read_count(word: str) -> int:
 
 
 def read_window(word: str) -> Window:
-    """A positive number, "all" for every step, or "auto" for the calibrated windows.
+    """A positive number, "all" for every step, or "auto" for calibrated windows.
 
     Raises:
         ConfigError: on anything else.
@@ -149,18 +149,18 @@ def read_window(word: str) -> Window:
 
 
 def window_word(window: Window) -> str:
-    """The window as a command line writes it; a table of windows, which has no such form, is "table"."""
+    """The window as command-line text; "table" for a table of windows, which has no such form."""
     if window is None:
         return "all"
     return str(window) if isinstance(window, int | str) else "table"
 
 
 def object_word(value: str | object) -> str:
-    """The name of a draft or capture, or the name of the class of one that was passed as an object."""
+    """The name of a draft or capture, or the class name of an object passed in its place."""
     return value if isinstance(value, str) else type(value).__name__
 
 
 def label_of(spec: SamplerSpec, *words: str) -> str:
-    """The name, the words and the capture, which is left out if it is "eager", separated by colons."""
+    """The name, the words and the capture unless it is "eager", joined by colons."""
     capture = object_word(spec.capture)
     return ":".join([spec.name, *words, *([] if capture == "eager" else [capture])])

@@ -1,7 +1,7 @@
 """One round of autospeculative decoding: propose, roll out, verify (Hu et al. 2025, Algorithms 1-3).
 
-Static shapes and no host synchronisation: indices are clamped, finished chains are masked, so a round can be captured.
-W is the window (the paper's theta), the frontier of a chain is its first step that is not yet certain.
+Shapes are static and the host never synchronises: indices are clamped and finished chains masked, so a capture can
+record a round. W is the window (the paper's theta). The frontier of a chain is its first step that is not yet certain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asd_policy.core.verify import gaussian_rejection
 
 
 class Chain(NamedTuple):
-    """What stays fixed while a batch of chains is sampled."""
+    """The constants of a batch of chains."""
 
     denoiser: Denoiser
     context: Context
@@ -29,28 +29,28 @@ class Chain(NamedTuple):
     a: Tensor  # (K,) float32, as in Schedule
     b: Tensor  # (K,)
     s: Tensor  # (K,)
-    clip: float | None = None  # the denoiser's, for guesses to lie where predictions do
+    clip: float | None = None  # the denoiser's clip, for guesses too
 
 
 class State(NamedTuple):
-    """What a round changes."""
+    """The state of a batch, updated by each round."""
 
     frontier: Tensor  # (B,) int64
     x: Tensor  # (B, *E) the state at the frontier
-    memory: Memory  # the draft's
+    memory: Memory  # the draft's memory
     since: Tensor  # (B, K) int64, the frontier of the round in which each step became certain
-    accepted: Tensor  # (B, K) bool, whether it kept its draft
-    evaluations: Tensor  # (B,) int64, states that the network has been asked about
+    accepted: Tensor  # (B, K) bool, whether each step kept its draft
+    evaluations: Tensor  # (B,) int64, states that the network has evaluated
 
 
 def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
-    """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`, 0 where it is not finite."""
+    """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`, with 0 in place of non-finite values."""
     start, u = chain.tape.start, chain.tape.u
-    warm = None if warm is None else warm.to(start).nan_to_num(posinf=0, neginf=0)  # where and as the chain is
+    warm = None if warm is None else warm.to(start).nan_to_num(posinf=0, neginf=0)  # type and device of the chain
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,
-        x=start.clone(),  # a capture changes it in place
+        x=start.clone(),  # a capture updates it in place
         memory=separate(draft.begin(start, u.shape[1], warm), start),
         since=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
@@ -61,7 +61,7 @@ def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
 def separate(memory: Memory, start: Tensor) -> Memory:
     """Copy the tensors of a draft's memory that share storage with each other or with the tape's start.
 
-    A capture writes the next memory over this one, tensor by tensor, which must change nothing else.
+    A capture copies the next memory over this one, tensor by tensor. No copy may change another tensor.
     """
     seen = [start]
 
@@ -76,13 +76,13 @@ def separate(memory: Memory, start: Tensor) -> Memory:
 
 
 def share_storage(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in the same storage, which need not mean that they overlap. Fake tensors have one too."""
+    """Whether two tensors share storage, even without overlap. Works for fake tensors too."""
     shared: bool = torch._C._is_alias_of(one, other)  # type: ignore[attr-defined]  # not in torch's stubs
     return shared
 
 
 class Parts(NamedTuple):
-    """How the parts of a round are computed. A capture puts compiled ones in the place of the plain ones."""
+    """The functions of a round's parts. A capture replaces the plain ones by compiled ones."""
 
     look_ahead: Callable[[Chain, Draft, Memory, Tensor, int], Ahead]
     roll_out: Callable[[Tensor, Ahead, float | None], tuple[Tensor, Tensor]]
@@ -96,11 +96,11 @@ class Speculated(NamedTuple):
     ahead: Ahead
     y: Tensor  # (B, W, *E) speculated states
     mhat: Tensor  # (B, W, *E) draft means
-    memory: Memory  # the draft's, after it has proposed
+    memory: Memory  # the draft's memory after `propose`
 
 
 def speculative_round(chain: Chain, draft: Draft, state: State, window: int, parts: Parts | None = None) -> State:
-    """Advance every unfinished chain by at least one and at most `window` steps; `parts` None for the plain ones."""
+    """Advance every unfinished chain by at least one and at most `window` steps. `parts` None takes the plain ones."""
     parts = parts or PLAIN
 
     def network(x: Tensor, step: Tensor, row: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def speculative_round(chain: Chain, draft: Draft, state: State, window: int, par
 
 
 def look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
-    """Gather what the roll-out from the frontier (B,) needs, so that it is elementwise over the event."""
+    """Gather the inputs of the roll-out from the frontier (B,), so that the roll-out is elementwise over the event."""
     rows = torch.arange(len(frontier), device=frontier.device).unsqueeze(1)
     steps = frontier.unsqueeze(1) + torch.arange(window, device=frontier.device)
     step = steps.clamp(max=len(chain.s) - 1)  # (B, W)
@@ -143,14 +143,14 @@ def settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> St
     m = per_event(ahead.a, y) * y + per_event(ahead.b, y) * x0
     draws, accepted = gaussian_rejection(m, mhat, ahead.s, ahead.xi, ahead.u)
 
-    # The first rejected step's draw is exact too, so the frontier passes it.
+    # The first rejected step gets an exact draw too, so the frontier moves past it.
     kept = torch.where(accepted, window, offsets).amin(dim=1)  # (B,) steps before the first rejected one
-    remaining = (num_steps - state.frontier).clamp(max=window)  # (B,) steps of the window that exist
+    remaining = (num_steps - state.frontier).clamp(max=window)  # (B,) steps of the window before the chain's end
     advance = torch.minimum(kept + 1, remaining)  # (B,), 0 for a finished chain
     rows = torch.arange(len(x0), device=x0.device)
     x = torch.where(per_event(advance > 0, state.x), draws[rows, (advance - 1).clamp(min=0)], state.x)
 
-    # Where each of the K steps lies in this window, for the record.
+    # Each step's place in this window.
     position = torch.arange(num_steps, device=x.device) - state.frontier.unsqueeze(1)  # (B, K)
     fresh = (position >= 0) & (position < advance.unsqueeze(1))
     return State(

@@ -1,7 +1,7 @@
-"""Tensors between the host and a device, several in one transfer.
+"""Transfers of several tensors at once between the host and a device.
 
-A transfer costs a GPU's host some ten microseconds whatever its size, and one back waits for all that the device has
-been given to do.
+Each transfer costs the host of a GPU some ten microseconds, whatever its size. A transfer to the host also waits for
+all work queued on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The host's tensors on the device. The host does not wait for a GPU to have them."""
+    """Copy the host's tensors to the device, without waiting for the copy."""
     if device.type != "cuda":
         return [tensor.to(device) for tensor in tensors]
     packed, unpack = _packed(tensors)
@@ -21,7 +21,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A device's tensors on the host."""
+    """Copy a device's tensors to the host, and wait for them."""
     if tensors[0].device.type == "cpu":
         return list(tensors)
     packed, unpack = _packed(tensors)
@@ -29,13 +29,13 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def moved(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """The tensors on the device; themselves if they are there already."""
+    """The tensors on the device; the same tensors if they are there already."""
     return tuple(tensor.to(device) for tensor in tensors)
 
 
 def _packed(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """The bytes of tensors of any types side by side, and what makes the tensors of such bytes again."""
-    widest_first = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that all lie aligned
+    """The bytes of tensors of any types, concatenated, and the function that restores the tensors from such bytes."""
+    widest_first = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that all are aligned
     parts = [tensors[i].contiguous().flatten().view(torch.uint8) for i in widest_first]
 
     def unpack(packed: Tensor) -> list[Tensor]:

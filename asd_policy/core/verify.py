@@ -1,4 +1,4 @@
-"""The Gaussian rejection sampler: keep a draft's draw where possible, and be exact always.
+"""The Gaussian rejection sampler: keep the draft's draw if possible; the result is always exact.
 
 Reflection-maximal coupling of N(mhat, s^2 I) and N(m, s^2 I), as in De Bortoli et al. 2025
 (https://arxiv.org/abs/2501.05370) and Algorithm 3 of Hu et al. 2025 (https://arxiv.org/abs/2505.03983).
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of events: x, y (B, W, *E) -> (B, W). An empty E is an event of one number."""
+    """Inner products of events: x, y (B, W, *E) -> (B, W). An empty E is one number."""
     return (x * y).reshape(*x.shape[:2], -1).sum(dim=-1)
 
 
 def gaussian_rejection(m: Tensor, mhat: Tensor, s: Tensor, xi: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Turn the draft's draw mhat + s xi into a draw of N(m, s^2 I), changing it as rarely as possible.
 
-    It is kept when log u <= -<xi, d> - |d|^2 / 2 with d = (mhat - m) / s, and otherwise replaced by its mirror image
-    m + s (xi - 2 <xi, e> e), e = d / |d|. Kept with probability 2 Phi(-|d| / 2). Where s = 0 the result is m.
-    A draft mean that is not finite, or too far away for |d|^2, is never kept: the result is m + s xi. That is exact
-    too, because m and mhat do not depend on xi.
+    With d = (mhat - m) / s and e = d / |d|, the draw is kept if log u <= -<xi, d> - |d|^2 / 2. Otherwise it is replaced
+    by its mirror image m + s (xi - 2 <xi, e> e). It is kept with probability 2 Phi(-|d| / 2). Where s = 0 the result is
+    m. A draft mean that is not finite, or so far away that |d|^2 overflows, is never kept: the result is m + s xi. That
+    is exact too, because m and mhat do not depend on xi.
 
     Args:
         m, mhat, xi: (B, W, *E) exact means, draft means and standard normal noise.

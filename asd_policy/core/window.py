@@ -1,7 +1,7 @@
-"""How far a round speculates: a window for each frontier, and the choice of the cheapest.
+"""Windows: how many steps a round speculates from each frontier, and the choice of the fastest table.
 
-The window may depend on the frontier and on measurements made beforehand, never on tests that were thrown away: so any
-table of windows is exact (docs/algorithm.md, "The rule").
+A window may depend on the frontier and on earlier measurements, but never on tests after a rejection. So any table of
+windows is exact (docs/algorithm.md, "The rule").
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ WindowTable = tuple[int, ...]
 """(K,) the window of a round that begins at each frontier."""
 
 Window = int | WindowTable | Literal["auto"] | None
-"""One window for all rounds, a table of them, "auto" for a table that is still to be measured, or None for all K."""
+"""One window for all rounds, a table of them, "auto" for a table to be calibrated, or None for all K."""
 
 SWITCHING_GAIN = 0.01
-"""Expected time that another window must save before it replaces the following frontier's."""
+"""Share of the expected time that another window must save to differ from the following frontier's window."""
 
 
 def as_windows(window: int | WindowTable | None, num_steps: int) -> WindowTable:
-    """A window for each frontier. Raises ConfigError unless all are positive and their number fits."""
+    """A window for each frontier (K,). Raises ConfigError unless there are K positive integers, or one for all."""
     if window is None:
         return (num_steps,) * num_steps
     try:
@@ -41,7 +41,7 @@ def as_windows(window: int | WindowTable | None, num_steps: int) -> WindowTable:
 
 
 def shortened(windows: WindowTable, least: int | None) -> WindowTable:
-    """No window longer than the steps that are left, nor cut below `least`; None leaves them as they are."""
+    """Shorten windows to the steps that are left, but not below `least`; a `least` of None shortens none."""
     if least is None:
         return windows
     num_steps = len(windows)
@@ -58,18 +58,17 @@ def stages(windows: WindowTable) -> list[tuple[int, int]]:
 
 
 def cheapest_windows(acceptance: Sequence[float], seconds: Mapping[int, float]) -> WindowTable:
-    """The table that minimises the expected time of a sample: for each frontier, the window with the best outlook.
+    """The table with the least expected time of a sample.
 
-    Backward induction: from the last frontier to the first, a window's outlook is the time of its round plus the
-    expected remaining time at the frontier it leads to, when each draft is kept independently with its step's
-    probability.
+    Computed by backward induction: from the last frontier to the first, a window's expected time is that of its round
+    plus the expected time from the next frontier. Drafts are assumed to be kept independently, with `acceptance[k]`.
 
     Args:
-        acceptance: (K,) the probability that a draft is kept at each step.
-        seconds: for each window to choose from, the time of a round.
+        acceptance: (K,) the probability that the draft is kept at each step.
+        seconds: window -> seconds of a round.
 
     Raises:
-        ConfigError: if there is no window to choose from.
+        ConfigError: if `seconds` is empty.
     """
     if not seconds:
         raise ConfigError("There is no window to choose from; expected the time of a round for at least one.")
@@ -87,7 +86,7 @@ def cheapest_windows(acceptance: Sequence[float], seconds: Mapping[int, float]) 
 
 
 def _expected(remaining: Sequence[float], acceptance: Sequence[float], frontier: int, window: int) -> float:
-    """The expected value of `remaining` after a round: the first rejected step's draw counts, so it ends after that."""
+    """The expected value of `remaining` after a round, which ends after its first rejected step (exact too)."""
     last = min(frontier + window, len(acceptance)) - 1
     reached, total = 1.0, 0.0  # the probability that every draft before step k was kept
     for k in range(frontier, last):

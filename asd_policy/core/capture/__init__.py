@@ -1,4 +1,4 @@
-"""Captures by name."""
+"""The registry of captures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from asd_policy.core.capture.python_loop import compiled_loop, eager_loop
 from asd_policy.plugins import plug_in
 
 CAPTURES: dict[str, Callable[[], Capture]] = {"eager": eager_loop, "compile": compiled_loop, "cuda_graph": CudaGraph}
-"""Name -> what makes the capture. Add an entry to use a capture of your own by name."""
+"""Name -> factory of a capture. Add an entry to register a capture of your own."""
 
 
 def make_capture(capture: str | Capture) -> Capture:
-    """The capture of that name, or the one that is given.
+    """Return the capture registered under a name, or the given capture object.
 
     Raises:
-        UnknownNameError: on a name that is not in CAPTURES. The message lists those that are.
+        UnknownNameError: on an unknown name. The message lists the names in CAPTURES.
         ConfigError: on an object that lacks members of `Capture`. The message names them.
     """
     return plug_in("capture", capture, CAPTURES, Capture)

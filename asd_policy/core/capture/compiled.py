@@ -1,7 +1,7 @@
-"""The parts of a round through torch.compile.
+"""The parts of a round, compiled by torch.compile.
 
-What is compiled is shared by all samplers of a process, and serves every batch size and window: these sizes are
-symbols in it. torch.compile treats a size of 1 apart, so there is code for one row and code for more.
+All samplers of a process share the compiled code. It serves every batch size and window, because these sizes are
+symbols. torch.compile specialises a size of 1, so one row and several rows have code of their own.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_NETWORKS = 256
-"""Networks of different structure that a process may compile; more are taken for a mistake."""
+"""Most networks of different structure that a process compiles. torch.compile's recompile limit is set to it."""
 
 
 def compiled_parts(device: torch.device) -> Parts:
-    """The parts of a round on `device`, in few kernels. The state is changed in place.
+    """The parts of a round on `device`, compiled into few kernels. `settle` writes the new state over the old one.
 
-    Without Triton, torch.compile has no code for a GPU: there the parts are as they are written.
+    Without Triton, torch.compile cannot generate GPU code: then a GPU runs the parts in plain torch.
     """
     if device.type != "cuda":
         return Parts(compiled_look_ahead, roll_out, compiled_denoise, compiled_settle)
     if importlib.util.find_spec("triton") is None:
         return PLAIN._replace(settle=settle_into)
-    from asd_policy.core.capture.roll_out_triton import roll_out_triton  # Triton takes a while to import
+    from asd_policy.core.capture.roll_out_triton import roll_out_triton  # Triton is slow to import
 
     def in_one_kernel(x: Tensor, ahead: Ahead, clip: float | None) -> tuple[Tensor, Tensor]:
         rolled: tuple[Tensor, Tensor] = roll_out_triton(x, *ahead.guess, ahead.a, ahead.b, ahead.s, ahead.xi, clip)
@@ -48,10 +48,10 @@ def compiled_parts(device: torch.device) -> Parts:
 
 
 def sizes_as_symbols() -> AbstractContextManager[Any]:
-    """Within it, what is compiled takes every size for itself.
+    """A context in which torch.compile gives every size a symbol of its own.
 
-    Left alone, torch.compile takes two that happen to be equal, such as a window and an event's length, for one: it
-    would compile again, in the middle of an episode, as soon as they differ.
+    By default torch.compile uses one symbol for two sizes that happen to be equal, such as a window and an event's
+    length. It would compile again, in the middle of an episode, as soon as they differ.
     """
     from torch.fx.experimental import _config
 
@@ -60,13 +60,13 @@ def sizes_as_symbols() -> AbstractContextManager[Any]:
 
 
 def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:
-    """`settle`, with the new state written over the old one."""
+    """`settle`, writing the new state over the old one."""
     before = pytree.tree_leaves(state)
     after = pytree.tree_leaves(settle(draft, state, speculated, x0))
     moved = [any(new is other for other in before if other is not old) for old, new in zip(before, after, strict=True)]
     if any(moved):
-        # A draft has moved tensors of its memory. They have to be read before anything is written: torch.compile drops
-        # a clone and then reads what was written, so they are computed anew, under a condition that always holds.
+        # The draft has moved tensors of its memory. They must be read before anything is written. torch.compile drops a
+        # clone and then reads the overwritten tensor, so they are recomputed under a condition that always holds.
         always = (state.frontier >= 0).all()
         pairs = zip(after, moved, strict=True)
         after = [torch.where(always, new, torch.zeros_like(new)) if is_moved else new for new, is_moved in pairs]
@@ -94,7 +94,7 @@ def compiled_denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, c
 
 
 def _mark(sizes: int, *trees: Any) -> None:
-    """Let the first `sizes` sizes of the tensors be symbols in what is compiled, unless they are 1."""
+    """Mark the first `sizes` dimensions of the tensors as dynamic, except those of size 1."""
     from torch._dynamo import maybe_mark_dynamic  # takes seconds to import
 
     for tensor in pytree.tree_leaves(trees):
@@ -117,11 +117,11 @@ def _run(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R
 
 @functools.cache
 def _compiled(function: Any) -> Any:
-    dynamic = True if function is look_ahead else None  # all sizes are symbols, or those that are marked
+    dynamic = True if function is look_ahead else None  # all sizes are symbols, or only the marked ones
     try:
         return torch.compile(  # type: ignore[call-overload]  # its stubs lag behind its signature
             function, fullgraph=True, dynamic=dynamic, recompile_limit=MAX_NETWORKS
         )
-    except TypeError:  # before torch 2.13 the limit is the process's
+    except TypeError:  # before torch 2.13 the limit is global
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_NETWORKS)
         return torch.compile(function, fullgraph=True, dynamic=dynamic)

@@ -1,8 +1,8 @@
 """capture="cuda_graph": the loop as CUDA graphs over static buffers.
 
-A plain sampler's steps are one graph. Where torch and the driver have conditional nodes, so is a speculative sampler's
-loop (a WHILE node for each stage). Elsewhere one round is captured for each stage and replayed; the host reads the
-frontier after each, which costs some microseconds where a round too many would cost a network call.
+The steps of a plain sampler are one graph. The loop of a speculative sampler is one graph too, with a conditional WHILE
+node for each stage, if torch and the driver have such nodes. Otherwise one round is captured for each stage and
+replayed. The host then reads the frontier after each round: that costs microseconds, an extra round a network call.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from asd_policy.errors import ConfigError
 
 T = TypeVar("T")
 
-WARM_UP_RUNS = 3  # before a capture: compilation and lazy initialisation of libraries must not fall into it
+WARM_UP_RUNS = 3  # run before a capture, so that compilation and lazy initialisation of libraries are not captured
 
 MAX_CAPTURES = 32
-"""Sets of shapes whose graphs are kept; beyond them the one that was not used for longest is dropped."""
+"""Most sets of input shapes whose graphs are kept. Beyond it, the least recently used set is dropped."""
 
 WHILE_NODES_DRIVER = 12040  # the first CUDA driver with conditional WHILE nodes
 
 
 def has_while_nodes() -> bool:
-    """Whether a loop can be part of a graph here."""
+    """Whether torch and the CUDA driver support conditional WHILE nodes."""
     if not hasattr(torch.cuda.CUDAGraph, "begin_capture_to_while_node"):
         return False
     driver_version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # not in torch's stubs
@@ -48,13 +48,13 @@ def has_while_nodes() -> bool:
 
 
 class CudaGraph:
-    """Captured once for each new set of shapes, replayed from then on.
+    """Captures once for each new set of input shapes, then replays.
 
-    Threads take turns, for they share the buffers.
+    Threads take turns, because they share the buffers.
     """
 
-    least_window = None  # a row costs a GPU next to nothing, another window another capture
-    can_watch = False  # all rounds run at once
+    least_window = None  # on a GPU another row is nearly free, another window is another capture
+    can_watch = False  # no host code runs between rounds
     keeps_graphs = True
 
     def __init__(self, parts_on: PartsOn = compiled_parts) -> None:
@@ -62,14 +62,14 @@ class CudaGraph:
         self._captured: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self._storage: tuple[int, ...] = ()
         self._turn = threading.Lock()
-        self._read: torch.cuda.Event | None = None  # recorded when the last run's results had been copied out
+        self._read: torch.cuda.Event | None = None  # recorded after the last run's results were copied out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CudaGraph, (self._parts_on,)  # a graph stays in its process: a copy captures again
+        return CudaGraph, (self._parts_on,)  # a graph belongs to its process, so a copy captures again
 
     @property
     def captures(self) -> int:
-        """How many sets of shapes are captured."""
+        """The number of input-shape sets whose graphs are kept."""
         return len(self._captured)
 
     def compiles(self, device: torch.device) -> bool:
@@ -77,7 +77,7 @@ class CudaGraph:
         return True
 
     def rows(self, due: int, batch_size: int) -> int:
-        """As `Capture.rows`: the whole batch, for a smaller one would be another capture."""
+        """As `Capture.rows`: the whole batch, because a smaller one would need another capture."""
         return batch_size
 
     def with_parts(self, change: Callable[[Parts], Parts]) -> CudaGraph:
@@ -117,10 +117,10 @@ class CudaGraph:
         inputs: tuple[Any, ...],
         on_round: OnRound | None,
     ) -> T:
-        """Replay what `capture` captured for inputs of these shapes.
+        """Replay the graph of `capture` for inputs of these shapes; capture it first if they are new.
 
         Args:
-            what: identifies the computation. An `id` will do of an object that the captured graph keeps alive.
+            what: identifies the computation. An object that the captured graph keeps alive may be given by its `id`.
         """
         tensors, structure = pytree.tree_flatten(inputs)
         device = next(tensor.device for tensor in tensors if isinstance(tensor, Tensor))
@@ -130,7 +130,7 @@ class CudaGraph:
                 "Move the denoiser there, or take capture='compile'."
             )
         if on_round is not None:
-            raise ConfigError("capture='cuda_graph' runs all rounds at once: take 'eager' or 'compile' to watch them.")
+            raise ConfigError("capture='cuda_graph' cannot call on_round after rounds: take 'eager' or 'compile' to watch them.")
         key = *what, structure, *map(_key_of, tensors)
         with self._turn, torch.cuda.device(device):
             self._forget_replaced_weights(denoiser)
@@ -147,7 +147,7 @@ class CudaGraph:
         return results
 
     def _forget_replaced_weights(self, denoiser: Denoiser) -> None:
-        """Drop the graphs if weights lie elsewhere now: they would read the old ones."""
+        """Drop all graphs if the weights have moved in memory: the graphs would read the old ones."""
         storage = _storage(denoiser)
         if storage != self._storage:
             self._captured.clear()
@@ -155,10 +155,10 @@ class CudaGraph:
 
 
 class _Steps:
-    """A function of tensors as one graph."""
+    """A function of tensors, captured as one graph."""
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]):
-        self._inputs, self._function = _cloned(inputs), function  # kept alive, for their ids are in the key
+        self._inputs, self._function = _cloned(inputs), function  # kept alive, because their ids are in the key
         warm_up(lambda: function(*self._inputs))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
@@ -171,27 +171,27 @@ class _Steps:
 
 
 class _Rounds:
-    """The buffers of a speculative loop, and one round that changes them in place."""
+    """The buffers of a speculative loop, and one round that updates them in place."""
 
     def __init__(self, chain: Chain, draft: Draft, state: State, parts: Parts):
         self._chain, self.state, self._draft = _cloned(chain), _cloned(state), draft
         self._parts = parts
 
     def load(self, chain: Chain, state: State) -> None:
-        """Copy a batch in."""
+        """Copy a batch into the buffers."""
         _copy_into((self._chain, self.state), (chain, state))
 
     def run(self, window: int) -> None:
-        """One round."""
+        """Run one round."""
         speculative_round(self._chain, self._draft, self.state, window, self._parts)
 
     def unfinished(self, until: int) -> Tensor:
-        """() bool, whether a chain's frontier is before `until`."""
+        """() bool, whether the frontier of any chain is before `until`."""
         return (self.state.frontier < until).any()
 
 
 class _WhileNodes:
-    """The whole loop as one graph."""
+    """The whole speculative loop as one graph."""
 
     def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
         self._rounds = rounds = _Rounds(chain, draft, state, parts)
@@ -212,7 +212,7 @@ class _WhileNodes:
 
 
 class _Replays:
-    """A graph for a round of each stage, with the copy of the slowest frontier to the host at its end."""
+    """One graph for a round of each stage. Each ends by copying the slowest frontier's flag to the host."""
 
     def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
         self._rounds = _Rounds(chain, draft, state, parts)
@@ -233,16 +233,16 @@ class _Replays:
         for until, graph in self._stages:
             while slowest < until:
                 graph.replay()
-                torch.cuda.current_stream().synchronize()  # the flag may be read only once its copy is complete
+                torch.cuda.current_stream().synchronize()  # the flag is valid only after its copy
                 slowest = int(self._slowest)
         return self._rounds.state
 
 
 def check_capturable(function: Callable[..., Any], *inputs: Any) -> None:
-    """Run a function on tensors without values, where whatever the host would have to wait for has no answer.
+    """Run a function on fake tensors, which hold no values, to find operations that need a value on the host.
 
     Raises:
-        ConfigError: naming the operation that waits for the device.
+        ConfigError: naming the operation that synchronises with the device.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake_inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
@@ -257,7 +257,7 @@ def check_capturable(function: Callable[..., Any], *inputs: Any) -> None:
 
 
 def warm_up(run: Callable[[], Any]) -> None:
-    """Run some times on a stream of its own, as a capture needs it."""
+    """Run a few times on a side stream, as CUDA graph capture requires."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -267,14 +267,14 @@ def warm_up(run: Callable[[], Any]) -> None:
 
 
 def _key_of(leaf: Any) -> Any:
-    """What a captured graph depends on of one leaf of its inputs; an object need not be hashable."""
+    """What a captured graph depends on in one leaf of its inputs. An object need not be hashable."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device
     return leaf if leaf is None or isinstance(leaf, int | float) else id(leaf)  # the graph's inputs keep it alive
 
 
 def _storage(denoiser: Denoiser) -> tuple[int, ...]:
-    """Where the denoiser's weights lie; empty for a plain function."""
+    """The addresses of the denoiser's weights; empty for a plain function."""
     if not isinstance(denoiser, nn.Module):
         return ()
     return tuple(tensor.data_ptr() for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers()))
@@ -285,7 +285,7 @@ def _cloned(tree: T) -> T:
 
 
 def _copy_into(buffers: Any, tree: Any) -> None:
-    """Copy the tensors of a tree into those of another, with a kernel or two for all of one type."""
+    """Copy the tensors of a tree into those of another, grouped by type so that each type takes one or two kernels."""
     pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for buffer, value in zip(pytree.tree_leaves(buffers), pytree.tree_leaves(tree), strict=True):
         if isinstance(buffer, Tensor):

@@ -1,4 +1,4 @@
-"""What a capture is: a way of running a sampler's loop."""
+"""The `Capture` protocol: how a sampler's loop is run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from asd_policy.core.speculative import Chain, Parts, State
 from asd_policy.core.window import WindowTable
 
 PartsOn = Callable[[torch.device], Parts]
-"""device -> the parts of a round that are run there."""
+"""device -> the parts of a round on that device."""
 
 
 class Capture(Protocol):
-    """One way of running the loops of speculative and of plain samplers."""
+    """Runs the loops of speculative and of plain samplers."""
 
     @property
     def least_window(self) -> int | None:
-        """The shortest that a window may be cut to where fewer steps are left; None if no window is ever cut."""
+        """The shortest window to shorten to when fewer steps are left; None if windows are never shortened."""
         ...
 
     @property
@@ -35,43 +35,43 @@ class Capture(Protocol):
 
     @property
     def keeps_graphs(self) -> bool:
-        """Whether this object keeps recorded graphs, so that a sampler of the same computation should be kept too."""
+        """Whether this object keeps recorded graphs. Samplers with the same computation should then be reused."""
         ...
 
     def compiles(self, device: torch.device) -> bool:
         """Whether the network's code is compiled or recorded on this device.
 
-        The first draw then takes long, and what a call of the network does beside its code, as hooks do, is lost.
+        The first draw is then slow, and side effects of a network call, such as hooks, are lost.
         """
         ...
 
     def rows(self, due: int, batch_size: int) -> int:
-        """How many samples to draw where `due` of a batch are wanted; what is drawn beyond that is thrown away."""
+        """How many samples to draw when `due` of a batch are wanted; the caller discards the surplus."""
         ...
 
     def with_parts(self, change: Callable[[Parts], Parts]) -> Capture:
-        """This way of running, with the parts of a round changed; it shares nothing that was compiled or recorded."""
+        """A capture of the same kind with the parts of a round changed. It shares no compiled code or graph."""
         ...
 
     def run_rounds(
         self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
-        """Run rounds until every chain of the batch is finished; all share the window of the slowest.
+        """Run rounds until every chain of the batch is finished. All chains share the window of the slowest one.
 
-        The tensors returned are the caller's to keep.
+        The caller owns the returned tensors.
         """
         ...
 
     def run_steps(
         self, steps: Steps, denoiser: Denoiser, context: Context, tape: NoiseTape, on_round: OnRound | None = None
     ) -> Tensor:
-        """Run a plain sampler's steps: x (B, *E), the caller's to keep."""
+        """Run a plain sampler's steps and return x (B, *E). The caller owns it."""
         ...
 
 
 @dataclass(frozen=True)
 class ChangedParts:
-    """The parts of a round on a device, changed. A class, so that a sampler can be pickled with it."""
+    """Changed parts of a round for each device. A class rather than a closure, so that samplers can be pickled."""
 
     parts_on: PartsOn
     change: Callable[[Parts], Parts]

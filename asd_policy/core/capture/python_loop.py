@@ -22,13 +22,13 @@ from asd_policy.core.window import WindowTable
 
 @dataclass(frozen=True)
 class PythonLoop:
-    """Reads the slowest chain's frontier before each round.
+    """A Python loop that reads the slowest chain's frontier before each round.
 
     Attributes:
-        parts_on: the parts of a round on a device.
-        around: makes a context for the loop.
+        parts_on: device -> the parts of a round on it.
+        around: makes a context manager for the loop.
         compiled: whether the parts are compiled.
-        least_window: as `Capture.least_window`; it is the smallest batch too, where more samples are at hand.
+        least_window: as `Capture.least_window`; also the smallest batch, if that many samples are available.
     """
 
     parts_on: PartsOn
@@ -37,7 +37,7 @@ class PythonLoop:
     least_window: int
 
     can_watch: ClassVar[bool] = True
-    keeps_graphs: ClassVar[bool] = False  # what was compiled is torch's to keep
+    keeps_graphs: ClassVar[bool] = False  # torch keeps the compiled code
 
     def compiles(self, device: torch.device) -> bool:
         """As `Capture.compiles`."""
@@ -61,7 +61,7 @@ class PythonLoop:
                 state = speculative_round(chain, draft, state, windows[slowest], parts)
             slowest = int(state.frontier.min())
             if on_round is not None:
-                on_round(state.frontier.clone(), state.x.clone())  # a compiled round changes them in place
+                on_round(state.frontier.clone(), state.x.clone())  # a compiled round updates them in place
         return state
 
     def run_steps(
@@ -73,15 +73,15 @@ class PythonLoop:
 
 
 def plain_parts(device: torch.device) -> Parts:
-    """Every part as it is written."""
+    """The parts of a round in plain torch."""
     return PLAIN
 
 
 def eager_loop() -> PythonLoop:
-    """The reference."""
+    """The reference capture: plain torch."""
     return PythonLoop(plain_parts, nullcontext, compiled=False, least_window=1)
 
 
 def compiled_loop() -> PythonLoop:
-    """With compiled parts. torch.compile treats a size of 1 apart, so single rows and windows of 1 are avoided."""
+    """Compiled parts. torch.compile specialises a size of 1, so batches and windows of 1 are avoided."""
     return PythonLoop(compiled_parts, sizes_as_symbols, compiled=True, least_window=2)

@@ -1,8 +1,8 @@
-"""The roll-out of a window as one GPU kernel: the loop over the window's steps runs in registers (Triton).
+"""The roll-out of a window as one Triton kernel; the loop over the window's steps runs in registers.
 
-The event's numbers do not depend on each other, so each thread follows one number of one chain through all W steps.
-The plain torch loop launches five kernels a step; this is one kernel whatever W.
-Needs Triton, which some platforms lack.
+The numbers of an event do not depend on each other, so each thread follows one number of one chain through all W steps.
+The plain torch loop launches five kernels for each step; this is one kernel for any W.
+Some platforms lack Triton.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import triton  # type: ignore
 import triton.language as tl  # type: ignore
 from torch import Tensor
 
-BLOCK = 64  # numbers of an event that one program rolls out, a thread each
-PREFETCH = 4  # steps of the window whose inputs are under way at once
+BLOCK = 64  # numbers of an event per program, one for each thread
+PREFETCH = 4  # steps of the window whose inputs are loaded ahead
 
 _SIZES = ("num_events", "num_steps", "clip")
 _STRIDES = tuple(f"{name}_{axis}" for name in ("offset", "gain", "xi") for axis in ("row", "step", "event"))
 
 
-# None of the sizes is compiled in: one binary serves every window, batch and event.
+# no size is specialised: one binary serves every window, batch and event
 @triton.jit(do_not_specialize=_SIZES + _STRIDES)  # type: ignore[untyped-decorator]
 def roll_out_kernel(  # type: ignore[no-untyped-def]
     x_ptr, offset_ptr, gain_ptr, a_ptr, b_ptr, s_ptr, xi_ptr, states_ptr, means_ptr,
@@ -31,7 +31,7 @@ def roll_out_kernel(  # type: ignore[no-untyped-def]
     xi_row, xi_step, xi_event,
     BLOCK: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """Roll out BLOCK numbers of one chain's event of `num_events` numbers; the strides count numbers too."""
+    """Roll out BLOCK numbers of one chain's event. `num_events` and the strides count numbers."""
     blocks = (num_events + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
     event = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
@@ -39,12 +39,12 @@ def roll_out_kernel(  # type: ignore[no-untyped-def]
     offset_ptr += row * offset_row + event * offset_event
     gain_ptr += row * gain_row + event * gain_event
     xi_ptr += row * xi_row + event * xi_event
-    coefficient = row * num_steps + event * 0  # as many addresses as threads: only such loads are prefetched
+    coefficient = row * num_steps + event * 0  # one address per thread: Triton prefetches only such loads
     out = row * num_steps * num_events + event
     y = tl.load(x_ptr + row * num_events + event, mask)
     for _ in tl.range(0, num_steps, num_stages=PREFETCH):
         guess = tl.load(offset_ptr, mask) + tl.load(gain_ptr, mask) * y
-        guess = tl.where(guess > clip, clip, guess)  # false for NaN, which stays, as in torch
+        guess = tl.where(guess > clip, clip, guess)  # the comparison is false for NaN, which stays NaN as in torch
         guess = tl.where(guess < -clip, -clip, guess)
         mean = tl.load(a_ptr + coefficient, mask) * y + tl.load(b_ptr + coefficient, mask) * guess
         tl.store(states_ptr + out, y, mask)
@@ -70,10 +70,9 @@ def roll_out_triton(
 ) -> tuple[Tensor, Tensor]:
     """`roll_out` in one kernel.
 
-    It can be captured in a CUDA graph, once it has run before: the first call compiles. It is an operator of torch,
-    so that a trace without values (a fake tensor, `torch.compile`) can pass it. It has no gradient.
-    Triton is told not to contract a product and a sum into one fused multiply-add, so it rounds as separate
-    operations of torch do.
+    The first call compiles; after it, a CUDA graph can capture the kernel. It is a custom operator of torch, so fake
+    tensors and `torch.compile` can trace it. It has no gradient.
+    Fused multiply-adds are disabled, so results round as torch's separate operations do.
 
     Args:
         x: (B, *E) float32, the state at each chain's frontier.

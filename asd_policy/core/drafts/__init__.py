@@ -1,4 +1,4 @@
-"""Drafts by name."""
+"""The registry of drafts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from asd_policy.core.drafts.reuse import ReuseDraft
 from asd_policy.plugins import plug_in
 
 DRAFTS: dict[str, type[Draft]] = {"frozen": FrozenDraft, "reuse": ReuseDraft, "path": PathDraft}
-"""Name -> class of drafts. Add an entry to use a draft of your own by name: `DRAFTS["mine"] = MyDraft`."""
+"""Name -> class of drafts. Add an entry to register a draft of your own: `DRAFTS["mine"] = MyDraft`."""
 
 
 def make_draft(draft: str | Draft) -> Draft:
-    """The draft of that name, or the one that is given.
+    """Return the draft registered under a name, or the given draft object.
 
     Raises:
-        UnknownNameError: on a name that is not in DRAFTS. The message lists those that are.
+        UnknownNameError: on an unknown name. The message lists the names in DRAFTS.
         ConfigError: on an object that lacks members of `Draft`. The message names them.
     """
     return plug_in("draft", draft, DRAFTS, Draft)

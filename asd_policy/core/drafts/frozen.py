@@ -9,7 +9,7 @@ from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
 class FrozenDraft:
-    """The prediction at the frontier, by an extra call, frozen for the whole window."""
+    """The prediction at the frontier, from an extra network call, for every step of the window."""
 
     calls = 2
 

@@ -1,4 +1,4 @@
-"""What a draft is: a way of guessing the clean sample, from which the steps ahead are speculated."""
+"""The `Draft` protocol: guesses of the clean sample, from which a round speculates the steps ahead."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x (B, W, *E), step (B, W)) -> x0 (B, W, *E): one network call on B * W states."""
 
 Memory = Any
-"""What a draft remembers between rounds: a tensor, or a NamedTuple of tensors, of static shapes."""
+"""A draft's memory between rounds: a tensor, or a NamedTuple of tensors, of static shapes."""
 
 
 class Guess(NamedTuple):
-    """Guesses of the clean sample along a window, each affine in the state y at its step: offset + gain y.
+    """Guesses of the clean sample along a window, affine in the state y of each step: offset + gain y.
 
-    That is all a roll-out needs to know of a draft, so one kernel serves every draft.
+    The roll-out needs nothing else of a draft, so one kernel serves every draft.
     """
 
     offset: Tensor  # (B, W, *E)
@@ -26,61 +26,62 @@ class Guess(NamedTuple):
 
 
 def constant(x0: Tensor, step: Tensor) -> Guess:
-    """The same guess x0 (B, *E) at every step (B, W), whatever the state."""
+    """The guess x0 (B, *E) at every step (B, W), independent of the state."""
     window = x0.unsqueeze(1).expand(*step.shape, *x0.shape[1:])
     return Guess(window, torch.zeros(step.shape + (1,) * (x0.ndim - 1), dtype=x0.dtype, device=x0.device))
 
 
 class Verified(NamedTuple):
-    """What a round found out, for the draft to learn from."""
+    """A verified round, from which the draft updates its memory."""
 
     step: Tensor  # (B, W) int64, the steps of the window; the last step repeats where the window runs past it
     y: Tensor  # (B, W, *E) the speculated states at those steps
     x0: Tensor  # (B, W, *E) the network's predictions there
-    advance: Tensor  # (B,) int64, how many steps of the window are now certain; 0 for a finished chain
+    advance: Tensor  # (B,) int64, the steps of the window that became certain; 0 for a finished chain
 
 
 class Draft(Protocol):
-    """One way of guessing.
+    """Guesses the clean sample at the steps of a window.
 
-    The rule that keeps it exact: its guess at step k may depend on the tape's start, on the tape's rows before k, and
-    on network outputs at states that depend only on those. Never on row k or a later one, nor on the outcome of a test
-    at step k or later.
+    The rule that keeps every draft exact: the guess at step k may depend on the tape's start, on the tape's rows
+    before k, and on network outputs at states that depend only on those. It must not depend on row k or a later one,
+    nor on the outcome of the test at step k or a later one.
     """
 
     calls: int
     """Sequential network calls per round, the verifying one included."""
 
     def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> Memory:
-        """What is remembered before the first round.
+        """The memory before the first round.
 
         Args:
-            start: (B, *E) the tape's.
-            warm: (B, K, *E) or None, a guess for each step that was made without this tape.
+            start: (B, *E) the tape's start.
+            num_steps: K.
+            warm: (B, K, *E) a guess for each step, made without this tape; or None.
         """
         ...
 
     def propose(self, memory: Memory, x: Tensor, frontier: Tensor, denoise: Denoise) -> Memory:
-        """Look again at the frontier's state x (B, *E), at step `frontier` (B,), before a window is speculated.
+        """Update the memory before a window is speculated; x (B, *E) is the state at step `frontier` (B,).
 
-        The frontier of a finished chain is K; `denoise` then answers for the last step.
+        The frontier of a finished chain is K; `denoise` then predicts at the last step.
         """
         ...
 
     def guess(self, memory: Memory, step: Tensor) -> Guess:
-        """The guesses at the steps of a window, (B, W) int64.
+        """The guesses at the steps of a window, `step` (B, W) int64.
 
         The caller clips them as the denoiser clips its predictions.
         """
         ...
 
     def learn(self, memory: Memory, verified: Verified) -> Memory:
-        """What is remembered for the next round: new tensors, or tensors of `memory` as they are, but no views of them.
+        """The memory for the next round: new tensors, or unchanged tensors of `memory`, never views of them.
 
-        A capture writes them over the tensors of `memory`, shape by shape and type by type.
+        A capture copies them into the tensors of `memory`, so shapes and types must stay the same.
         """
         ...
 
     def predictions(self, memory: Memory) -> Tensor | None:
-        """(B, K, *E) the network's last prediction at each step, for a later sample to start from; None if not kept."""
+        """(B, K, *E) the last prediction at each step, to warm-start a later draw; None if the draft keeps none."""
         ...

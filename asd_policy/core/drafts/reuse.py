@@ -9,10 +9,10 @@ from asd_policy.core.drafts.protocol import Denoise, Guess, Verified, constant
 
 
 class ReuseDraft:
-    """The last verified prediction, frozen for the whole window.
+    """The last verified prediction, for every step of the window.
 
-    The first round knows no prediction yet and guesses zero. The noisiest steps hardly depend on the guess, so many of
-    them pass all the same, and no call is spent on waiting.
+    The first round has no prediction yet and guesses zero. The noisiest steps hardly depend on the guess, so many of
+    them are accepted all the same, without an extra network call.
     """
 
     calls = 1
