@@ -21,7 +21,7 @@ from asd_policy.records import LATER, ByName, read_record
 __all__ = ["FORMAT_VERSION", "MAX_KEYS", "NetworkConfig", "PolicyConfig", "SchedulerConfig"]
 
 FORMAT_VERSION = 1
-# More would keep a reader busy or fill its memory.
+# limits on memory and reading time
 MAX_IMAGES, MAX_OCTAVES, MAX_KEYS = 32, 16, 1000
 MAX_HORIZON, MAX_SIZE, MAX_NUMBERS = 4096, 2**20, 2**26
 
@@ -37,7 +37,7 @@ class PolicyConfig:
         n_obs_steps: To, the number of observations in the condition; the last one is the present.
         horizon: H, the number of actions in a chunk. The first action belongs to the oldest observation.
         n_action_steps: Ta, the number of actions executed: chunk[To - 1 : To - 1 + Ta].
-        action_bound: actions are clipped to [-action_bound, action_bound]; None where the action space has no bounds.
+        action_bound: actions are clipped to [-action_bound, action_bound]; None if the action space has no bounds.
         network: the configuration of the noise predictor, of any type that fits `asd_policy.nets.Architecture`.
             `from_dict` finds it by its name in `asd_policy.nets.NETWORKS`.
         scheduler: the diffusion.
@@ -89,7 +89,7 @@ class PolicyConfig:
             expect(usable, f"obs_keys[{key!r}]", dim, "a positive size, of a key that is not 'action'")
 
     def _check_memory(self) -> None:
-        """Raise ConfigError where a chunk, its noise or its condition would be absurdly large."""
+        """Raise ConfigError if a chunk, its noise or its condition would be too large."""
         expect(self.horizon <= MAX_HORIZON, "horizon", self.horizon, f"at most {MAX_HORIZON}")
         chunk = self.horizon * self.action_dim
         noise = self.scheduler.num_train_timesteps * chunk
@@ -134,7 +134,7 @@ class PolicyConfig:
 
     @property
     def obs_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Observation keys and the shapes of their arrays: (D,), of images (H, W, C)."""
+        """Observation keys and the shapes of their arrays: (D,), or (H, W, C) for images."""
         return {key: (dim,) for key, dim in self.obs_keys.items()} | {image.key: image.shape for image in self.images}
 
     @property
@@ -151,7 +151,7 @@ class PolicyConfig:
 
     @property
     def env_action_dim(self) -> int:
-        """The size of an action as the environment takes it."""
+        """The size of the environment's action."""
         return sum(part.env_dim for part in self.action_parts) or self.action_dim
 
     @property
@@ -165,13 +165,13 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PolicyConfig:
-        """The inverse of `to_dict`, strictly: files written by earlier versions may lack the fields that came later.
+        """The inverse of `to_dict`, strictly. Only files of earlier versions may lack fields: those added later.
 
         Raises:
             ConfigError: naming the field that is missing, unknown or unusable.
         """
         version = data.get("format_version") if isinstance(data, Mapping) else None
-        if type(version) is int and version > FORMAT_VERSION:  # its fields are unknown here
+        if type(version) is int and version > FORMAT_VERSION:  # a newer file's fields are unknown here
             raise ConfigError(
                 f"The policy config has format_version {version}; this package reads up to {FORMAT_VERSION}. A newer "
                 "asd-policy wrote it: update the package."
@@ -187,7 +187,7 @@ class PolicyConfig:
         """Read `config.json`.
 
         Raises:
-            CheckpointError: if the file cannot be read, or is no JSON.
+            CheckpointError: if the file cannot be read, or is not JSON.
             ConfigError: as `from_dict`.
         """
         try:

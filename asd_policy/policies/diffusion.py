@@ -38,65 +38,65 @@ from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of, plug_i
 
 @dataclass(frozen=True)
 class ChunkStats:
-    """What the last chunk cost; B environments, K denoising steps."""
+    """The cost of the last chunk, for B environments and K denoising steps."""
 
     latency: float  # seconds from observation to actions
-    rounds: Tensor  # (B,) int64, sequential network calls; 0 where an environment goes on with an earlier chunk
-    evaluations: Tensor  # (B,) int64, states that the network was asked about
+    rounds: Tensor  # (B,) int64, sequential network calls; 0 if the environment continues an earlier chunk
+    evaluations: Tensor  # (B,) int64, states that the network evaluated
     acceptance: Tensor  # (K,) float32, share of drafts kept at each step; 0 for a sampler without drafts
 
 
 class DiffusionPolicy:
     """Acts in one environment, or in a batch of them in lock-step; `make_policy` and `load_policy` make one.
 
-    It samples a chunk of `horizon` actions given the last `n_obs_steps` observations, executes `n_action_steps` of it,
-    and samples again. Each environment has a generator of its own, so the noise it is given does not depend on how many
-    run together. Where one environment's episode ends before the others', `reset(mask=...)` begins its next one.
+    It samples a chunk of `horizon` actions from the last `n_obs_steps` observations, executes `n_action_steps` of them,
+    and samples again. Each environment has its own generator, so its noise does not depend on the number of
+    environments. If one environment's episode ends before the others', `reset(mask=...)` begins its next one.
 
     After `reset(seed=...)` there is one environment: `act` takes observations (D,) and returns an action (A,). After
-    `reset(seeds=[...])` there are B: `act` takes (B, D) and returns (B, A). `batch_shape` tells which, () or (B,).
+    `reset(seeds=[...])` there are B: `act` takes (B, D) and returns (B, A). `batch_shape` is () or (B,).
 
     Args:
         model: the networks.
-        sampler: what draws chunks with them, built of `spec`.
-        spec: the description of the sampler.
-        windows: where `calibrate` keeps its windows, and `window="auto"` finds them.
+        sampler: draws chunks with the networks; built from `spec`.
+        spec: the sampler's spec.
+        windows: the file of calibrated windows, written by `calibrate` and read for `window="auto"`.
 
     Attributes:
-        sampler: may be replaced by another one of the same shape of chunks.
+        sampler: may be replaced by another sampler of chunks of the same shape.
     """
 
     def __init__(self, model: PolicyModel, sampler: Sampler, spec: SamplerSpec, windows: WindowsFile):
         self.sampler = sampler
         self._model, self._spec, self._windows = model, spec, windows
         if self._automatic:
-            windows.read()  # refuses now a file that cannot be read
+            windows.read()  # raises CheckpointError now if the file cannot be read
         self._stats: ChunkStats | None = None
         self._begin([], batched=False)
 
     @property
     def model(self) -> PolicyModel:
-        """The networks, their configuration and what they are run on."""
+        """The networks and their configuration, on a device."""
         return self._model
 
     @property
     def spec(self) -> SamplerSpec:
-        """The description of the sampler."""
+        """The sampler's spec."""
         return self._spec
 
     @property
     def config(self) -> PolicyConfig:
-        """What the weights were trained with."""
+        """The configuration that the weights were trained with."""
         return self._model.config
 
     @property
     def network(self) -> nn.Module:
-        """The noise predictor. Its weights may be changed; for another network make another policy."""
+        """The noise predictor. Its weights may be changed; another network needs another policy."""
         return self._model.network
 
     @property
     def normalizer(self) -> LinearNormalizer:
-        """What scales observations and actions; it may be replaced by another one of the same sizes."""
+        """The normaliser of observations and actions. It may be replaced by another one of the same sizes."""
         return self._model.normalizer
 
     @normalizer.setter
@@ -105,43 +105,43 @@ class DiffusionPolicy:
 
     @property
     def encoders(self) -> nn.ModuleDict:
-        """The encoders of images, by observation key."""
+        """The image encoders, by observation key."""
         return self._model.encoders
 
     @property
     def schedule(self) -> Schedule:
-        """The diffusion that the network was trained for."""
+        """The schedule that the network was trained with."""
         return self._model.schedule
 
     @property
     def device(self) -> torch.device:
-        """Where chunks are sampled."""
+        """The device that chunks are sampled on."""
         return self._model.device
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """(B,) after `reset(seeds=...)`, () after `reset(seed=...)`: what observations and actions have in front."""
+        """Leading dimensions of observations and actions: (B,) after `reset(seeds=...)`, () after `reset(seed=...)`."""
         return self._episodes.batch_shape
 
     @property
     def stats(self) -> ChunkStats | None:
-        """What the last chunk cost; a new object for each chunk, None before the first."""
+        """The cost of the last chunk: a new object for each chunk, None before the first."""
         return self._stats
 
     @property
     def needs_warm_up(self) -> bool:
-        """Whether the first chunk compiles or captures, unless `warm_up` does that before."""
+        """Whether the first chunk compiles or captures, unless `warm_up` is called first."""
         return make_capture(self._spec.capture).compiles(self.device)
 
     def with_sampler(self, sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> DiffusionPolicy:
-        """A policy of its own that shares this one's weights and is run by another sampler.
+        """A new policy with the same weights and another sampler. The two share the weights.
 
         Args:
-            sampler: a name ("asd", "ddpm", "ddim"), a command line's text ("asd:path:16"), or a spec.
-            options: of the sampler, in place of those of the text or the spec.
+            sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
+            options: sampler options, replacing those of the text or spec.
 
         Raises:
-            ConfigError: on a sampler, draft, capture or option that does not exist; the message lists those that do.
+            ConfigError: on an unknown sampler, draft, capture or option. The message lists the known ones.
         """
         model, spec = self._model, as_spec(sampler, **options)
         again = PolicyModel(model.network, model.normalizer, model.config, model.device, model.dtype, model.encoders)
@@ -150,18 +150,18 @@ class DiffusionPolicy:
     def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:
         """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.
 
-        They are kept beside the checkpoint and found there by the next `load_policy`: timings differ from run to run,
-        and other windows give other samples, of the same law, from the same seed. They hold for the weights, batch
-        size, device, dtype, draft and capture that they were measured with; `reset` looks for them.
+        The windows are saved beside the checkpoint, where the next `load_policy` finds them. Timings differ from run to
+        run, and other windows give other samples, of the same law, from the same seed. Windows are valid for the
+        weights, batch size, device, dtype, draft and capture of the measurement only; `reset` looks them up.
 
         Args:
-            observations: for one environment each, like those to come; some tens of them.
+            observations: some tens of typical observations, each of one environment.
             batch_size: how many environments will run together.
 
         Raises:
             ConfigError: if the sampler is not "asd", or there are fewer observations than `batch_size`.
             ObservationError: as `act`.
-            CheckpointError: if the windows cannot be kept beside the checkpoint; they are used all the same.
+            CheckpointError: if the windows cannot be saved beside the checkpoint. The policy uses them all the same.
         """
         sampler, spec = self.sampler, self._spec
         if not isinstance(sampler, AsdSampler) or not isinstance(spec, Asd):
@@ -185,19 +185,19 @@ class DiffusionPolicy:
     ) -> None:
         """Begin an episode: forget observations and actions, seed the noise.
 
-        With `mask`, only those environments of the batch begin an episode, and the others go on. gymnasium's vector
-        environments need that where one of them ends first. Call it before `act` gets the new episode's first
-        observation.
+        With `mask`, only those environments of the batch begin an episode, and the others continue. Vector environments
+        of gymnasium need this when one episode ends before the others. Call it before `act` gets the new episode's
+        first observation.
 
         Args:
             seed: for one environment; None takes a fresh seed from the operating system.
-            seeds: for a batch of environments, one each; integers of at least 0, NumPy's too.
-            mask: (B,) bool, the environments to reset. `seeds` then holds one for each of these, or one for each of the
-                B. Without `seeds` their generators go on, which gives new noise too.
+            seeds: for a batch, one seed for each environment; integers of at least 0, NumPy's too.
+            mask: (B,) bool, the environments to reset. `seeds` then holds one seed for each of them, or one for each of
+                the B. Without `seeds` their generators continue, which gives new noise too.
 
         Raises:
-            ConfigError: if `seed` and `seeds` are given both, `seeds` is empty (without `mask`) or no sequence, a seed
-                is no such integer, or `mask` is not of the batch that was reset before.
+            ConfigError: if both `seed` and `seeds` are given, `seeds` is empty (without `mask`) or not a sequence, a
+                seed is not an integer of at least 0, or `mask` does not fit the batch.
         """
         seeds = None if seeds is None else as_seeds(seeds)
         if seeds is not None and (seed is not None or (mask is None and len(seeds) == 0)):
@@ -209,25 +209,25 @@ class DiffusionPolicy:
         self._use_calibrated_windows(len(self._episodes))
 
     def _begin(self, generators: list[torch.Generator], batched: bool) -> None:
-        """Forget everything; an environment for each generator."""
+        """Forget everything and begin with one environment for each generator."""
         config = self.config
         sizes = config.n_obs_steps, config.n_action_steps, config.env_action_dim
         self._episodes, self._stats = Episodes(generators, batched, *sizes), None
 
     def act(self, obs: Observation) -> NDArray[np.float32]:
-        """The next action. If this raises, the policy is as it was before: the observation can be given again.
+        """Return the next action. An error leaves the policy as it was: the same observation can be given again.
 
         Args:
-            obs: for each of the policy's keys an array (*batch_shape, D), of an image (*batch_shape, H, W, C) uint8;
-                other keys are ignored.
+            obs: for each of the policy's keys an array (*batch_shape, D), or (*batch_shape, H, W, C) uint8 for an
+                image. Other keys are ignored.
 
         Returns:
-            (*batch_shape, A): float32, the environment's actions, within the config's `action_bound`.
+            (*batch_shape, A) float32, the environment's actions, within the config's `action_bound`.
 
         Raises:
             ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
             ConfigError: if `reset` was not called, `window="auto"` has not been calibrated for this batch size, or the
-                weights are of another type, size or device than when the policy was made.
+                weights' type, size or device has changed since the policy was made.
             NumericalError: if the network returned NaN or infinity, or the action is not finite.
         """
         episodes = self._episodes
@@ -242,11 +242,11 @@ class DiffusionPolicy:
         return episodes.plan.pop().reshape(*episodes.batch_shape, -1)
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Compile or capture all that `act` will run, so that a robot never waits for it. The policy stays as it is.
+        """Compile or capture all that `act` runs, before the control loop. The policy's state does not change.
 
-        The first chunk of capture="compile" takes tens of seconds, or a few where torch's cache on disk holds the
-        network: https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_tutorial.html. Where nothing is
-        compiled (`needs_warm_up` is false), this costs two chunks.
+        The first chunk of capture="compile" takes tens of seconds, or a few if torch's cache on disk holds the network:
+        https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_tutorial.html. If nothing is compiled
+        (`needs_warm_up` is false), this costs two chunks.
 
         Args:
             batch_size: how many environments will run together.
@@ -262,13 +262,13 @@ class DiffusionPolicy:
                 warm = self.sampler.draw(batch_size, cond, generators, warm).predictions
 
     def condition(self, history: Sequence[Observation]) -> Tensor:
-        """The network's condition of one environment, (1, global_cond_dim); see `PolicyModel.condition_of`."""
+        """The network's condition for one environment, (1, global_cond_dim); see `PolicyModel.condition_of`."""
         return self._model.condition_of(history)
 
     def _sample(self, history: History, rows: NDArray[np.intp], started: float) -> None:
-        """Sample a chunk for the environments `rows` (N,) and plan the part of it that is executed.
+        """Sample a chunk for the environments `rows` (N,) and plan its executed part.
 
-        Nothing of the policy changes before all that can fail is done.
+        The policy changes only after everything that can fail has succeeded.
         """
         model, episodes = self._model, self._episodes
         batch_size = len(episodes)
@@ -278,7 +278,7 @@ class DiffusionPolicy:
         warm = None if episodes.warm is None else episodes.warm[index]
         generators = [episodes.generators[row].clone_state() for row in rows]
         missing = self.sampler.rows(len(rows), batch_size) - len(rows)
-        if missing:  # a smaller batch would be captured anew: copies of a row fill it up
+        if missing:  # a smaller batch would be captured anew, so copies of a row pad it
             cond, warm = filled_up(cond, missing), None if warm is None else filled_up(warm, missing)
             generators += [generators[0].clone_state() for _ in range(missing)]
         with model.evaluating():
@@ -291,7 +291,7 @@ class DiffusionPolicy:
             before = guesses.new_zeros(batch_size, *guesses.shape[1:]) if episodes.warm is None else episodes.warm
             episodes.warm = with_rows(before, index, guesses)
         episodes.plan.fill(rows, actions)
-        for row, generator in zip(rows, generators, strict=False):  # those that fill up a batch are dropped
+        for row, generator in zip(rows, generators, strict=False):  # padding rows are dropped
             episodes.generators[row] = generator
         rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64, device="cpu")
         rounds[rows], evaluations[rows] = cost.rounds[: len(rows)], cost.evaluations[: len(rows)]
@@ -299,7 +299,7 @@ class DiffusionPolicy:
 
     @property
     def _automatic(self) -> bool:
-        """Whether the sampler's windows are to be calibrated ones."""
+        """Whether the windows are "auto", to be calibrated."""
         return isinstance(self._spec, Asd) and self._spec.is_automatic
 
     def _check_calibrated(self, batch_size: int) -> None:
@@ -310,13 +310,13 @@ class DiffusionPolicy:
             )
 
     def _calibrated(self, spec: Asd, batch_size: int) -> Calibrated:
-        """What windows measured now would hold for."""
+        """The settings for which windows measured now are valid."""
         model, weights = self._model, hash_of(self._model.modules)
         draft, capture = plug_in_name(spec.draft), plug_in_name(spec.capture)
         return Calibrated(weights, batch_size, model.device, model.dtype, draft, capture)
 
     def _use_calibrated_windows(self, batch_size: int) -> None:
-        """Look for the windows of `window="auto"`, for the weights as they are now."""
+        """Look up the windows of `window="auto"` for the present weights."""
         sampler, spec = self.sampler, self._spec
         if self._automatic and isinstance(sampler, AsdSampler) and isinstance(spec, Asd):
             found = self._windows.find(self._calibrated(spec, batch_size), sampler.num_steps)
@@ -334,14 +334,15 @@ def make_policy(
     encoders: nn.ModuleDict | None = None,
     **options: Unpack[SamplerOptions],
 ) -> DiffusionPolicy:
-    """A policy of networks in memory.
+    """Make a policy from networks in memory.
 
     Args:
         network, normalizer, config, device, dtype, encoders: as `PolicyModel`.
-        sampler: a name ("asd", "ddpm", "ddim"), a command line's text ("asd:path:16"), or a spec.
-        windows_file: where `calibrate` keeps its windows, and `window="auto"` finds them; None for memory alone.
-        options: of the sampler. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `capture`, and `use_clipped_model_output` and `set_alpha_to_one`, if not those of the config.
+        sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
+        windows_file: the file of calibrated windows, written by `calibrate` and read for `window="auto"`; None keeps
+            them in memory.
+        options: sampler options. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
+            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's.
 
     Raises:
         ConfigError: on an unknown sampler or option, or a device that this machine lacks.

@@ -1,4 +1,4 @@
-"""What a policy remembers of B environments: their last observations, and the actions planned for each."""
+"""The running episodes of B environments: their last observations and planned actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asd_policy.errors import ConfigError
 
 
 class History:
-    """The last To observations of each environment; an episode's first one fills it."""
+    """The last To observations of each environment. An episode's first observation fills it."""
 
     def __init__(self, batch_size: int, length: int):
         self._length = length
@@ -23,11 +23,11 @@ class History:
         self._begins = np.ones(batch_size, dtype=bool)
 
     def begin(self, rows: NDArray[np.bool_]) -> None:
-        """Forget what was observed in the rows (B,): their next observation is an episode's first."""
+        """Forget the observations of the masked rows (B,): their next observation is an episode's first."""
         self._begins = self._begins | rows
 
     def followed_by(self, obs: Mapping[str, Tensor]) -> History:
-        """The history after one more observation of every environment, (B, ...) for each key. This one stays."""
+        """A new history with one more observation of every environment, (B, ...) for each key."""
         steps = self._steps or [obs] * self._length
         if self._begins.any():
             begins = torch.from_numpy(self._begins)
@@ -44,7 +44,7 @@ class History:
 
 
 class Plan:
-    """Actions that are still to be executed; each environment may be at another point of its chunk."""
+    """Planned actions. Each environment may be at another point of its chunk."""
 
     def __init__(self, batch_size: int, length: int, action_dim: int):
         self._actions = np.zeros((batch_size, length, action_dim), dtype=np.float32)
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def due(self) -> NDArray[np.intp]:
-        """The rows that have no action left."""
+        """(N,) the rows without planned actions."""
         return np.flatnonzero(self._next == self._actions.shape[1])
 
     def forget(self, rows: NDArray[np.bool_]) -> None:
@@ -72,17 +72,17 @@ class Plan:
 
 
 class Episodes:
-    """The episodes that are running: a generator, a history and a plan for each of B environments.
+    """The running episodes: a generator, a history and a plan for each of B environments.
 
     Args:
         generators: one for each environment; none before the first reset.
         batched: whether observations and actions have an axis of environments.
-        n_obs_steps: To, the observations that are remembered.
-        n_action_steps: Ta, the actions of a plan.
-        action_dim: the size of an action of the environment.
+        n_obs_steps: To, the length of the history.
+        n_action_steps: Ta, the length of a plan.
+        action_dim: the size of the environment's action.
 
     Attributes:
-        warm: (B, K, H, A) or None, from where the next chunk's drafts start.
+        warm: (B, K, H, A) or None, guesses that warm-start the next chunk.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Episodes:
         return len(self.generators)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: generators as their states, in NumPy's arrays.
+        """For pickle and copy: the generators' states as NumPy arrays.
 
-        Tensors made here would be gone before a spawned process can share their memory.
+        Tensors made here would be freed before a spawned process can share their memory.
         """
         return self.__dict__ | {"generators": [generator.get_state().numpy() for generator in self.generators]}
 
@@ -116,18 +116,19 @@ class Episodes:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """(B,), or () for one environment: what observations and actions have in front."""
+        """The leading dimensions of observations and actions: (B,), or () for one environment."""
         return (len(self),) if self.batched else ()
 
     def begin_rows(self, rows_begun: Any, seed: int | None, seeds: Sequence[int] | None) -> None:
         """Begin an episode in the environments of a mask (B,) of bools.
 
         Args:
-            seed: must be None, for there is a batch.
-            seeds: one for each of these environments, or for each of the B; None lets their generators go on.
+            rows_begun: the mask.
+            seed: must be None, because there is a batch.
+            seeds: one for each of these environments, or for each of the B; None continues their generators.
 
         Raises:
-            ConfigError: on a mask or seeds that do not fit; then nothing has changed.
+            ConfigError: on a mask or seeds that do not fit. Nothing changes then.
         """
         mask = as_mask(rows_begun)
         if not self.batched or seed is not None or mask.dtype != bool or mask.shape != (len(self),):
@@ -156,17 +157,17 @@ def _replaced(old: Tensor, new: Tensor, rows: Tensor) -> Tensor:
 
 
 def as_seeds(seeds: Iterable[int]) -> list[int]:
-    """A seed for each environment, in their order. Raises ConfigError on anything without an order."""
+    """The seeds as a list, in order. Raises ConfigError on a collection without order."""
     if isinstance(seeds, Mapping | Set | str | bytes) or not isinstance(seeds, Iterable):
         raise ConfigError(f"seeds is {seeds!r:.80}; expected a sequence of integers, one for each environment.")
     try:
         return list(seeds)
-    except TypeError as error:  # an array of no dimensions
+    except TypeError as error:  # a 0-dimensional array
         raise ConfigError(f"seeds is {seeds!r:.80}; expected a sequence of integers: {error}.") from error
 
 
 def as_mask(mask: Any) -> NDArray[Any]:
-    """The mask as an array, wherever it lies. Raises ConfigError if it is none."""
+    """The mask as a NumPy array. Raises ConfigError if it cannot be one."""
     try:
         return np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -174,14 +175,14 @@ def as_mask(mask: Any) -> NDArray[Any]:
 
 
 def with_rows(x: Tensor, rows: Tensor | slice, value: Tensor | float) -> Tensor:
-    """A copy of x (B, ...) with `value` in the `rows` (N,). In place would fail where x comes from inference mode."""
+    """A copy of x (B, ...) with `value` in the `rows` (N,). In-place changes fail on tensors of inference mode."""
     changed = x.clone()
     changed[rows] = value
     return changed
 
 
 def filled_up(x: Tensor, missing: int) -> Tensor:
-    """x (N, ...) and copies of its first row, (N + missing, ...)."""
+    """x (N, ...) padded with copies of its first row to (N + missing, ...)."""
     return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
 

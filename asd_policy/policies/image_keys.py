@@ -8,22 +8,22 @@ from typing import Any
 from asd_policy.errors import ConfigError
 
 NORMS = ("group", "batch")
-MAX_SIDE = 2**13  # pixels; more would fill memory
+MAX_SIDE = 2**13  # pixels; a limit on memory
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 @dataclass(frozen=True)
 class ImageKey:
-    """An observation that is an image (H, W, C), uint8, and how it is encoded; see `asd_policy.nets.vision`.
+    """An observation that is an image (H, W, C), uint8, and its encoder's settings; see `asd_policy.nets.vision`.
 
     Attributes:
-        key: of the observation. Its size in `PolicyConfig.obs_keys` is the encoder's number of features.
+        key: the observation key. Its size in `PolicyConfig.obs_keys` is the encoder's number of features.
         shape: H, W and C, as the environment returns it.
         crop: top, left, height and width of the encoder's crop; empty for the whole image.
         resize: height and width to resize to before the crop; empty for none.
         backbone: torchvision's name of a ResNet.
-        norm: its normalisation layers, "group" or "batch".
-        num_keypoints: of the spatial softmax.
+        norm: the ResNet's normalisation layers, "group" or "batch".
+        num_keypoints: number of keypoints of the spatial softmax.
     """
 
     key: str
@@ -71,12 +71,12 @@ class ImageKey:
 def central_crop(
     size: Sequence[int], crop: Sequence[int], corner: Callable[[float], int] = math.floor
 ) -> tuple[int, ...]:
-    """(top, left, height, width) of the crop in the middle of an image.
+    """(top, left, height, width) of the central crop of an image.
 
     Args:
         size: height and width of the image.
-        crop: those of the crop.
-        corner: rounds its corner: down as in robomimic, or to the nearest even as in torchvision (`round`).
+        crop: height and width of the crop.
+        corner: rounds the crop's corner: down as in robomimic, or to the nearest even as in torchvision (`round`).
     """
     return (*(corner((n - c) / 2) for n, c in zip(size, crop, strict=True)), *crop)
 

@@ -1,4 +1,4 @@
-"""Modules by observation key, which may hold any characters."""
+"""A ModuleDict by observation key. Keys may contain any characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PLAIN = nn.ModuleDict()
 
 
 def module_name(key: str) -> str:
-    """The key as a module's name, which has no dots and differs from a ModuleDict's attributes."""
+    """A valid module name for the key: without dots, and different from ModuleDict's attributes."""
     name = key.replace("%", "%25").replace(".", "%2E")
     return f"%{ord(name[0]):02X}{name[1:]}" if hasattr(_PLAIN, name) else name
 

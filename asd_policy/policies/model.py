@@ -1,4 +1,4 @@
-"""PolicyModel: the networks of a policy, and what surrounds them, from observations to actions."""
+"""PolicyModel: the networks of a policy and the steps around them, from observations to actions."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from asd_policy.policies.quaternions import with_steady_signs
 class PolicyModel:
     """Networks and normaliser on a device, with the configuration that they were trained with.
 
-    The weights are those of `network`, `normalizer` and `encoders` at the time of each chunk: a training step or
-    `load_state_dict` counts at once, in every type and capture. They are run in evaluation mode, and left in theirs.
+    Each chunk uses the present weights of `network`, `normalizer` and `encoders`: a training step or `load_state_dict`
+    takes effect at once, in every dtype and capture. They run in evaluation mode, and are then put back into their own.
 
     Args:
         network: (sample (N, H, A), timestep (N,), global_cond (N, global_cond_dim)) -> prediction (N, H, A).
-        normalizer: with a field per observation key and "action".
-        config: what the two were trained with.
-        device: where to run them.
-        dtype: of the weights that run at every evaluation. torch.bfloat16 is for hardware made for it, and makes
-            another network: the sampler, which computes in float32 all the same, is exact for that one.
-        encoders: of the images among the observations, by key; see `asd_policy.nets.vision.ImageEncoder`.
+        normalizer: with a field for each observation key and "action".
+        config: the configuration that they were trained with.
+        device: the device to run on.
+        dtype: of the weights used in every network call. torch.bfloat16 is for hardware with bfloat16 units. It makes
+            another network; the sampler still computes in float32 and is exact for that network.
+        encoders: image encoders by observation key; see `asd_policy.nets.vision.ImageEncoder`.
 
     Raises:
         ConfigError: on a device that this machine lacks.
@@ -66,14 +66,14 @@ class PolicyModel:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """All that holds weights."""
+        """All modules with weights."""
         return self.network, self.normalizer, self.encoders
 
     def denoiser(self, compiled: bool) -> AffineDenoiser:
-        """The network as a sampler runs it.
+        """The denoiser that samplers run.
 
         Args:
-            compiled: whether its code will be compiled. On a CPU its convolutions are then laid out for that.
+            compiled: whether its code will be compiled. On a CPU its convolutions then use another memory layout.
 
         Raises:
             ConfigError: if the network cannot be run in `dtype`.
@@ -84,11 +84,11 @@ class PolicyModel:
         return DENOISERS[scheduler.prediction_type](run, self.schedule, clip).to(self.device)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Run the network in evaluation mode within the block."""
+        """A context in which the network is in evaluation mode."""
         return evaluating(self.network)
 
     def tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """The policy's keys of an observation, checked, on the CPU: (B, D), or of images (B, H, W, C).
+        """The policy's keys of an observation, checked, on the CPU: (B, D), or (B, H, W, C) for images.
 
         Args:
             batch: (B,), or () for the observation of one environment, which gives B = 1.
@@ -111,13 +111,13 @@ class PolicyModel:
         }
 
     def condition_of(self, history: Sequence[Observation]) -> Tensor:
-        """The network's condition of one environment, (1, global_cond_dim).
+        """The network's condition for one environment, (1, global_cond_dim).
 
         Args:
-            history: its last observations, oldest first: n_obs_steps of them, or fewer at the start of an episode.
+            history: its last observations, oldest first: n_obs_steps, or fewer at the start of an episode.
 
         Raises:
-            ObservationError: as `tensors`, and if there are none or more than n_obs_steps.
+            ObservationError: as `tensors`, and unless there are 1 to n_obs_steps observations.
             ConfigError: as `condition`.
         """
         if not 1 <= len(history) <= self.config.n_obs_steps:
@@ -127,10 +127,10 @@ class PolicyModel:
 
     @torch.no_grad()
     def condition(self, history: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """The network's condition (B, global_cond_dim) of the last To observations, oldest first.
+        """The network's condition (B, global_cond_dim) from the last To observations, oldest first.
 
         Raises:
-            ConfigError: if the weights are of another type, size or device than when the policy was made.
+            ConfigError: if the weights' type, size or device has changed since the policy was made.
         """
         self._check_weights()
         keys = self.config.obs_keys
@@ -142,15 +142,15 @@ class PolicyModel:
 
     @torch.no_grad()
     def executed(self, chunk: Tensor) -> Tensor:
-        """The part of chunks (N, H, A) that is executed, in the units of the demonstrations: (N, Ta, A)."""
+        """The executed part of chunks (N, H, A), unnormalised: (N, Ta, A)."""
         first = self.config.n_obs_steps - 1
         return self.normalizer.unnormalize("action", chunk[:, first : first + self.config.n_action_steps])
 
     def env_actions(self, executed: Tensor) -> NDArray[np.float32]:
-        """Executed actions (N, Ta, A), on the CPU, as the environment's (N, Ta, A_env).
+        """Convert executed actions (N, Ta, A), on the CPU, to the environment's (N, Ta, A_env).
 
         Raises:
-            NumericalError: if one is not finite.
+            NumericalError: if an action is not finite.
         """
         config = self.config
         actions = to_env_actions(executed, config.action_parts)
@@ -169,7 +169,7 @@ class PolicyModel:
         return kinds_of_tensors(*self.modules)
 
     def _check_weights(self) -> None:
-        """Raise ConfigError if weights were moved or converted, or the normaliser is another policy's."""
+        """Raise ConfigError if weights were moved or converted, or the normaliser has other sizes than the config."""
         now = self._kinds_now()
         if not now <= self._kinds:
             got, expected = (", ".join(sorted(f"{d} on {w}" for w, d in kinds)) for kinds in (now, self._kinds))

@@ -1,4 +1,4 @@
-"""A policy's networks from its configuration, and how they are run."""
+"""Builds a policy's networks from its configuration, and prepares them for inference."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build_network(config: PolicyConfig, seed: int = 0) -> nn.Module:
-    """The policy's network with fresh weights, the same for the same seed. Leaves the global generator alone."""
+    """The policy's network with fresh weights drawn from `seed`. torch's global generator is not used."""
     with fresh_weights(seed):
         return config.network.build(config.action_dim, config.global_cond_dim, config.horizon, config.n_obs_steps)
 
 
 def build_encoders(config: PolicyConfig, seed: int = 0) -> nn.ModuleDict:
-    """The encoders of the policy's images by key, with fresh weights as in `build_network`.
+    """The policy's image encoders by key, with fresh weights as in `build_network`.
 
     Raises:
-        ConfigError: if there are images, and torchvision is not installed.
+        ConfigError: if there are images but torchvision is not installed.
     """
     encoders = KeyedModules()
     if config.images:
@@ -46,20 +46,20 @@ def build_encoders(config: PolicyConfig, seed: int = 0) -> nn.ModuleDict:
 
 
 def kinds_of_tensors(*modules: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
-    """Devices and types of the modules' floating-point weights and buffers."""
+    """The pairs of device and dtype of the modules' floating-point weights and buffers."""
     tensors = (tensor for module in modules for tensor in chain(module.parameters(), module.buffers()))
     return frozenset((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point())
 
 
 def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool) -> nn.Module:
-    """The network as a sampler runs it: itself, or the inference form that it offers (`nets.HasInferenceForm`).
+    """The network that a sampler runs: itself, or its own inference form (`nets.HasInferenceForm`).
 
     Raises:
-        ConfigError: if networks do not run in this type, or this network runs in float32 alone.
+        ConfigError: on an unsupported dtype, or on another than float32 if this network runs in float32 alone.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(map(str, DTYPES))}.")
-    # A subclass's own `forward`, or hooks on the call, would be missing from the form that the class offers.
+    # The inference form would lack a subclass's own `forward` and hooks on the call.
     if isinstance(network, HasInferenceForm) and can_prepare(network):
         return network.for_inference(dtype, compiled_on_cpu)
     if dtype != torch.float32:
@@ -69,7 +69,7 @@ def for_inference(network: nn.Module, dtype: torch.dtype, compiled_on_cpu: bool)
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Put the networks into evaluation mode within the block; afterwards each module is in its own mode again."""
+    """A context in which the networks are in evaluation mode. Afterwards each module returns to its own mode."""
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:
         module.training = False
@@ -82,9 +82,9 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fresh_weights(seed: int) -> Iterator[None]:
-    """Networks made in the block draw float32 weights on the CPU from `seed`. torch's global state is restored.
+    """A context in which new layers draw float32 weights on the CPU from `seed`. torch's global state is restored.
 
-    Layers have no generator argument, and not all have a type argument.
+    Layers take no generator argument, and some take no dtype argument.
     """
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

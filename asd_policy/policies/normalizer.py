@@ -1,4 +1,4 @@
-"""Affine normalisation of observations and actions, kept beside the network's weights."""
+"""Affine normalisation of observations and actions; its statistics are saved with the network's weights."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ CONSTANT_RANGE = 1e-4
 class Affine(nn.Module):
     """y = (x - center) * scale + offset, and back, over the last dimension (D,).
 
-    `center` avoids the cancellation of x * scale + offset where scale * center is large: other libraries scale a
-    dimension that never changes by up to 1e8. In a dimension of scale 0, y is `offset` for every x, and x is `center`
-    for every y. State dicts written before `center` existed lack it; zero is read there.
+    `center` avoids cancellation in x * scale + offset for large scale * center: other libraries scale a constant
+    dimension by up to 1e8. In a dimension of scale 0, y is `offset` for every x, and x is `center` for every y. State
+    dicts written before `center` existed lack it; it is then zero.
     """
 
     center: Tensor
@@ -66,7 +66,7 @@ class LinearNormalizer(nn.Module):
         return affine
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ConfigError unless each field exists and has this size: another size might be broadcast silently."""
+        """Raise ConfigError unless each field exists and has this size. Another size might broadcast silently."""
         for field, size in sizes.items():
             got = len(self._field(field).scale)
             if got != size:
@@ -102,12 +102,12 @@ class LinearNormalizer(nn.Module):
         encoders: Mapping[str, Callable[[Tensor], Tensor]] | nn.ModuleDict | None = None,
         octaves: int = 0,
     ) -> Tensor:
-        """The network's condition: for each step in turn, the normalised observations side by side.
+        """The network's condition: the normalised observations, concatenated step by step.
 
         Args:
-            obs: for each key (N, To, D_key), the last To observations, oldest first; of an image (N, To, H, W, C).
+            obs: for each key the last To observations (N, To, D_key), oldest first; (N, To, H, W, C) for an image.
             keys: the keys in the policy's order.
-            encoders: of the images among them: (N, To, H, W, C) -> (N, To, D_key).
+            encoders: image encoders by key, (N, To, H, W, C) -> (N, To, D_key).
             octaves: number of sines and cosines of each value, besides the value.
 
         Returns:
@@ -123,8 +123,7 @@ def with_octaves(x: Tensor, octaves: int) -> Tensor:
     """x (..., G) in [-1, 1] -> (..., G * (1 + 2 * octaves)): x, then sin(2^k pi x) and cos(2^k pi x) of each octave k.
 
     Networks are slow to learn functions that change within a small part of their input's range, such as the motion a
-    millimetre beside a hole. These features spread such a part out (Tancik et al. 2020,
-    https://arxiv.org/abs/2006.10739).
+    millimetre from a hole. These features stretch such a part (Tancik et al. 2020, https://arxiv.org/abs/2006.10739).
     """
     phases = [2.0**k * math.pi * x for k in range(octaves)]
     return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=-1)

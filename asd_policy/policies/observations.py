@@ -1,4 +1,4 @@
-"""Observations as tensors, checked."""
+"""Checks observations and converts them to tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Observation = Mapping[str, NDArray[Any] | Tensor]
 
 
 def checked(obs: Observation, key: str, shape: tuple[int, ...], image: bool) -> Tensor:
-    """The observation `key` on the CPU, float32, or of an image uint8.
+    """The observation `key` on the CPU: float32, or uint8 for an image.
 
     Args:
-        obs: NumPy arrays, lists of numbers, or tensors on any device.
-        shape: what it has to have.
-        image: pixels from 0 to 255.
+        obs: NumPy arrays, lists of numbers, or tensors on any device, by key.
+        shape: the expected shape.
+        image: whether it is an image, with pixels from 0 to 255.
 
     Raises:
-        ObservationError: if it is missing, no array of real numbers, of another shape or not finite.
+        ObservationError: if it is missing, not an array of real numbers, of another shape, or not finite.
     """
     if not isinstance(obs, Mapping):
         raise ObservationError(f"The observation is a {type(obs).__name__}; expected a dict of arrays by key.")
@@ -54,5 +54,5 @@ def _tensor(value: Any, key: str, image: bool) -> Tensor:
         )
     if array.dtype.kind not in "fiub":  # NumPy would drop imaginary parts, and read text as numbers
         raise ObservationError(f"Observation {key!r} is no array of numbers: its type is {array.dtype}.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
         return torch.from_numpy(array if image else array.astype(np.float32))

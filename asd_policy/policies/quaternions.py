@@ -13,16 +13,16 @@ SIZE = 4
 
 @dataclass(frozen=True)
 class Quaternion:
-    """A quaternion in an observation. The policy gets the one of q and -q whose dot product with `towards` is positive.
+    """A quaternion in an observation. Of q and -q the policy gets the one whose dot product with `towards` is positive.
 
     Attributes:
-        key: of the observation.
+        key: the observation key.
         first: index of the first of the four entries.
         towards: a quaternion in the same order of entries. The sign does not flip as long as rotations stay within
             half a turn of it.
 
     Raises:
-        ConfigError: if these are no index and no quaternion.
+        ConfigError: on an invalid index or quaternion.
     """
 
     key: str
@@ -56,7 +56,7 @@ class Quaternion:
 
 
 def with_steady_signs(obs: Mapping[str, Tensor], quaternions: Sequence[Quaternion]) -> dict[str, Tensor]:
-    """A copy of the observations (..., D) per key with the signs of the quaternions normalised."""
+    """A copy of the observations (..., D) by key, with the quaternions' signs normalised."""
     result = dict(obs)
     for quaternion in quaternions:
         before, q, after = result[quaternion.key].tensor_split((quaternion.first, quaternion.first + SIZE), dim=-1)

@@ -1,4 +1,4 @@
-"""Reads the environment metadata of robomimic's demonstrations and checkpoints: what their actions mean."""
+"""Reads the environment metadata of robomimic's demonstrations and checkpoints, which define their actions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from asd_policy.errors import DataError
 from asd_policy.policies.tasks import POSES, arms_of, env_id
 
-ROBOSUITE = 1  # robomimic's number for environments of robosuite
+ROBOSUITE = 1  # robomimic's number for robosuite environments
 CONTROL_HZ = 20
-COMPOSITE = "body_parts"  # the key below which robosuite 1.5 nests the arms' controllers
+COMPOSITE = "body_parts"  # the key of the arms' controllers in robosuite 1.5
 APART = (None, "BASIC", "HYBRID_MOBILE_BASE")
-"""Composite controllers of robosuite 1.5 that pass each arm's actions to its own controller; None if not named."""
+"""Composite controllers of robosuite 1.5 that give each arm its own controller; None if not named."""
 
 POSE_CONTROLLER = "OSC_POSE"
 ROBOT = "Panda"
 NEW_CONTROLLERS = (1, 5)
-"""The robosuite version of our environments, which changed the arms' controllers."""
+"""The robosuite version of our environments. It changed the arms' controllers."""
 
 OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)  # metres and radians
 LIMITS: Mapping[str, float | Sequence[float]] = {
@@ -29,22 +29,22 @@ LIMITS: Mapping[str, float | Sequence[float]] = {
     "output_max": OUTPUT,
     "output_min": tuple(-limit for limit in OUTPUT),
 }
-"""The controller settings of our environments that say how far a delta of 1 moves the arm."""
+"""Controller settings of our environments that set how far a delta of 1 moves the arm."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The contents of the metadata.
+    """The metadata of a recording.
 
     Attributes:
         env_name: robosuite's name of the environment.
-        env_id: our environment that takes the actions, or robosuite's name if there is none.
+        env_id: our environment for these actions, or robosuite's name if there is none.
         version: robosuite's version as (major, minor); (0, 0) if unknown.
         absolute: whether actions are target poses.
         frame: the frame of target poses, "base" or "world".
-        notes: what to know before training on the file.
+        notes: warnings to read before training on the file.
         poses: whether actions are target poses or deltas of poses. Joint positions, for example, are neither.
-        controller_notes: the notes that concern the arms' controllers.
+        controller_notes: warnings about the arms' controllers.
     """
 
     env_name: str
@@ -61,7 +61,7 @@ class Recording:
         """Read `env_args`, the metadata as JSON.
 
         Raises:
-            DataError: if it is not robosuite's, or incomplete.
+            DataError: if it is not robosuite's, or is incomplete.
         """
         try:
             values = json.loads(text)
@@ -74,7 +74,7 @@ class Recording:
         """Read the metadata.
 
         Raises:
-            DataError: if it is not robosuite's, or incomplete.
+            DataError: if it is not robosuite's, or is incomplete.
         """
         missing = [key for key in ("env_name", "env_kwargs") if not isinstance(values, Mapping) or key not in values]
         if missing:
@@ -103,7 +103,7 @@ class Recording:
         ours = env_id(name, frame if absolute else None) if poses else name
         controller_notes = _controller_notes(controllers, new)
         if poses and not absolute and frame != "base" and new and arms_of(ours) > 1:
-            ours = name  # bases are turned, so that deltas along the world's axes are others
+            ours = name  # the bases are rotated, so deltas along the world's axes differ from ours
             controller_notes += (
                 f"Its deltas are along the axes of the {frame}; those of {env_id(name)} are each arm's.",
             )
@@ -113,7 +113,7 @@ class Recording:
         return cls(name, ours, version, absolute, frame, notes, poses, controller_notes)
 
     def env_for(self, absolute: bool) -> str:
-        """Our environment that takes the recorded actions, or with `absolute` the target poses beside them."""
+        """Our environment for the recorded actions, or with `absolute` for the recorded target poses."""
         return env_id(self.env_name, self.frame) if absolute and self.poses else self.env_id
 
 
@@ -126,7 +126,7 @@ def _arm_controllers(configs: Any) -> list[Mapping[str, Any]]:
         return [controller for config in configs for controller in _arm_controllers(config)]
     if COMPOSITE not in configs:
         return [configs] if configs else []
-    if configs.get("type") not in APART:  # one for the whole body, which passes joints on to the arms
+    if configs.get("type") not in APART:  # one controller for the whole body, which passes joints to the arms
         return [{"type": configs["type"]}]
     parts = configs[COMPOSITE]
     parts = parts.get("arms", parts)
@@ -226,7 +226,7 @@ def _limit_notes(controllers: list[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _equals(value: Any, expected: float | Sequence[float]) -> bool:
-    """Whether two limits are equal, each given as one number for all entries or as one for each."""
+    """Whether two limits are equal; each is one number for all entries, or one number for each."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     wanted = [expected] if isinstance(expected, int | float) else list(expected)
     longest = max(len(values), len(wanted))

@@ -1,4 +1,4 @@
-"""The sampler of a policy's chunks, from its model and a spec."""
+"""Makes the sampler of a policy's chunks from its model and a spec."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from asd_policy.policies.model import PolicyModel
 
 
 def build_sampler(model: PolicyModel, spec: SamplerSpec) -> Sampler:
-    """The sampler that a spec describes, of the model's chunks. Raises ConfigError as `SamplerSpec.build`."""
+    """The spec's sampler for the model's chunks. Raises ConfigError as `SamplerSpec.build`."""
     denoiser = model.denoiser(make_capture(spec.capture).compiles(model.device))
     filled = as_trained(spec, model.config.scheduler)
     return filled.build(denoiser, model.schedule, model.event_shape, model.device)
 
 
 def as_trained(spec: SamplerSpec, scheduler: SchedulerConfig) -> SamplerSpec:
-    """The spec, with the options that it leaves open (None) as the scheduler that the model was trained with has them.
+    """The spec with its open options (None) taken from the scheduler that the model was trained with.
 
     These are DDIM's `use_clipped_model_output` and `set_alpha_to_one`.
     """

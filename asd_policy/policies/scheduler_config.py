@@ -1,4 +1,4 @@
-"""The configuration of a policy's diffusion."""
+"""The configuration of a policy's diffusion scheduler."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from asd_policy.errors import ConfigError
 from asd_policy.records import LATER
 
 MAX_TIMESTEPS = 100_000
-"""More would keep a reader busy or fill its memory."""
+"""A limit on memory and reading time."""
 SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "use_clipped_model_output")
-"""Fields of SchedulerConfig that matter with fewer sampling steps. Files written before them lack them."""
+"""Fields of SchedulerConfig that matter only with fewer sampling steps. Older files lack them."""
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The diffusion, in the vocabulary of diffusers' DDPMScheduler.
+    """The diffusion scheduler, in the vocabulary of diffusers' DDPMScheduler.
 
-    The fields of `SAMPLING` matter where fewer steps than `num_train_timesteps` are sampled. `timestep_spacing` and
+    The fields of `SAMPLING` matter only with fewer sampling steps than `num_train_timesteps`. `timestep_spacing` and
     `steps_offset` choose the timesteps. `set_alpha_to_one` sets the alpha_bar after DDIM's last step to 1.
     `use_clipped_model_output` makes DDIM recompute the noise from the clipped sample.
 

@@ -11,7 +11,7 @@ ENV_IDS = {
 """robomimic's task, or robosuite's environment -> our environment."""
 
 POSES = {"base": "BasePose", "world": "WorldPose"}
-"""Frame of target poses -> the part of our environments' names that says so."""
+"""Frame of target poses -> its part of our environments' names."""
 
 ARM_DIMS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 """Vector observations of one arm and their sizes, in robomimic's order."""
@@ -37,7 +37,7 @@ def is_ours(env: str) -> bool:
 
 
 def arms_of(env: str) -> int:
-    """How many arms one of our environments has."""
+    """The number of arms of one of our environments."""
     return 2 if env.startswith("asd/Transport") else 1
 
 

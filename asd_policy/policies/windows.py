@@ -1,4 +1,4 @@
-"""Calibrated windows, kept beside a checkpoint."""
+"""Calibrated windows, saved beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from asd_policy.records import read_record
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What windows were measured with. They are used for exactly that, and for nothing else.
+    """The settings of a measurement of windows. The windows are used for exactly these settings.
 
     Attributes:
-        weights: a hash of the weights, as `hash_of` makes it.
-        batch_size: how many chunks were sampled at a time.
-        device: where.
-        dtype: of the weights that run at every evaluation.
-        draft: the draft's name, as `plug_in_name` makes it.
+        weights: a hash of the weights, from `hash_of`.
+        batch_size: chunks sampled at a time.
+        device: the device.
+        dtype: of the weights used in every network call.
+        draft: the draft's name, from `plug_in_name`.
         capture: the capture's name.
     """
 
@@ -54,14 +54,14 @@ class WindowsFile:
     """Calibrations in a JSON file.
 
     Attributes:
-        path: the file; None keeps calibrations in memory alone.
+        path: the file; None keeps calibrations in memory.
     """
 
     path: Path | None
     _here: dict[str, Any] = field(default_factory=dict)
 
     def find(self, calibrated: Calibrated, num_steps: int) -> WindowTable | None:
-        """The windows (K,) measured with this, or None.
+        """The windows (K,) measured with these settings, or None.
 
         Raises:
             CheckpointError: if the file cannot be read.
@@ -75,9 +75,9 @@ class WindowsFile:
             raise self._unreadable(error) from error
 
     def keep(self, calibrated: Calibrated, calibration: Calibration) -> None:
-        """Add a calibration, in place of an earlier one. The file is replaced as a whole, or stays as it was.
+        """Add a calibration, or replace an earlier one with the same settings. The file is replaced atomically.
 
-        Processes that calibrate at the same time take turns, so each one's entry is kept.
+        Processes that calibrate at the same time take turns, so no entry is lost.
 
         Raises:
             CheckpointError: if the file cannot be read or written; the calibration is kept in memory all the same.
@@ -96,7 +96,7 @@ class WindowsFile:
             ) from error
 
     def read(self) -> dict[str, Any]:
-        """Every entry by its key. Raises CheckpointError if the file cannot be read."""
+        """All entries by key. Raises CheckpointError if the file cannot be read."""
         if self.path is None or not self.path.exists():
             return dict(self._here)
         try:
@@ -113,7 +113,7 @@ class WindowsFile:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is within such a block for this folder; without effect where folders have no locks.
+    """Lock the folder against other processes, waiting for the lock. Without effect if the system has no folder locks.
 
     Raises:
         OSError: if the folder cannot be opened.
@@ -133,7 +133,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def plug_in_name(value: object) -> str:
-    """The name of a draft or capture; of an object its `repr`, which tells two with other settings apart."""
+    """The name of a draft or capture; for an object its `repr`, which includes its settings."""
     return value if isinstance(value, str) else repr(value)
 
 
