@@ -1,1 +1,1 @@
-"""Rollouts of policies in environments, both known by protocol only."""
+"""Rollouts of policies in environments: single, batched, swept, summarised and reported."""

@@ -24,13 +24,13 @@ from asd_policy.errors import ConfigError
 from asd_policy.evaluation.rollout import EnvObservation
 
 STATE, PIXELS = "state", "pixels"
-"""The keys of a Box observation: of a vector, and of an image."""
+"""The keys given to a Box observation: for a vector, and for an image."""
 
 SUCCESS_KEYS = ("success", "is_success")
-"""Keys of `info` that say success, the first of them that is there."""
+"""Keys of `info` that report success. The first one present counts."""
 
 TERMINATED = "terminated"
-"""Says that an episode that terminates has succeeded, where `info` says nothing."""
+"""In place of a key of `info`: an episode that terminates has succeeded."""
 
 
 def make_env(
@@ -48,14 +48,14 @@ def make_env(
         env_id: one of ours ("asd/Square-v0"), a registered id, or "module:Id-v0", where importing the module registers
             the id.
         render_mode: such as "rgb_array".
-        success: the key of `info` that says success, or "terminated"; None looks for the keys in SUCCESS_KEYS.
-        max_steps: the time limit; None takes the registered one.
+        success: the key of `info` that reports success, or "terminated"; None looks for the keys in SUCCESS_KEYS.
+        max_steps: the time limit in control steps; None takes the registered one.
         options: keyword arguments of the environment.
-        modules: imported first; those that register the environment.
+        modules: modules to import first, which register the environment.
 
     Raises:
-        ConfigError: if it has no time limit, lacks the render mode, or its observations or actions cannot be used. Its
-            `step` raises it too, if `info` says nothing of success.
+        ConfigError: if it has no time limit, lacks the render mode, or has unsupported observations or actions. Its
+            `step` raises ConfigError if `info` does not report success.
         gymnasium.error.Error: if there is no environment with this id.
     """
     import_modules(modules)
@@ -83,17 +83,17 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module.partition(".")[0]:
-                raise  # something that the module needs
+                raise  # a module that this module imports
             raise ConfigError(f"There is no module {module!r}. Install it, or put its folder on PYTHONPATH.") from error
 
 
 def module_of(env_id: str) -> str:
-    """The module that "module:Id-v0" names, "envs" for one of ours, else an empty string."""
+    """The module of "module:Id-v0", "envs" for one of ours, else an empty string."""
     return "envs" if is_ours(env_id) else env_id.rpartition(":")[0]
 
 
 def env_spec(env_id: str) -> EnvSpec:
-    """How gymnasium makes an environment.
+    """gymnasium's spec of an environment.
 
     Raises:
         ConfigError: if the module before the colon cannot be found.
@@ -112,15 +112,15 @@ def env_spec(env_id: str) -> EnvSpec:
 
 
 def is_ours(env_id: str) -> bool:
-    """Whether the id is of one of our environments."""
+    """Whether the id names one of our environments."""
     return env_id.startswith("asd/")
 
 
 class _Adapted(gymnasium.Wrapper[EnvObservation, Any, Any, Any]):
-    """An environment from outside, as the module's docstring says.
+    """Adapts an environment from outside; see the module's docstring.
 
     Raises:
-        ConfigError: on observations that are neither a Box nor a Dict, and on actions that are no vectors of a Box.
+        ConfigError: on observations that are neither a Box nor a Dict, and on actions that are not a Box of vectors.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, success: str | None):
@@ -163,7 +163,7 @@ class _Adapted(gymnasium.Wrapper[EnvObservation, Any, Any, Any]):
 
 
 def _box_key(env_id: str, space: spaces.Space[Any]) -> str | None:
-    """The key that a Box observation gets; None for a Dict. Raises ConfigError on other spaces."""
+    """The key given to a Box observation; None for a Dict. Raises ConfigError on other spaces."""
     if isinstance(space, spaces.Dict):
         return None
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -174,7 +174,7 @@ def _box_key(env_id: str, space: spaces.Space[Any]) -> str | None:
 
 
 def _flat(nested: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping, or of a Dict space, by their path."""
+    """The leaves of a nested mapping or Dict space, each with its path."""
     for key, value in nested.items():
         if isinstance(value, Mapping | spaces.Dict):
             yield from _flat(value, f"{prefix}{key}/")

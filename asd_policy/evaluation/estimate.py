@@ -1,4 +1,4 @@
-"""The duration of a sweep, estimated from a few control steps of each sampler."""
+"""Estimates the duration of a sweep from a few control steps of each sampler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
 from asd_policy.evaluation.worker import Parts
 
 MEASURED_STEPS = 32
-"""Control steps that are measured of each sampler: four chunks of the shipped policies."""
+"""Control steps measured for each sampler: four chunks of the shipped policies."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Estimate:
     on_file: int  # episodes
     to_run: int  # episodes
     seconds: float  # per control step of one episode; 0 if there is nothing to run
-    steps: float  # of an episode
-    at_most: bool  # whether that is the time limit, and not the mean of the episodes on file
+    steps: float  # control steps of an episode
+    at_most: bool  # whether `steps` is the time limit, not the mean of the episodes on file
 
     @property
     def hours(self) -> float:
@@ -67,7 +67,7 @@ def estimate(plan: Plan, records: Sequence[Record], load: Callable[[str], Parts]
 
 
 def seconds_per_step(parts: Parts, sampler: str, env_seed: int, batch: int) -> float:
-    """Seconds of a control step of one episode. The reset is included; compilation is not."""
+    """Seconds for each control step of one episode, including the reset but not compilation."""
     make_env, policy = partial(_cut, parts.make_env), parts.make_policy(sampler)
     if batch == 1:
         env = make_env()
@@ -82,7 +82,7 @@ def seconds_per_step(parts: Parts, sampler: str, env_seed: int, batch: int) -> f
 
 
 def _timed(run: Callable[[], int]) -> float:
-    """Seconds per step of `run`, which returns its steps. It runs twice; the first run compiles."""
+    """Seconds for each step of `run`, which returns its number of steps. The first of its two runs compiles."""
     run()
     started = monotonic()
     steps = run()

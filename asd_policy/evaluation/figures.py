@@ -1,4 +1,4 @@
-"""The report's figures: inline SVG that takes its colours from the page, so that it follows light and dark."""
+"""The report's figures: inline SVG in the page's colours, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.summary import mean_acceptance
 
 SERIES = 8
-"""The page defines the colours --series-0 and following; further samplers begin again, with other dashes."""
+"""The page defines the colours --series-0 and following. Further samplers reuse them with other dashes."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)))
 
-# Colours that stand for the page's, in matplotlib's SVG.
+# Placeholder colours in matplotlib's SVG, replaced by the page's.
 INK, RULE = "#010203", "#020304"
 
 STYLE: Any = {
@@ -44,7 +44,7 @@ STYLE: Any = {
 }
 
 SHOWN = 0.995
-"""The share of chunks that the figure of latencies shows: the first of a captured sampler waits for the compiler."""
+"""The largest share of chunks in the latency figure. The first chunk of a compiled sampler waits for the compiler."""
 
 Cells = Mapping[str, Sequence[Record]]
 """Sampler's label -> its episodes."""
@@ -52,10 +52,11 @@ Cells = Mapping[str, Sequence[Record]]
 
 @matplotlib.rc_context(STYLE)
 def latency(cells: Cells, prefix: str) -> str:
-    """The share of chunks that were sampled within a time, one line per sampler; an SVG.
+    """An SVG of the share of chunks that were sampled within a time, one line for each sampler.
 
     Args:
-        prefix: of the ids within, other for each figure of a page.
+        cells: sampler's label -> its episodes.
+        prefix: a prefix for the ids in the SVG, different for each figure of a page.
     """
     figure, axes = _figure("chunk latency, ms", "share of chunks")
     axes.set(xscale="log", ylim=(0, 1))
@@ -70,7 +71,7 @@ def latency(cells: Cells, prefix: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def acceptance(cells: Cells, prefix: str) -> str:
-    """The share of drafts kept at each denoising step, one line per speculative sampler; an SVG."""
+    """An SVG of the share of drafts kept at each denoising step, one line for each speculative sampler."""
     figure, axes = _figure("denoising step (0 is the noisiest)", "drafts kept")
     axes.set(ylim=(0, 1.02))
     for index, records in enumerate(cells.values()):
@@ -82,7 +83,7 @@ def acceptance(cells: Cells, prefix: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def rounds(cells: Cells, prefix: str) -> str:
-    """Network calls of an episode's first, second … chunk: their mean, and 10th to 90th percentile; an SVG."""
+    """An SVG of the network calls of an episode's 1st, 2nd … chunk: the mean, and the 10th to 90th percentile."""
     figure, axes = _figure("chunk of the episode", "sequential network calls")
     axes.set(yscale="log")
     for index, records in enumerate(cells.values()):
@@ -99,7 +100,7 @@ def rounds(cells: Cells, prefix: str) -> str:
 
 
 def _by_chunk(episodes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The episodes' first chunks, their second ones …; as far as a tenth of the episodes go."""
+    """The episodes' 1st chunks, 2nd chunks …, as long as a tenth of the episodes have that many."""
     longest = max(map(len, episodes), default=0)
     columns = [[episode[chunk] for episode in episodes if chunk < len(episode)] for chunk in range(longest)]
     return [column for column in columns if len(column) >= len(episodes) / 10]
@@ -117,7 +118,7 @@ def _log_ticks(axis: Axis) -> None:
 
 
 def _line(index: int) -> dict[str, Any]:
-    """How the sampler at this place of the legend is drawn."""
+    """The colour and dashes of the sampler at this place of the legend."""
     return {"color": f"#0300{index % SERIES:02x}", "linestyle": DASHES[index // SERIES % len(DASHES)]}
 
 
@@ -127,7 +128,7 @@ def _svg(figure: Figure, prefix: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)  # ids are shared by all of a page
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)  # ids must be unique on a page
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"#0300([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16)})", text)
     text = text.replace(INK, "currentColor").replace(RULE, "var(--rule)")

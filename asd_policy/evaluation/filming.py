@@ -1,4 +1,4 @@
-"""Chooses recorded episodes, runs them again, and films them."""
+"""Chooses recorded episodes, runs them again and films them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def choose(records: Sequence[Record], wanted: Sequence[str]) -> list[Record]:
     """The episodes to film, task by task.
 
     Args:
-        wanted: a number N: the first N successes and N failures of each sampler. Or names, see `find`.
+        wanted: a number N for the first N successes and N failures of each sampler; or episode names, see `find`.
 
     Raises:
-        ConfigError: naming what is no episode, or one that broke.
+        ConfigError: naming an episode that does not exist or that raised an error.
     """
     if len(wanted) == 1 and re.fullmatch("[0-9]{1,9}", wanted[0]):
         whole = [record for record in records if record.error is None]
@@ -37,10 +37,10 @@ def choose(records: Sequence[Record], wanted: Sequence[str]) -> list[Record]:
 
 
 def find(records: Sequence[Record], name: str) -> Record:
-    """The episode TASK:SAMPLER:SEED:REPEAT, or without its repeat if that is 0.
+    """The episode TASK:SAMPLER:SEED:REPEAT, or TASK:SAMPLER:SEED for repeat 0.
 
     Raises:
-        ConfigError: if there is none, or it broke.
+        ConfigError: if there is none, or it raised an error.
     """
     names = {f"{r.task}:{r.sampler}:{r.env_seed}": r for r in records if r.repeat == 0}
     names |= {f"{r.task}:{r.sampler}:{r.env_seed}:{r.repeat}": r for r in records}
@@ -63,10 +63,10 @@ def films(
     """Film the episodes one after the other.
 
     Args:
-        load: the environment, with `render_mode="rgb_array"`, and the policy that a record was made with. Called once
-            for each task and setting.
-        page: the report's page; the videos go to a folder beside it.
-        started: called with each episode before it is run.
+        load: makes the record's environment, with `render_mode="rgb_array"`, and policy. Called once for each task and
+            setting.
+        page: the report's page. The videos go to a folder beside it.
+        started: called with each episode before it runs.
     """
     for _, group in groupby(chosen, key=lambda record: (record.task, record.checkpoint_sha256, record.settings)):
         records = list(group)

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: which one, and its summary."""
+"""Output folders of evaluations, and their summaries."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EPISODES = "episodes.jsonl"
 
 
 def choose_folder(out: Path, overwrite: bool) -> Path:
-    """The folder itself, made if need be; or with a number, if it holds an earlier run that is not to be overwritten.
+    """Make and return the folder `out`. If it holds an earlier run and `overwrite` is false, a number is appended.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the folder cannot be written.
     """
     for number in count(1):
         folder = out if number == 1 else Path(f"{out}-{number}")
@@ -38,11 +38,11 @@ def choose_folder(out: Path, overwrite: bool) -> Path:
 
 
 def write_summary(folder: Path, results: Mapping[str, Sequence[Record]], provenance: Mapping[str, Any]) -> list[Row]:
-    """Write results.json and acceptance.png; the rows of the table.
+    """Write results.json and acceptance.png, and return the rows of the table.
 
     Args:
         results: sampler's label -> its records.
-        provenance: what the results were computed with, as JSON values.
+        provenance: the settings and software of the results, as JSON values.
     """
     rows = summarize(results)
     summary = {"provenance": dict(provenance), "summary": [asdict(row) for row in rows]}

@@ -6,11 +6,11 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]  # of the checkout, if this is one
+ROOT = Path(__file__).parents[2]  # the checkout's folder, if this is a checkout
 
 
 def software() -> dict[str, str]:
-    """Versions of what a result depends on, and the git commit if this is a checkout."""
+    """Versions of Python and the packages that a result depends on, and the git commit of a checkout."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("asd-policy", "torch", "numpy", "gymnasium", "mujoco", "robosuite"):
         try:
@@ -22,9 +22,9 @@ def software() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "not a checkout", or "unknown: " and why.
+    """The commit of this checkout, "not a checkout", or "unknown: " and the reason.
 
-    A repository that this package merely lies in, such as one with a virtual environment in it, is not one.
+    A repository that merely contains the installed package, for example in a virtual environment, is not its checkout.
     """
     try:
         top = _git("rev-parse", "--show-toplevel")

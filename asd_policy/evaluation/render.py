@@ -1,4 +1,4 @@
-"""Renders a report as one HTML page and as Markdown. Text from records is escaped: files may come from anywhere."""
+"""Renders a report as one HTML page and as Markdown. Text from records is escaped, because files may be untrusted."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def number(value: float, digits: int = 0) -> str:
 
 
 def times(baseline: float, value: float) -> str:
-    """How many times less than the baseline."""
+    """How many times smaller the value is than the baseline, such as "3.2x"."""
     return "-" if math.isnan(baseline / value) else f"{baseline / value:.1f}x"
 
 
 def lowest(rows: dict[str, Row]) -> float:
-    """Where an axis of success that shows every interval may begin, in steps of 10 %."""
+    """The start of a success axis that shows every interval, in steps of 10 %."""
     return math.floor(10 * min(row.success_interval[0] for row in rows.values())) / 10
 
 
 def widest(comparisons: dict[str, Comparison]) -> float:
-    """Half the range that shows every interval and the margin, in steps of 5 points."""
+    """Half the range of a difference axis that shows every interval and the margin, in steps of 5 points."""
     ends = [max(2 * it.margin, *map(abs, it.interval)) for it in comparisons.values()]
     return math.ceil(20 * max(ends)) / 20
 
 
 def kept(cells: dict[str, list[Record]]) -> dict[str, float]:
-    """Sampler -> mean share of drafts kept; of the speculative samplers."""
+    """Speculative sampler -> mean share of drafts kept."""
     shares = {sampler: mean_acceptance(records) for sampler, records in cells.items()}
     return {sampler: float(share.mean()) for sampler, share in shares.items() if share.any()}
 
 
 def verdict(comparison: Comparison) -> str:
-    """In words, with the env seeds that would settle it."""
+    """The verdict in words. If undecided, with the number of env seeds to add."""
     margin = f"{100 * comparison.margin:g}"
     if comparison.verdict == "equivalent":
         return f"equivalent within {margin} points"
@@ -61,7 +61,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def to_html(tasks: Sequence[TaskReport], videos: Sequence[Video] = (), title: str = "Evaluation") -> str:
-    """A page without external files. Text from records is escaped."""
+    """One HTML page without external files."""
     environment = Environment(
         loader=PackageLoader("asd_policy.evaluation", "."),
         autoescape=True,
@@ -77,7 +77,7 @@ def to_html(tasks: Sequence[TaskReport], videos: Sequence[Video] = (), title: st
 
 
 def to_markdown(tasks: Sequence[TaskReport]) -> str:
-    """Tables that fit a terminal, and that GitHub renders."""
+    """Markdown tables that fit a terminal and that GitHub renders."""
     return "\n\n".join(_task_markdown(task) for task in tasks) + "\n"
 
 
@@ -119,7 +119,7 @@ def _task_markdown(task: TaskReport) -> str:
 
 
 def _table(header: list[str], body: list[list[str]]) -> str:
-    """Rows of cells in columns of one width each; all but the first to the right."""
+    """A Markdown table with columns of fixed width; all but the first are right-aligned."""
     widths = [max(3, *map(len, column)) for column in zip(header, *body, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -131,5 +131,5 @@ def _table(header: list[str], body: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from a file, so that Markdown shows it and does nothing else with it."""
+    """Text from a file with Markdown's characters escaped."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))

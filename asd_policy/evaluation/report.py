@@ -24,7 +24,7 @@ class TaskReport:
     cells: dict[str, list[Record]]  # sampler -> its episodes
     rows: dict[str, Row]  # sampler -> their summary
     baseline_name: str  # the sampler that the others are compared with
-    comparisons: dict[str, Comparison]  # sampler -> beside the baseline, where they share episodes
+    comparisons: dict[str, Comparison]  # sampler -> its comparison with the baseline, if they share episodes
     provenance: dict[str, Any]
     warnings: list[str]
 
@@ -34,7 +34,7 @@ class TaskReport:
 
     @property
     def failures(self) -> dict[tuple[int, int], dict[str, Record]]:
-        """(env seed, repeat) -> sampler -> its episode, where at least one of them failed."""
+        """(env seed, repeat) -> sampler -> its episode, if at least one of them failed."""
         episodes: dict[tuple[int, int], dict[str, Record]] = {}
         for sampler, records in self.cells.items():
             for record in records:
@@ -48,24 +48,24 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Video:
-    """A film of an episode that was run again."""
+    """A film of a repeated episode."""
 
     record: Record
     path: str  # relative to the page
-    same: bool  # whether the actions were the recorded ones
-    success: bool  # of the second run
+    same: bool  # whether the actions equal the recorded ones
+    success: bool  # whether the repeated episode succeeded
 
 
 def analyze(records: Sequence[Record], margin: float = 0.05, baseline: str = "ddpm") -> list[TaskReport]:
-    """A report of each task, in the order of their appearance.
+    """One report for each task, in order of appearance.
 
     Args:
         margin: see `stats.compare`.
-        baseline: the sampler to compare the others with, as it is written in the records.
+        baseline: the label of the sampler to compare with.
 
     Raises:
-        ConfigError: if there is no record, one appears twice, or a task's come from several checkpoints.
-        DataError: on costs that are no numbers, or do not belong together.
+        ConfigError: if there is no record, one appears twice, or a task has records of several checkpoints.
+        DataError: on costs that are not numbers, or whose lengths differ.
     """
     if not records:
         raise ConfigError("The files hold no finished episode.")
@@ -98,7 +98,7 @@ def _task_report(task: str, cells: dict[str, list[Record]], margin: float, basel
 
 
 def _distinct(values: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    """The different ones, most frequent first, and how often each occurs."""
+    """The distinct values and their counts, most frequent first."""
     counts = Counter(json.dumps(value, sort_keys=True) for value in values)
     return [(json.loads(text), count) for text, count in counts.most_common()]
 
@@ -132,7 +132,7 @@ def _warnings(cells: dict[str, list[Record]], provenance: dict[str, Any], baseli
 
 
 def _check(records: Sequence[Record]) -> None:
-    """Refuse records that cannot be summarised; files may come from anywhere."""
+    """Raise on records that cannot be summarised, because files may be untrusted."""
     twice = [key for key, count in Counter(record.key for record in records).items() if count > 1]
     if twice:
         raise ConfigError(f"{len(twice)} episodes appear more than once, the first {twice[0]}. Give each file once.")

@@ -1,4 +1,4 @@
-"""Files of finished episodes: one JSON line each, appended as they finish."""
+"""Files of finished episodes, one JSON line for each, appended as they finish."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from asd_policy.records import read_record
 
 @dataclass(frozen=True)
 class EpisodeKey:
-    """What identifies an episode of a sweep."""
+    """The identity of an episode in a sweep."""
 
     task: str
-    sampler: str  # its label, as command lines write it
+    sampler: str  # its label, as on a command line
     env_seed: int
-    repeat: int  # which noise the policy gets
+    repeat: int  # chooses the policy's noise
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Record:
     latency: list[float]  # (C,) seconds per chunk
     rounds: list[int]  # (C,) sequential network calls
     evaluations: list[int]  # (C,) states that the network was evaluated on
-    acceptance: list[float]  # (K,) mean over the chunks
+    acceptance: list[float]  # (K,) share of drafts kept, mean over the chunks
     action_sha256: str  # of the action stream
-    error: str | None  # "ErrorName: message" of an episode that raised: a failure, whose lists are cut or empty
+    error: str | None  # "ErrorName: message" of an episode that raised: a failure, whose lists are cut short or empty
     checkpoint_sha256: str
-    settings: dict[str, Any]  # device, threads, batch (environments served by one policy), and what Plan documents
+    settings: dict[str, Any]  # device, threads, batch (environments per policy), and the others of Plan.settings
     software: dict[str, str]  # versions
 
     @property
@@ -53,22 +53,22 @@ class Record:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
-    """The episodes of the files, in their order. An unfinished last line is left out.
+    """The episodes of the files, in order. An unfinished last line is left out.
 
     Raises:
-        DataError: naming the file, and the line that is no episode's record.
+        DataError: naming the file, and the line that is not an episode's record.
     """
     return [record for path in paths for record in _records(path, read_json_lines(path))]
 
 
 class ResultsFile:
-    """Appends records to a file; see `JsonLines` for what it survives.
+    """Appends records to a file. It survives kills; see `JsonLines`.
 
     Args:
         path: an existing file is continued.
 
     Attributes:
-        records: the file's records, in its order.
+        records: the file's records, in order.
 
     Raises:
         ConfigError: if another process is writing the file.
@@ -85,10 +85,10 @@ class ResultsFile:
             raise
 
     def append(self, record: Record) -> None:
-        """Write the record to disk.
+        """Append the record and flush it to disk.
 
         Raises:
-            DataError: naming the episode, if that fails; the file then ends with the previous record.
+            DataError: naming the episode, if that fails. The file then ends with the previous record.
         """
         try:
             self._lines.append(record.to_json())
@@ -97,13 +97,13 @@ class ResultsFile:
         self.records.append(record)
 
     def order(self, rank: Callable[[Record], int]) -> None:
-        """Sort the file by rank and close it. A kill leaves the old file or the new one."""
+        """Sort the file by rank and close it. If killed, it leaves either the old file or the new one."""
         ordered = sorted(self.records, key=rank)
         self._lines.replace(record.to_json() for record in ordered)
         self.records = ordered
 
     def close(self) -> None:
-        """Unlock the file for other writers."""
+        """Close the file and unlock it for other writers."""
         self._lines.close()
 
     def __enter__(self) -> ResultsFile:

@@ -1,4 +1,4 @@
-"""Runs one episode of a policy in an environment, and measures its cost."""
+"""Runs one episode of a policy in an environment and measures its cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from asd_policy.errors import ConfigError, NumericalError
 
 EnvObservation = Mapping[str, NDArray[Any]]
-"""Key -> array, of one environment or of a batch."""
+"""Key -> array, for one environment or for a batch."""
 
 BREAKS_EVERY_EPISODE = (ConfigError, MemoryError, gymnasium.error.DependencyNotInstalled)
-"""Errors of the settings or of the machine: they are raised, not recorded as the failure of one episode."""
+"""Errors of the settings or of the machine. They are raised, not recorded as a failed episode."""
 
 
 class ChunkCost(Protocol):
@@ -72,7 +72,7 @@ class Episode:
     latency: list[float]  # (C,) seconds per chunk
     rounds: list[int]  # (C,)
     evaluations: list[int]  # (C,)
-    acceptance: list[float]  # (K,) mean over the chunks
+    acceptance: list[float]  # (K,) share of drafts kept, mean over the chunks
     action_sha256: str  # of the action stream: equal hashes, equal behaviour
     actions: NDArray[np.float32] = field(repr=False, compare=False)  # (length, action_dim)
     error: str | None = None  # "ErrorName: message" of an episode that raised: a failure, whose lists are empty
@@ -88,11 +88,11 @@ def rollout(env: gymnasium.Env[Any, Any], policy: Policy, env_seed: int, noise_s
 
     Args:
         env: reports success as `info["success"]`; see `asd_policy.evaluation.environments.make_env`.
-        env_seed: of the initial state.
-        noise_seed: of the policy's sampling noise.
+        env_seed: the seed of the initial state.
+        noise_seed: the seed of the policy's sampling noise.
 
     Raises:
-        ConfigError: on actions of another shape than the environment's, or if it does not report success.
+        ConfigError: on actions of another shape than the environment's, or if `info` does not report success.
         NumericalError: on an action that is not finite.
     """
     obs, _ = env.reset(seed=env_seed)
@@ -107,21 +107,21 @@ def rollout(env: gymnasium.Env[Any, Any], policy: Policy, env_seed: int, noise_s
 
 
 def succeeded(info: Mapping[str, Any], row: int | None = None) -> bool:
-    """Success as the info of a step reports it; of a vector environment's info, that of one row.
+    """Success as reported by the info of a step, or by one row of a vector environment's info.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if the info does not report success.
     """
     final = info.get("final_info")
     if row is not None and final is not None and info["_final_info"][row]:
-        info = final  # gymnasium's same-step autoreset: the rest is of the next episode already
+        info = final  # gymnasium's same-step autoreset: the rest belongs to the next episode
     if "success" not in info:
         raise ConfigError(f"The environment's info holds {sorted(info)}; expected success. Make it with make_env.")
     return bool(info["success"] if row is None else info["success"][row])
 
 
 def broken_episode(env_seed: int, noise_seed: int, error: Exception) -> Episode:
-    """An episode that raised: a failure with its error, and without costs."""
+    """The record of an episode that raised: a failure with its error, without costs."""
     return Episode(
         env_seed=env_seed,
         noise_seed=noise_seed,
@@ -141,7 +141,7 @@ class Trace:
     """Collects the steps of an episode.
 
     Args:
-        shape: of an action; None takes any.
+        shape: the expected shape of an action; None accepts any.
         row: the episode's row in the policy's batch.
     """
 
@@ -168,7 +168,7 @@ class Trace:
         self._actions.append(action)
 
     def moved(self, success: bool, over: bool) -> None:
-        """Add the environment's answer to the action."""
+        """Add the result of the environment's step."""
         self._success, self.over = success, success or over
 
     def episode(self) -> Episode:

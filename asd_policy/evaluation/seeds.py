@@ -1,4 +1,4 @@
-"""Seeds: of environments as command lines write them, and of the policy's noise."""
+"""Environment seeds on command lines, and the seeds of the policy's noise."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from asd_policy.errors import ConfigError
 
 MOST_SEEDS = 1_000_000
-"""The most seeds of one evaluation; more are taken for a typing error."""
+"""The most seeds of one evaluation. A larger number is likely a typing error."""
 
 SEED_SETS: Mapping[str, tuple[str, int]] = {
     "smoke": ("100000-100002", 1),
     "dev": ("200000-200019", 1),
     "paper": ("100000-100099", 3),
 }
-"""Name -> environment seeds, and how often each is run."""
+"""Name -> environment seeds, and the number of repeats of each."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -46,7 +46,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_seed_set(text: str) -> tuple[list[int], int]:
-    """Environment seeds and repeats of a name in SEED_SETS, or of seeds as `parse_seeds` reads them, run once.
+    """Environment seeds and their repeats: a name in SEED_SETS, or seeds as in `parse_seeds` with one repeat.
 
     Raises:
         ConfigError: on anything else.
@@ -59,13 +59,13 @@ def parse_seed_set(text: str) -> tuple[list[int], int]:
 
 
 def noise_seed(env_seed: int, repeat: int) -> int:
-    """The seed of the policy's noise in one episode: the same for every sampler, another for every repeat.
+    """The seed of the policy's noise in one episode: equal for all samplers, different for each repeat.
 
     Raises:
-        ConfigError: if one of them is negative.
+        ConfigError: if either number is negative.
     """
     if env_seed < 0 or repeat < 0:
         raise ConfigError(f"Got env seed {env_seed} and repeat {repeat}; expected neither to be negative.")
-    # SeedSequence reads integers as words of 32 bits: without their number, (2^32, 0) would be (0, 1).
+    # SeedSequence reads integers as 32-bit words: without the word counts, (2^32, 0) would equal (0, 1).
     words = () if env_seed < 2**32 else (env_seed.bit_length(),)
     return int(np.random.SeedSequence((env_seed, repeat, *words)).generate_state(1)[0])

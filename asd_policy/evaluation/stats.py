@@ -28,7 +28,7 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """Wilson's interval of a success rate, at LEVEL. It assumes independent episodes.
 
     Raises:
-        ConfigError: unless there are episodes, and no more successes than those.
+        ConfigError: unless episodes is positive and 0 <= successes <= episodes.
     """
     if episodes < 1 or not 0 <= successes <= episodes:
         raise ConfigError(f"Got {successes} successes in {episodes} episodes; expected at least one episode.")
@@ -60,12 +60,12 @@ class Comparison:
 def compare(sampler: Outcomes, baseline: Outcomes, rng: np.random.Generator, margin: float = 0.05) -> Comparison:
     """Compare success on the shared episodes.
 
-    The verdict is "equivalent" if the whole interval lies within the margin, even where it excludes zero; else "worse"
-    or "better" if it excludes zero; else "undecided".
+    The verdict is "equivalent" if the whole interval lies within the margin, even if it excludes zero. Otherwise it is
+    "worse" or "better" if the interval excludes zero, and "undecided" if it includes zero.
 
     Args:
         rng: draws the bootstrap's resamples.
-        margin: the largest difference that does not matter, set before the results are seen.
+        margin: the largest negligible difference of success rates, chosen before the results are seen.
 
     Raises:
         ConfigError: if no episode is shared, or the margin is not between 0 and 1.
@@ -102,7 +102,7 @@ def compare(sampler: Outcomes, baseline: Outcomes, rng: np.random.Generator, mar
 def _per_seed(
     sampler: Outcomes, baseline: Outcomes, shared: list[tuple[int, int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each env seed, the sampler's wins minus its losses, and the number of its episodes; (n,) each."""
+    """For each env seed, the sampler's wins minus its losses, and its number of episodes; (n,) each."""
     wins: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
     for key in shared:
@@ -116,7 +116,7 @@ def _with_imaginary(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Add two imaginary seeds, one that the sampler wins and one that it loses.
 
-    Without them samplers that never differed in three episodes would have the interval [0, 0]. For one repeat this is
+    Without them, samplers that never differed in three episodes would get the interval [0, 0]. For one repeat this is
     the adjustment of Bonett and Price (J. Educ. Behav. Stat. 37, 2012).
     """
     size = sizes.mean()
@@ -126,7 +126,7 @@ def _with_imaginary(
 def _difference_interval(
     wins: NDArray[np.float64], sizes: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile bootstrap over env seeds: the repeats of a seed are not independent, so they stay together."""
+    """Percentile bootstrap over env seeds. Repeats of a seed are not independent: they are resampled together."""
 
     def difference(wins: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
         shares: NDArray[np.float64] = wins.sum(axis) / sizes.sum(axis)
@@ -146,9 +146,9 @@ def _difference_interval(
 
 
 def _more_seeds(wins: NDArray[np.float64], sizes: NDArray[np.float64], margin: float) -> int | None:
-    """Env seeds to add so that equally good samplers come out as "equivalent" with probability POWER.
+    """Env seeds to add so that equally good samplers are found "equivalent" with probability POWER.
 
-    It assumes that new seeds vary as the present ones do. None if the samplers differ on fewer than PILOT seeds, or if
+    Assumes that new seeds vary like the present ones. None if the samplers differ on fewer than PILOT seeds, or if
     there are enough seeds already.
     """
     if np.count_nonzero(wins) < PILOT:

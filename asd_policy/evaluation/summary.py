@@ -29,14 +29,14 @@ class Row:
     successes: int
     success_interval: tuple[float, float]  # Wilson, 95 %
     length: float  # median control steps
-    latency_ms: float  # median per chunk; NaN, as what follows, if every episode broke before its first
+    latency_ms: float  # median per chunk; NaN, like the fields below, if every episode raised before its first chunk
     latency_p95_ms: float
     rounds: float  # mean per chunk
     evaluations: float  # mean per chunk
 
 
 def summarize(results: Results) -> list[Row]:
-    """One row per sampler that has finished an episode."""
+    """One row for each sampler with a finished episode."""
     return [_row(sampler, episodes) for sampler, episodes in results.items() if episodes]
 
 
@@ -61,7 +61,7 @@ def _row(sampler: str, episodes: Sequence[Episode] | Sequence[Record]) -> Row:
 
 
 def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
-    """A table that fits 80 columns; speed-ups are against the sampler called `baseline`, if it is there."""
+    """A table that fits 80 columns. Speed-ups are relative to the sampler `baseline`, if it is present."""
     base = next((row for row in rows if row.sampler == baseline), None)
     result = Table(
         box=box.SIMPLE_HEAD,
@@ -90,22 +90,22 @@ def table(rows: Sequence[Row], baseline: str = "ddpm") -> Table:
 
 
 def mean_acceptance(episodes: Sequence[Episode] | Sequence[Record]) -> NDArray[np.float64]:
-    """The share of drafts kept at each step (K - 1,), nothing for a sampler without drafts.
+    """The share of drafts kept at each step (K - 1,); empty for a sampler without drafts.
 
-    The last step is left out: it adds no noise, so it is computed, not drawn.
+    The last step is left out: it adds no noise, so it is computed exactly and keeps no draft.
     """
     known = [episode.acceptance for episode in episodes if _speculates(episode)]
     return np.mean(known, axis=0)[:-1] if known else np.zeros(0)
 
 
 def _speculates(episode: Episode | Record) -> bool:
-    """Whether any chunk took other than one call on one state for each step, as a captured DDPM does too."""
+    """Whether the cost of any chunk differs from a DDPM's: one call on one state for each step."""
     steps = len(episode.acceptance)
     return steps > 0 and {*episode.rounds, *episode.evaluations} != {steps}
 
 
 def plot_acceptance(results: Results, path: Path) -> None:
-    """Draw the share of drafts kept at each denoising step, one line per speculative sampler, as a PNG."""
+    """Plot the share of drafts kept at each denoising step as a PNG, one line for each speculative sampler."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="denoising step (0 is the noisiest)", ylabel="drafts kept", ylim=(0, 1.02))
     for sampler, episodes in results.items():

@@ -1,4 +1,4 @@
-"""Sweeps: every task x sampler x seed x repeat, into a file that an interrupted sweep continues."""
+"""Sweeps: every task x sampler x seed x repeat, written to a file that an interrupted sweep continues."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from asd_policy.evaluation.worker import EpisodeWorker, Observer, Parts, Wave
 
 @dataclass(frozen=True)
 class Plan:
-    """Which episodes to run, and with what.
+    """The episodes of a sweep and their settings.
 
     Attributes:
         checkpoints: task -> SHA-256 of its policy.
-        samplers: labels.
-        repeats: how often each seed is run, with other noise each time.
-        settings: device, threads, batch; and success and max_steps, where they are given.
-        first_repeat: the number of the first repeat, which chooses its noise.
+        samplers: the samplers' labels.
+        repeats: runs of each seed, each with other noise.
+        settings: device, threads, batch; and success and max_steps, if given.
+        first_repeat: the number of the first repeat. The number chooses the noise.
 
     Raises:
-        ConfigError: if it is empty, or names anything twice.
+        ConfigError: if it holds no episode, or one twice.
     """
 
     checkpoints: Mapping[str, str]
@@ -61,10 +61,10 @@ class Plan:
         return [key for key in self.keys if key not in done]
 
     def waves(self, done: frozenset[EpisodeKey]) -> Iterator[Wave]:
-        """The waves that are left to run.
+        """The remaining waves.
 
-        The samplers take turns, and another one begins each time, so a machine that slows down slows all of them alike.
-        A wave is run in full if any of its episodes is missing: rounding may depend on a wave's size.
+        The samplers take turns, and each turn begins with another one, so that a machine that slows down slows all
+        alike. A wave with any missing episode is run in full, because rounding may depend on the wave's size.
         """
         size = self.settings["batch"]
         for task in self.checkpoints:
@@ -93,8 +93,8 @@ def sweep(
 
     Args:
         load: task -> its parts; picklable, for backends with processes.
-        stop_requested: asked before each wave; those begun are finished.
-        observe: given each finished episode in the process that ran it: with `Serial`, in this one.
+        stop_requested: called before each wave. If it returns true, the running waves are finished and none is begun.
+        observe: called with each finished episode in the process that ran it: with `Serial`, in this one.
 
     Raises:
         ConfigError: if the file was made with other checkpoints or settings, or the backend has no `run`.

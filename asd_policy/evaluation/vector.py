@@ -40,11 +40,11 @@ def rollout_batch(
 ) -> list[Episode]:
     """Run one episode per environment, all at once. Each equals that of `rollout` up to floating-point rounding.
 
-    Each episode has the noise of its own seed, whatever the others are. No episode begins in the row of one that has
-    ended: chunks are sampled in lock-step, so it would have to wait for the next chunk.
+    Each episode's noise depends on its own seed alone. When an episode ends, no new one begins in its row: chunks are
+    sampled in lock-step, so it would have to wait for the next chunk.
 
     Args:
-        envs: B environments that report `success`; their answers after their episode's end are ignored.
+        envs: B environments that report `success`. Results after an episode's end are ignored.
         env_seeds: (B,)
         noise_seeds: (B,)
 
@@ -74,12 +74,12 @@ def rollout_batch(
             trace.moved(succeeded(info, row), bool(terminated[row] or truncated[row]))
         ended = terminated | truncated
         if ended.any() and isinstance(envs, SyncVectorEnv) and envs.autoreset_mode == AutoresetMode.DISABLED:
-            obs, _ = envs.reset(options={"reset_mask": ended})  # it refuses to step an ended episode
+            obs, _ = envs.reset(options={"reset_mask": ended})  # gymnasium refuses to step an ended episode
     return [trace.episode() for trace in traces]
 
 
 def vector_env(make_env: Callable[[], gymnasium.Env[Any, Any]], count: int) -> AsyncVectorEnv:
-    """`count` environments, each in a process. They rest after their episode's end, and ignore Ctrl-C.
+    """`count` environments, each in its own process. They idle after their episode's end and ignore Ctrl-C.
 
     Args:
         make_env: picklable.
@@ -91,7 +91,7 @@ def vector_env(make_env: Callable[[], gymnasium.Env[Any, Any]], count: int) -> A
 
 
 def kill_envs(envs: AsyncVectorEnv) -> None:
-    """End the environments whatever state they are in; `envs.close()` waits for ever for one that has died."""
+    """Kill the environments in any state. `envs.close()` would wait for ever for a dead one."""
     for process in envs.processes:
         process.kill()
     for process in envs.processes:
@@ -100,13 +100,13 @@ def kill_envs(envs: AsyncVectorEnv) -> None:
 
 
 def _resting_env(make_env: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:
-    if multiprocessing.parent_process() is not None:  # gymnasium makes one in the caller's process too
+    if multiprocessing.parent_process() is not None:  # gymnasium also makes one in the caller's process
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return _Resting(make_env())
 
 
 class _Resting(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Repeats the last answer of an episode that is over, instead of simulating on."""
+    """After an episode's end, repeats its last step's results instead of simulating on."""
 
     def reset(self, **arguments: Any) -> tuple[EnvObservation, dict[str, Any]]:
         self._last: tuple[EnvObservation, float, bool, bool, Mapping[str, Any]] | None = None

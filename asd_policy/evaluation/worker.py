@@ -21,12 +21,12 @@ Wave = tuple[EpisodeKey, ...]
 """Episodes of one task and sampler that one policy runs at once."""
 
 Observer = Callable[[EpisodeKey, Episode], object]
-"""Given each finished episode, with its actions."""
+"""Called with each finished episode, with its actions."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How to make one task's environment and policies.
+    """Factories of one task's environment and policies.
 
     Attributes:
         make_env: picklable, for waves of several episodes.
@@ -38,16 +38,16 @@ class Parts:
 
 
 class EpisodeWorker:
-    """Runs waves of episodes; loads a task with its first episode.
+    """Runs waves of episodes. It loads a task with the task's first episode.
 
-    An episode that raises is recorded as a failure, and the others of its wave are run again, one by one. Errors that
+    If an episode raises, it is recorded as a failure, and the others of its wave are run again, one by one. Errors that
     would break every episode are raised.
 
     Args:
         load: task -> its parts.
         checkpoints: task -> SHA-256, for the records.
         settings: for the records; `batch` is the number of episodes of a wave.
-        observe: given each finished episode where it was run.
+        observe: called with each finished episode, in the process that ran it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class EpisodeWorker:
         self._load, self._observe = load, observe
         self._checkpoints, self._settings, self._software = checkpoints, settings, software()
         self._parts: tuple[str, Parts] | None = None
-        self._policies: dict[str, Any] = {}  # of that task, by sampler
+        self._policies: dict[str, Any] = {}  # sampler -> policy of the present task
         self._env: tuple[str, gymnasium.Env[Any, Any]] | None = None
         self._envs: tuple[str, AsyncVectorEnv] | None = None
 
@@ -71,7 +71,7 @@ class EpisodeWorker:
             episodes = self._together(wave)
         except BREAKS_EVERY_EPISODE:
             raise
-        except Exception:  # one of them broke, and the others with it
+        except Exception:  # one episode raised and broke the whole wave
             self._close_envs()
             return [self._alone(key) for key in wave]
         return [self._record(key, episode) for key, episode in zip(wave, episodes, strict=True)]
@@ -88,13 +88,13 @@ class EpisodeWorker:
         except BREAKS_EVERY_EPISODE:
             raise
         except Exception as error:
-            self._close_env()  # the next episode must not depend on the state that this one leaves behind
+            self._close_env()  # the next episode must not depend on the state left by this one
             episode = broken_episode(key.env_seed, noise, error)
         return self._record(key, episode)
 
     def _together(self, wave: Wave) -> list[Episode]:
         policy, envs = self._policy(wave[0]), self._vector_env(wave[0].task)
-        full = [*wave, *wave[-1:] * (envs.num_envs - len(wave))]  # the last wave's empty places repeat an episode
+        full = [*wave, *wave[-1:] * (envs.num_envs - len(wave))]  # a last wave that is too short repeats an episode
         noise_seeds = [noise_seed(key.env_seed, key.repeat) for key in full]
         return rollout_batch(envs, policy, [key.env_seed for key in full], noise_seeds)[: len(wave)]
 

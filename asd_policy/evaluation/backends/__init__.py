@@ -1,4 +1,4 @@
-"""Backends: where tasks run. In this process, in local processes, or on a Ray cluster; results do not depend on it."""
+"""Backends run tasks: in this process, in local processes, or on a Ray cluster. The results are the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asd_policy.errors import ConfigError
 from asd_policy.plugins import check_members
 
 ATTEMPTS = 3
-"""How often a task is begun whose worker is lost."""
+"""How often a task is started if it loses its workers."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,9 +31,9 @@ class Backend(Protocol):
     def run(self, tasks: Iterable[T], make_worker: Callable[[], Worker[T, R]]) -> Generator[R, None, None]:
         """Yield each task's result when it is finished, in any order.
 
-        A task is taken from `tasks` when a worker is free for it. If its worker is lost (killed, out of memory) it is
-        begun again, on another worker. A task that has lost ATTEMPTS workers is given up, and yields nothing. Closing
-        the generator ends the workers at once.
+        A task is taken from `tasks` when a worker is free. If its worker is lost (killed, out of memory), it is started
+        again on another worker. A task that has lost ATTEMPTS workers is given up and yields nothing. Closing the
+        generator ends the workers at once.
 
         Args:
             tasks: picklable, for backends with processes.

@@ -1,8 +1,8 @@
 """Worker processes on this machine."""
 
-# Not pebble.ProcessPool (5.2): its workers share one pipe and its locks, so a worker that is killed while it holds them
-# stops the others; an idle pool is broken by the loss of one worker; and a task whose worker exits with code 0 never
-# ends. Here each worker has a pipe of its own.
+# Not pebble.ProcessPool (5.2). Its workers share one pipe and its locks, so a worker that is killed while it holds them
+# stops the others. The loss of one worker breaks an idle pool. A task whose worker exits with code 0 never ends. Here
+# each worker has its own pipe.
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from asd_policy.evaluation.backends import ATTEMPTS, R, T, Worker, check_counts,
 from asd_policy.threads import thread_count
 
 POLL = 5.0  # seconds; a worker's death is seen at once unless one of its children keeps its pipe open
-PATIENCE = 10.0  # seconds that a worker has to leave by itself
+PATIENCE = 10.0  # seconds that a worker has to exit by itself
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Processes:
                     assert job is not None
                     member.job = None
                     if answer is None:
-                        member.process.join(1)  # a worker that stops by itself has hung up before its end
+                        member.process.join(1)  # a worker that stops by itself closes its pipe before it exits
                         crew.remove(member)
                         todo.lost(job, member.end())
                     elif isinstance(answer, Exception):
@@ -68,7 +68,7 @@ class Processes:
                         todo.finished()
                         yield answer.result
             for member in crew:
-                member.pipe.close()  # which sends it home
+                member.pipe.close()  # the worker then exits
             for member in crew:
                 member.process.join(PATIENCE)
         finally:
@@ -76,7 +76,7 @@ class Processes:
                 member.end()
 
     def _assign(self, todo: _Todo[T], crew: list[_Member[T, R]], make_worker: Callable[[], Worker[T, R]]) -> None:
-        """Give tasks to idle workers and to new ones, as long as there are both."""
+        """Give tasks to idle workers and to new ones until either run out."""
         idle = deque(member for member in crew if not member.job)
         while (idle or len(crew) < self.workers) and (job := todo.next()):
             if not idle:
@@ -84,7 +84,7 @@ class Processes:
                 crew.append(idle[0])
             member = idle.popleft()
             member.job = job
-            with suppress(OSError):  # it is dead, which the next look at it finds out
+            with suppress(OSError):  # a dead worker, which `_heard_of` reports next
                 member.pipe.send(job.task)
 
 
@@ -104,7 +104,7 @@ class _Done(Generic[R]):
 
 
 class _Todo(Generic[T]):
-    """The tasks that are left, and the losses so far.
+    """The remaining tasks, and the losses so far.
 
     Args:
         patience: how many workers may be lost in a row.
@@ -140,14 +140,14 @@ class _Todo(Generic[T]):
 
 @dataclass(eq=False)
 class _Member(Generic[T, R]):
-    """A worker process, seen from outside."""
+    """A worker process, as its parent holds it."""
 
     process: SpawnProcess
     pipe: Connection
-    job: _Job[T] | None = None  # what it is doing
+    job: _Job[T] | None = None  # its present task
 
     def answer(self) -> _Done[R] | Exception | None:
-        """What it has sent; None if it died without an answer."""
+        """Receive its answer; None if it died without one."""
         try:
             answer: _Done[R] | Exception | None = self.pipe.recv() if self.pipe.poll() else None
             return answer
@@ -155,7 +155,7 @@ class _Member(Generic[T, R]):
             return None
 
     def end(self) -> int | None:
-        """Kill it if it is alive; its exit code."""
+        """Kill it if it is alive; return its exit code."""
         self.process.kill()
         self.process.join(PATIENCE)
         self.pipe.close()
@@ -163,7 +163,7 @@ class _Member(Generic[T, R]):
 
 
 def _heard_of(busy: Sequence[_Member[T, R]]) -> list[_Member[T, R]]:
-    """Wait; those that have answered or died."""
+    """Wait until workers have answered or died, and return them."""
     by_handle: dict[Any, _Member[T, R]] = {
         handle: member for member in busy for handle in (member.pipe, member.process.sentinel)
     }
@@ -174,7 +174,7 @@ def _heard_of(busy: Sequence[_Member[T, R]]) -> list[_Member[T, R]]:
 def _hire(make_worker: Callable[[], Worker[T, R]], threads: int) -> _Member[T, R]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    # Not daemonic: a daemon may not have children, and a vector of environments is made of them.
+    # Not daemonic: daemons may not have children, and vector environments are child processes.
     process = context.Process(target=_work, args=(theirs, make_worker), daemon=False)
     with thread_count(threads):
         process.start()
@@ -183,8 +183,8 @@ def _hire(make_worker: Callable[[], Worker[T, R]], threads: int) -> _Member[T, R
 
 
 def _work(pipe: Connection, make_worker: Callable[[], Worker[Any, Any]]) -> None:
-    """A worker process: until the pipe is closed, or its parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent answers it
+    """The main loop of a worker process. It ends when the pipe closes or the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the parent handles it
     threading.Thread(target=_die_with_parent, daemon=True).start()
     worker: Worker[Any, Any] | None = None
     with suppress(EOFError):
@@ -196,7 +196,7 @@ def _work(pipe: Connection, make_worker: Callable[[], Worker[Any, Any]]) -> None
                     worker = made_worker(make_worker)
                 answer = _Done(worker(task))
             except MemoryError:
-                raise  # as good as killed
+                raise  # counts as a lost worker
             except AsdPolicyError as error:
                 answer = error
             except Exception:

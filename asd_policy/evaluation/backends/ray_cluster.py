@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster, which schedules tasks, repeats lost ones, and survives the loss of nodes."""
+"""Workers on a Ray cluster, which schedules tasks, repeats lost ones and survives the loss of nodes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 
 
 class Ray:
-    """Ray tasks. A process of the cluster makes its worker with its first task and keeps it.
+    """Ray tasks. Each process of the cluster makes its worker with its first task and keeps it.
 
     Args:
         workers: how many tasks run at once; None takes as many as the cluster has room for.
-        threads: CPUs of a worker.
-        address: of a running cluster; None starts one on this machine, unless Ray is running in this process already.
+        threads: CPUs of each worker.
+        address: the address of a running cluster. None uses the Ray already running in this process, or starts one.
         gpu: whether the workers share the cluster's GPUs.
 
     Raises:
-        ConfigError: if Ray is not installed, or there is no cluster, or no node with this many CPUs, or a count is not
+        ConfigError: if Ray is not installed, there is no cluster, no node has this many CPUs, or a count is not
             positive.
     """
 
     def __init__(self, workers: int | None, threads: int = 1, address: str | None = None, gpu: bool = False):
         try:
-            import ray  # here: an extra of its own
+            import ray  # imported here because it is an optional dependency
         except ImportError as error:
             raise ConfigError("Ray is not installed. Do: pip install 'asd-policy[ray]'.") from error
         check_counts(1 if workers is None else workers, threads)
@@ -106,7 +106,7 @@ def _run(factory: bytes, task: Any) -> Any:
 
 
 def _worker(factory: bytes) -> Worker[Any, Any]:
-    """The process's worker; a new one where another sweep has begun, since processes of a cluster outlive a sweep."""
+    """The process's worker. Processes outlive a sweep, so another sweep makes a new worker."""
     global _latest
     if _latest is None or _latest[0] != factory:
         if _latest is not None:

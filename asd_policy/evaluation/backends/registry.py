@@ -1,4 +1,4 @@
-"""The backends that command lines can name."""
+"""The registry of backends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from asd_policy.evaluation.backends.ray_cluster import Ray
 
 @dataclass(frozen=True)
 class Resources:
-    """What a backend may use.
+    """The resources of a backend.
 
     Attributes:
-        workers: how many; None takes as many as there are CPUs for.
+        workers: how many; None takes as many as the CPUs allow.
         threads: CPUs of each worker.
-        address: of a running Ray cluster; None starts one on this machine.
+        address: the address of a running Ray cluster; None starts one on this machine.
         gpu: whether the workers share GPUs.
     """
 
@@ -39,14 +39,14 @@ BACKENDS: Mapping[str, Callable[[Resources], Backend]] = {
     "processes": lambda resources: Processes(resources.local_workers, resources.threads),
     "ray": lambda resources: Ray(resources.workers, resources.threads, resources.address, resources.gpu),
 }
-"""Name -> maker."""
+"""Name -> factory of a backend."""
 
 
 def make_backend(name: str, resources: Resources) -> Backend:
-    """The backend called `name`.
+    """Make the backend registered under `name`.
 
     Raises:
-        ConfigError: on an unknown name; or as the backend's constructor.
+        ConfigError: on an unknown name, and as the backend's constructor.
     """
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, BACKENDS)
