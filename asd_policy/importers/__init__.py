@@ -1,4 +1,4 @@
-"""Checkpoints: this package's own, real-stanford's, robomimic's and lerobot's."""
+"""Checkpoints in the formats of this package, real-stanford, robomimic and lerobot."""
 
 from asd_policy.importers.checkpoint import Checkpoint
 from asd_policy.importers.format import Format

@@ -46,7 +46,7 @@ class Checkpoint:
         config: the policy's configuration.
         tensors: `model.*` (the network), `normalizer.fields.<field>.{center,scale,offset}`, and `encoders.<key>.*` (the
             image encoders). Fields and keys are written as `module_name` does.
-        notes: differences between the file's own library and this package, and facts that the file does not tell.
+        notes: differences between the file's own library and this package, and settings missing in the file.
     """
 
     source: Path
@@ -76,7 +76,7 @@ class Checkpoint:
                 names them.
         """
         try:
-            with torch.device("meta"):  # no memory is allocated: a file can claim impossible sizes
+            with torch.device("meta"):  # no memory is allocated, because a file can claim impossible sizes
                 self._check(self._modules())
         except (RuntimeError, OverflowError, TypeError) as error:
             raise CheckpointError(f"{self.source} describes a network of impossible size: {error!s:.300}") from error
@@ -113,8 +113,8 @@ class Checkpoint:
     def with_env_id(self, env_id: str) -> Checkpoint:
         """The same policy for another environment, with the action bound and action parts of that environment.
 
-        Target poses have no bound. Deltas instead of target poses have a bound of 1 in our environments. Otherwise the
-        bound and the parts stay.
+        Target poses have no bound. If the policy has target poses and `env_id` takes deltas, the bound is 1 in our
+        environments. Otherwise the bound and the parts are unchanged.
         """
         config = replace(self.config, env_id=env_id)
         if takes_poses(env_id):  # no bound, and 6-D rotations if the network predicts them
@@ -127,11 +127,11 @@ class Checkpoint:
         return replace(self, config=config)
 
     def with_obs_keys(self, obs_keys: Mapping[str, int]) -> Checkpoint:
-        """The same policy with its observation split into other keys: the same numbers in the same order.
+        """The same policy with its observation split into other keys. The numbers and their order are unchanged.
 
         Args:
-            obs_keys: observation keys and sizes in order. An image counts as many numbers as it has features, and may
-                be renamed.
+            obs_keys: observation keys and sizes in order. An image's size is its number of features. An image may be
+                renamed.
 
         Raises:
             ConfigError: if the sizes do not add up to the policy's, or split an image or a quaternion.
@@ -196,14 +196,14 @@ class Checkpoint:
 
 
 def _span(keys: Mapping[str, int], key: str) -> tuple[int, int]:
-    """The first and one past the last position of the key's numbers in the observation."""
+    """The range of the key's entries in the observation: first, and one past the last."""
     names = list(keys)
     end = sum(keys[name] for name in names[: names.index(key) + 1])
     return end - keys[key], end
 
 
 def _moved(quaternion: Quaternion, old: Mapping[str, int], new: Mapping[str, int]) -> Quaternion:
-    """The quaternion under the new key that holds its four entries."""
+    """The quaternion, under the new key that holds its four entries."""
     first = _span(old, quaternion.key)[0] + quaternion.first
     for key in new:
         start, end = _span(new, key)
@@ -211,7 +211,7 @@ def _moved(quaternion: Quaternion, old: Mapping[str, int], new: Mapping[str, int
             return replace(quaternion, key=key, first=first - start)
     raise ConfigError(
         f"obs_keys {dict(new)} cut through the quaternion of {quaternion.key!r} (entries {first} to {first + SIZE - 1} "
-        "of the observation), whose sign the policy makes steady: keep it whole."
+        "of the observation), whose sign the policy normalises: keep it whole."
     )
 
 
@@ -235,7 +235,7 @@ def fingerprint(source: Path, windows: bool = False) -> str:
     """SHA-256 of a checkpoint's file, or of the names and contents of the JSON and safetensors files in its folder.
 
     Args:
-        windows: include the calibrated windows. For samplers that use them.
+        windows: include the calibrated windows, for samplers that use them.
 
     Raises:
         CheckpointError: if it cannot be read.

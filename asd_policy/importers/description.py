@@ -1,4 +1,4 @@
-"""A checkpoint described in words: what `asd-policy import --inspect` prints."""
+"""Describes a checkpoint in words, for `asd-policy import --inspect`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _actions(config: PolicyConfig) -> str:
 
 
 def _image(image: ImageKey, features: int) -> str:
-    """How an image is encoded, and as how many features."""
+    """The image's shape, its encoder and its number of features."""
     shape = "x".join(map(str, image.shape))
     resized = f", resized to {image.resize[0]}x{image.resize[1]}" if image.resize else ""
     cropped = "" if not image.crop else ", cropped to {2}x{3} from row {0}, column {1}".format(*image.crop)
@@ -57,7 +57,7 @@ def _image(image: ImageKey, features: int) -> str:
 
 
 def _normalised(checkpoint: Checkpoint) -> list[str]:
-    """The fields whose normalisation is not the identity."""
+    """The fields with a normalisation other than the identity."""
     found = []
     for key in (*checkpoint.config.obs_keys, "action"):
         scale, offset, center = checkpoint.affine(key)

@@ -1,4 +1,4 @@
-"""real-stanford (https://github.com/real-stanford/diffusion_policy): `.ckpt` files, read only.
+"""real-stanford (https://github.com/real-stanford/diffusion_policy): reads `.ckpt` files.
 
 Policies with a U-Net, a transformer, or a U-Net on images. The file is a pickle made with dill, which
 `asd_policy.importers.restricted` reads without running its code. The pickles inside it (`pickles`) are never opened,
@@ -35,7 +35,7 @@ from asd_policy.policies.image_keys import ImageKey, central_crop
 from asd_policy.policies.tasks import env_id
 
 NAME = "diffusion_policy"
-OLD_ROBOSUITE = (1, 2)  # the version that these policies were trained with
+OLD_ROBOSUITE = (1, 2)  # the version in which these policies were trained
 UNET, TRANSFORMER = "DiffusionUnetLowdimPolicy", "DiffusionTransformerLowdimPolicy"
 HYBRID = "DiffusionUnetHybridImagePolicy"
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
@@ -63,7 +63,7 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
         trust_pickle: run the pickle with dill, including any code in it.
 
     Raises:
-        UnsafeFileError: if the pickle wants to build anything but tensors, containers and configuration.
+        UnsafeFileError: if the pickle asks for anything but tensors, containers and configuration.
         CheckpointError: if the file is damaged, or holds a policy of an unsupported kind.
     """
     file = TorchFile.open(path)
@@ -82,7 +82,7 @@ def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _plain_cfg(cfg: Any, where: str) -> Any:
-    """The configuration as plain values. A trusted file gives it as OmegaConf's own object."""
+    """The configuration as plain values. In a trusted file it is an OmegaConf object."""
     if hasattr(cfg, "_content"):
         from omegaconf import OmegaConf
 
@@ -99,7 +99,7 @@ def _check_supported(cfg: Any, where: str) -> None:
     if wrong:
         raise CheckpointError(f"{where} was trained with {wrong}, which is not supported.")
     latency = cfg.get("n_latency_steps") or 0
-    if latency != 0:  # real-stanford's runners then drop that many of the policy's actions
+    if latency != 0:  # real-stanford's runners drop that many of the policy's actions
         raise CheckpointError(f"{where} was trained for n_latency_steps = {latency!s:.100}; only 0 is supported.")
 
 
@@ -210,7 +210,7 @@ def _checkpoint(
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix, named without it."""
+    """The tensors whose names begin with the prefix; the returned names lack it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -254,7 +254,7 @@ def _flag(settings: Mapping[str, Any], name: str, where: str, required: bool = F
 def _has_rotations(task: Mapping[str, Any], name: str, where: str) -> bool:
     """Whether absolute actions are poses with 6-D rotations, as in real-stanford's robomimic tasks.
 
-    Its other tasks with absolute actions (kitchen, block pushing) take joints or positions. The task's runner and data
+    Its other tasks with absolute actions (kitchen, block pushing) use joints or positions. The task's runner and data
     set decide; without either, the task's name does.
     """
     runner, dataset = (task.get(part) or {} for part in ("env_runner", "dataset"))

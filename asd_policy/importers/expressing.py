@@ -1,4 +1,4 @@
-"""What writers of other libraries' formats share, and the error for policies that a format cannot express."""
+"""Shared parts of the writers of other libraries' formats, and their checks of what a format can express."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from asd_policy.importers.statistics import reciprocal
 from asd_policy.policies.config import PolicyConfig
 
 NEVER_MOVES = 1e30
-"""Range written for an entry that the policy ignores, so that every value of it is normalised to the same number."""
+"""The range written for an ignored entry, so that its every value is normalised to the same number."""
 
 
 def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix, named without it."""
+    """The tensors whose names begin with the prefix; the returned names lack it."""
     return {
         name.removeprefix(prefix): value.detach().cpu().contiguous()
         for name, value in checkpoint.tensors.items()
@@ -26,10 +26,9 @@ def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 def spread_and_center(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tensor]:
-    """Spread and center of y = (x - center) / spread, (D,) float64, with the keys' entries side by side.
+    """Spread and center of y = (x - center) / spread, (D,) float64, with the keys' entries concatenated.
 
-    They are chosen so that reading them back gives the same normalisation. An action entry with one value only has
-    spread 0.
+    Reading them back gives the same normalisation. A constant action entry has spread 0.
     """
     fields = [checkpoint.affine(key) for key in keys]
     scale, offset, center = (torch.cat(values) for values in zip(*fields, strict=True))

@@ -1,4 +1,4 @@
-"""Reads JSON and safetensors from untrusted sources, and keeps account of the tensors that were used."""
+"""Reads JSON and safetensors from untrusted files, and tracks which tensors were used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
 WRAPPERS = ("module", "_orig_mod")
 KEYED = ("fields", "params_dict", "obs_nets", "encoders")
-"""Modules whose children have the names of observations."""
+"""Modules whose children are named by observation keys."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError if there is none."""
+    """A JSON object from a file. Raises CheckpointError if the file is missing, too large, or holds none."""
     try:
         if not path.is_file():
             raise CheckpointError(f"Cannot read {path}: there is no such file.")
@@ -88,7 +88,7 @@ def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
 
 
 def check_count(observations: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError on too many observations, each of which would cost a search through all tensors."""
+    """Raise CheckpointError on too many observations. Each would cost a search through all tensors."""
     if len(observations) > MAX_KEYS:
         raise CheckpointError(f"{where} has {len(observations)} observations; expected at most {MAX_KEYS}.")
 
@@ -103,7 +103,7 @@ def unwrapped(name: str) -> str:
 class TensorPool:
     """A file's tensors, each to be taken once. `finish` raises an error that names the tensors left over.
 
-    Names are those without the wrapper modules in `WRAPPERS`.
+    Names lack the wrapper modules in `WRAPPERS`.
     """
 
     def __init__(self, tensors: Any, where: str):
@@ -128,7 +128,7 @@ class TensorPool:
         return self._left.pop(name)
 
     def take_all(self, prefix: str) -> dict[str, Any]:
-        """Remove and return the tensors whose names begin with `prefix`, named without it."""
+        """Remove and return the tensors whose names begin with `prefix`; the returned names lack it."""
         names = [name for name in self._left if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._left.pop(name) for name in names}
 

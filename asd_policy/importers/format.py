@@ -1,4 +1,4 @@
-"""A checkpoint format, and the registry's type, which refuses objects that are not formats."""
+"""The `Format` of a checkpoint, and the registry type `Formats`, which checks its entries."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Writer = Callable[[Checkpoint, Path], None]
 
 @dataclass(frozen=True)
 class Format:
-    """One checkpoint format: how files in it are recognised, read and written.
+    """A checkpoint format: how its files are recognised, read and written.
 
     Attributes:
         name: the format's name in `FORMATS`, in messages and on the command line.
-        place: "folder" for a folder with `config.json`, "file" for a file that `torch.save` wrote.
+        place: "folder" for a folder with `config.json`, "file" for a file written by `torch.save`.
         marks: a checkpoint is in this format if its `config.json` has all of these keys, or if its pickle contains all
             of these strings. No two formats may both match.
         read: reads a checkpoint without running code from it. Raises CheckpointError or ConfigError.
@@ -63,7 +63,7 @@ CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "read_trusted": ("a function or None", lambda value: value is None or callable(value)),
     "write": ("a function or None", lambda value: value is None or callable(value)),
 }
-"""Member of a format -> what it must be, in words and as a test."""
+"""Member of a format -> the expected value in words, and its test."""
 
 
 def _is_marks(value: object) -> bool:

@@ -76,7 +76,7 @@ class PretrainedPolicy(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> PretrainedPolicy:
-        """The checkpoint in a folder or in a repository of the hub."""
+        """Read the checkpoint from a folder or a repository of the hub."""
         folder = Path(model_id)
         if not folder.is_dir():
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")

@@ -1,6 +1,6 @@
-"""Tensors of a torch file, described by its pickle and read when they are needed.
+"""Tensors of a torch file, described by its pickle and read on demand.
 
-Tensors that nobody uses, such as an optimizer's state, are never read.
+Unused tensors, such as an optimizer's state, are never read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_DIMS = 16
 
 
 class Storage(NamedTuple):
-    """Numbers in a record of the file."""
+    """The numbers in one record of the file."""
 
     record: str
     dtype: torch.dtype
@@ -40,10 +40,10 @@ class Storage(NamedTuple):
 
     @classmethod
     def of(cls, pid: Any) -> Storage:
-        """The storage that a pickle's persistent id describes.
+        """The storage described by a pickle's persistent id.
 
         Raises:
-            ValueError: if it describes no storage.
+            ValueError: if the id describes no storage.
         """
         kind, dtype, record, _, numel = pid
         if kind != "storage" or not isinstance(record, str) or not _is_count(numel):
@@ -53,11 +53,11 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor that is still in its file.
+    """A tensor that has not been read from its file.
 
     Attributes:
-        storage: the record that holds its numbers.
-        offset, stride: where they lie in it, in numbers.
+        storage: the record with its numbers.
+        offset, stride: its position in the record, counted in numbers.
         shape: the tensor's shape.
     """
 
@@ -68,10 +68,10 @@ class LazyTensor:
 
     @classmethod
     def of(cls, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> LazyTensor:
-        """The tensor that the file describes.
+        """The tensor that the pickle describes.
 
         Raises:
-            ValueError: if the description is not one of a tensor.
+            ValueError: if the description is invalid.
         """
         sizes = (shape, stride)
         right = isinstance(storage, Storage) and all(isinstance(x, tuple) and len(x) <= MAX_DIMS for x in sizes)
@@ -89,22 +89,22 @@ def _is_count(value: Any) -> bool:
 
 
 class TensorReader:
-    """Reads tensors of a file, and each record of the file once."""
+    """Reads tensors of a file. Each record of the file is read once."""
 
     def __init__(self, file: TorchFile) -> None:
         self._file = file
-        self._left = 4 * file.path.stat().st_size + 2**20  # bytes: tensors may share records, up to a limit
+        self._left = 4 * file.path.stat().st_size + 2**20  # bytes for all tensors, which may share records
         self._flat: dict[str, Tensor] = {}
         self._given: set[str] = set()
 
     def read_all(self, state: Any) -> Any:
-        """A state dict with its tensors read. Anything else is returned as it is, for the caller to refuse."""
+        """A state dict with its tensors read. Anything else is returned unchanged, for the caller to reject."""
         if not isinstance(state, Mapping):
             return state
         return {name: self.read(value) if isinstance(value, LazyTensor) else value for name, value in state.items()}
 
     def read(self, tensor: LazyTensor) -> Tensor:
-        """The tensor, in memory of its own.
+        """Read the tensor into its own memory.
 
         Raises:
             CheckpointError: if its shape does not fit into its record.

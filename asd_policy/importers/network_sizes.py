@@ -1,4 +1,4 @@
-"""Sizes of the networks in other libraries' files, derived from the shapes of their tensors."""
+"""Derives the sizes of networks in other libraries' files from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unet_sizes(tensors: Mapping[str, Any], n_groups: int, where: str) -> Sizes:
     robomimic's configurations can name sizes that the network does not have, so only the tensors count.
 
     Args:
-        n_groups: groups of the GroupNorm layers, which the tensors do not show.
+        n_groups: number of groups of the GroupNorm layers, which the tensors do not show.
 
     Raises:
         CheckpointError: if the tensors are not those of such a U-Net.
@@ -49,7 +49,7 @@ def transformer_sizes(tensors: Mapping[str, Any], n_head: int, where: str) -> Si
     """The sizes of the transformer with these tensors, named as in `asd_policy.nets.ConditionalTransformer`.
 
     Args:
-        n_head: attention heads, which the tensors do not show.
+        n_head: number of attention heads, which the tensors do not show.
 
     Raises:
         CheckpointError: if the tensors are not those of such a transformer.

@@ -1,4 +1,4 @@
-"""The registry of checkpoint formats, and reading a checkpoint or a policy in any of them."""
+"""The registry of checkpoint formats, and functions that read a checkpoint or policy in any of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for _format in (native.FORMAT, diffusion_policy.FORMAT, robomimic.FORMAT, lerobo
 
 
 def detect_format(path_or_name: str | Path) -> str:
-    """The name of a checkpoint's format, found by its content. Runs no code from it.
+    """Detect a checkpoint's format from its content, without running code from it. Returns the format's name.
 
     Args:
         path_or_name: see `find_checkpoint`.
@@ -78,7 +78,7 @@ def read_checkpoint(
     except (CheckpointError, ConfigError):
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        # Values of a wrong type deep inside a file can break anything that reads them.
+        # values of a wrong type deep inside a file can raise anything
         raise CheckpointError(f"{path} looks like {found.name}, but cannot be understood: {error!r:.300}.") from error
     if obs_keys is not None:
         checkpoint = checkpoint.with_obs_keys(obs_keys)
@@ -100,14 +100,14 @@ def load_policy(
 
     Args:
         path: a file, a folder or the name of a shipped checkpoint, see `read_checkpoint`. The format is detected.
-        sampler: a name ("asd", "ddpm", "ddim"), a command line's text ("asd:path:16"), or a spec.
+        sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
         device: the device to sample on.
-        dtype: of the weights that run at every evaluation; see `PolicyModel`.
+        dtype: of the weights used in every network call; see `PolicyModel`.
         obs_keys, env_id, trust_pickle: see `read_checkpoint`.
         sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`.
 
     Raises:
-        ConfigError: on a checkpoint, sampler or option name that does not exist, or a config that makes no sense.
+        ConfigError: on an unknown sampler or option, or an invalid config.
         CheckpointError: on a damaged file, or weights that do not fit the config.
     """
     checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle)

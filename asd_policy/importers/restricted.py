@@ -1,8 +1,8 @@
-"""A reader of torch pickles that can build tensors, containers and OmegaConf nodes, and nothing else.
+"""A restricted reader of torch pickles: it builds only tensors, containers and OmegaConf nodes.
 
-It runs the pickle's operations itself, each in bounded time: no global is imported, no function of the file's choice
-is called, nothing is copied, and nothing deeper than a flat tuple is hashed. A global becomes a `Name`; the few that
-may be called are in `CALLS`. A tensor becomes a `LazyTensor`, which `TensorReader` reads when it is needed.
+It runs the pickle's operations itself, each in bounded time. It imports no global, calls no function of the file's
+choice, copies nothing, and hashes nothing deeper than a flat tuple. A global becomes a `Name`; the few that may be
+called are in `CALLS`. A tensor becomes a `LazyTensor`, which `TensorReader` reads on demand.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ MAX_DEPTH, MAX_VALUES = 100, 200_000
 
 
 class Node:
-    """Stands in for an OmegaConf node: its attributes without its behaviour."""
+    """A stand-in for an OmegaConf node: its attributes without its behaviour."""
 
     def __init__(self) -> None:
         self.state: Any = {}
 
 
 class Name(NamedTuple):
-    """A global that the pickle mentions, or the unneeded result of calling one."""
+    """A global that the pickle mentions, or the unused result of calling one."""
 
     module: str
     name: str
 
 
 def _new_dict() -> dict[Any, Any]:
-    """An empty dict. It takes no arguments: filling it from a list of pairs would hash and copy them."""
+    """An empty dict. It takes no arguments, because filling it from a list of pairs would hash and copy them."""
     return {}
 
 
@@ -67,7 +67,7 @@ CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
     ("numpy._core.multiarray", "scalar"): lambda *_: Name("numpy", "scalar"),
 }
-"""Globals that a pickle may call, and what the call returns. None of them takes longer for larger arguments."""
+"""Globals that a pickle may call -> the function called instead. Each takes bounded time for arguments of any size."""
 
 ALLOWED = {
     *CALLS,
@@ -79,7 +79,7 @@ def read_restricted(file: TorchFile) -> Any:
     """The object in the file, with LazyTensor for tensors and Node for OmegaConf nodes. Runs none of the file's code.
 
     Raises:
-        UnsafeFileError: naming the first global that the pickle mentions and may not.
+        UnsafeFileError: naming the first forbidden global that the pickle mentions.
         CheckpointError: if the pickle is damaged.
     """
     machine = _Machine(file)
@@ -125,13 +125,13 @@ class _Machine:
             self._build(operation, argument)
 
     def pop(self) -> Any:
-        """The uppermost value above the last mark."""
+        """Remove and return the top value above the last mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise IndexError("it takes a value that is not there")
         return self._stack.pop()
 
     def _take(self, count: int | None) -> list[Any]:
-        """The uppermost values in their order; without a count all above the last mark, which goes too."""
+        """Remove and return the top `count` values in order; without a count all above the last mark, and the mark."""
         if count is not None:
             return [self.pop() for _ in range(count)][::-1]
         start = self._marks.pop()
@@ -140,7 +140,7 @@ class _Machine:
         return values
 
     def _build(self, operation: str, argument: Any) -> None:
-        """Operations that make objects or change them."""
+        """Run an operation that makes or changes objects."""
         if operation in ("GLOBAL", "STACK_GLOBAL"):
             module, name = self._take(2) if argument is None else argument.split(" ", 1)
             self._stack.append(self._named(module, name))
@@ -164,7 +164,7 @@ class _Machine:
         elif operation == "BUILD":
             state = self.pop()
             if isinstance(built := self._stack[-1], Node):
-                built.state = state  # containers and names keep no added state: none of it is needed
+                built.state = state  # containers and names drop added state: none of it is needed
         elif operation == "BINPERSID":
             self._stack.append(Storage.of(self.pop()))
         else:
@@ -173,7 +173,7 @@ class _Machine:
     def _named(self, module: Any, name: Any) -> Name:
         if type(module) is not str or type(name) is not str:  # printing or hashing other values can take for ever
             raise TypeError(f"a global named by {type(module).__name__} and {type(name).__name__}")
-        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
+        module = {"__builtin__": "builtins"}.get(module, module)  # its name in Python 2
         if (module, name) not in ALLOWED:
             raise UnsafeFileError(self._path, f"{module:.200}.{name:.200}")
         return Name(module, name)
@@ -200,7 +200,7 @@ TUPLES: Mapping[str, int | None] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPL
 
 
 def _key(key: Any) -> Any:
-    """A dictionary's key, which must be a plain value or a flat tuple: hashing nested tuples can take for ever."""
+    """A dictionary key, which must be a plain value or a flat tuple: hashing nested tuples can take for ever."""
     atoms = key if type(key) is tuple and len(key) <= MAX_KEY else (key,)
     if not all(atom is None or type(atom) in (str, int, float, bool, bytes) for atom in atoms):
         raise TypeError(f"a key of a dictionary that is a {type(key).__name__}, and no plain value")
@@ -217,7 +217,7 @@ def plain(node: Any, where: str) -> Any:
 
 
 class _Plain:
-    """Converts each container once, because a small pickle can refer to one container from very many places."""
+    """Converts each container once, because a small pickle can refer to one container many times."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -225,7 +225,7 @@ class _Plain:
         self._open: set[int] = set()
 
     def convert(self, node: Any) -> tuple[Any, int]:
-        """The plain value, and how many values a walk over it visits."""
+        """The plain value, and the number of values in it."""
         if not isinstance(node, Node | Mapping | list | tuple) or isinstance(node, Name | Storage):
             return node, 1
         if id(node) in self._open or len(self._open) > MAX_DEPTH:

@@ -36,7 +36,7 @@ from asd_policy.policies.scheduler_config import SAMPLING
 from asd_policy.policies.tasks import ENV_IDS, POSES, env_id, takes_poses
 
 NAME = "robomimic"
-N_GROUPS = 8  # robomimic builds its U-Net with the default number of groups, whatever its config says
+N_GROUPS = 8  # robomimic ignores the config's number of groups and uses the default
 NETWORK = "policy.noise_pred_net."
 OBS_NETS = "policy.obs_encoder.nets.obs.obs_nets."
 BACKBONES = {"ResNet18Conv": "resnet18", "ResNet50Conv": "resnet50"}
@@ -46,12 +46,12 @@ SCHEDULERS: Mapping[str, tuple[str, ...]] = {
         "num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type", "set_alpha_to_one", "steps_offset",
     ),
 }  # fmt: skip
-UNUSED = ("model", "variable_state")  # weights are read separately; the training state is not needed
+UNUSED = ("model", "variable_state")  # the weights are read separately; the training state is not needed
 ROBOMIMIC_NETWORK = NetworkConfig(down_dims=(256, 512, 1024), kernel_size=5, n_groups=8, diffusion_step_embed_dim=256)
 """The only network that robomimic builds."""
 
 CONTROLLED = "actions"
-"""The action key that robomimic passes to the controller unchanged. Other keys name their kind, as `actions_abs`."""
+"""The action key that robomimic passes to the controller unchanged. Other keys name their kind, like `actions_abs`."""
 
 
 def read(path: Path, trust_pickle: bool = False) -> Checkpoint:
@@ -139,7 +139,7 @@ def _environment(metadata: Any, keys: list[str], where: str) -> tuple[str, tuple
         absolute, env = True, recording.env_for(absolute=True)
     elif CONTROLLED in keys:
         absolute, env = recording.absolute, recording.env_id
-    else:  # deltas that robomimic computed
+    else:  # deltas computed by robomimic
         absolute, env = False, env_id(name) if recording.poses else name
     notes = robots.version_notes(env, recording.version)
     if absolute and not env.startswith("asd/"):

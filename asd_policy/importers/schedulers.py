@@ -22,7 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "steps_offset": 0,
     "set_alpha_to_one": True,
 }
-"""Settings of diffusers' DDPMScheduler and DDIMScheduler that a file leaves out."""
+"""diffusers' defaults of DDPMScheduler and DDIMScheduler, for settings that a file leaves out."""
 
 FIXED: Mapping[str, Any] = {
     "trained_betas": None,
@@ -30,9 +30,9 @@ FIXED: Mapping[str, Any] = {
     "rescale_betas_zero_snr": False,
     "predict_epsilon": True,
 }
-"""Settings that are sampled with these values alone."""
+"""Settings that are supported with these values only."""
 
-UNUSED = ("dynamic_thresholding_ratio", "sample_max_value")  # without thresholding
+UNUSED = ("dynamic_thresholding_ratio", "sample_max_value")  # ignored without thresholding
 NULLS: Mapping[str, Any] = {
     "variance_type": "fixed_small",
     "clip_sample": False,
@@ -41,7 +41,7 @@ NULLS: Mapping[str, Any] = {
     "predict_epsilon": True,
     "set_alpha_to_one": False,
 }
-"""The values that diffusers uses for a null in a file, for the settings where it accepts one."""
+"""diffusers' values for a null, for the settings that accept one."""
 
 
 def read_scheduler(
@@ -51,7 +51,7 @@ def read_scheduler(
 
     Args:
         kind: the name of diffusers' class, with or without "Scheduler".
-        settings: its arguments. Missing ones have diffusers' defaults.
+        settings: its arguments. Missing ones take diffusers' defaults.
         steps: the number of sampling steps in the file; None for all training steps.
 
     Raises:

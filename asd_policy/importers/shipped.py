@@ -1,4 +1,4 @@
-"""Checkpoints by path, or by the name of one that comes with this package."""
+"""Finds checkpoints by path, or by the name of a shipped one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from asd_policy.importers.checkpoint import CONFIG
 
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE.parent / "checkpoints", PACKAGE / "checkpoints")
-"""Where shipped checkpoints are: in a clone, and in an installed wheel."""
+"""The folders of shipped checkpoints: in a clone, and in an installed wheel."""
 
 CLONE_ONLY = ("tool_hang", "transport")
 """Checkpoints of the repository that are too large for the wheel."""
 
 MARKERS = (CONFIG, "model_index.json")
-"""Files that a shipped folder has one of: of a policy, and of a pipeline of diffusers."""
+"""The files that identify a shipped folder: of a policy, and of a diffusers pipeline."""
 
 
 def find_checkpoint(path_or_name: str | Path) -> Path:
@@ -26,13 +26,13 @@ def find_checkpoint(path_or_name: str | Path) -> Path:
 
     Raises:
         UnknownNameError: if there is neither; the message lists the shipped names and the checkpoints beside the path.
-        CheckpointError: if the path cannot be looked at, or the name is one that only the repository has.
+        CheckpointError: if the path cannot be accessed, or the name is of a checkpoint that is only in the repository.
     """
     path = Path(path_or_name)
     try:
         if path.exists():
             return path
-    except OSError as error:  # a folder that may not be entered, a name that is too long
+    except OSError as error:  # a folder without permission, or a name that is too long
         raise CheckpointError(f"Cannot read the checkpoint {str(path)[:1000]}: {error.strerror}.") from error
     shipped = shipped_checkpoints()
     if path.name == str(path) and path.name in shipped:
@@ -47,7 +47,7 @@ def find_checkpoint(path_or_name: str | Path) -> Path:
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """Names and folders of the checkpoints that come with this package, as far as they are installed."""
+    """Names and folders of the installed shipped checkpoints."""
     found = [
         folder
         for parent in reversed(FOLDERS)

@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def joined(cls, pieces: list[Statistics]) -> Statistics:
-        """Several normalisations side by side."""
+        """Concatenate several normalisations."""
         return cls(*(torch.cat([value.double() for value in values]) for values in zip(*pieces, strict=True)))
 
 

@@ -89,7 +89,7 @@ class TorchFile:
         """The name and argument of each operation of the pickle. Runs none of them.
 
         Raises:
-            CheckpointError: if it is no pickle, or asks for absurd amounts of work or memory.
+            CheckpointError: if it is not a pickle, or has too many operations.
         """
         pickled = self.record("data.pkl", MAX_PICKLE_BYTES)
         try:

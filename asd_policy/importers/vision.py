@@ -31,7 +31,7 @@ def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         tensors: the tensors of `obs_nets.<key>`, which contain backbone and pool twice: by name, and within `nets`.
 
     Raises:
-        CheckpointError: if they are those of another kind of encoder.
+        CheckpointError: if they belong to another kind of encoder.
     """
     pool = TensorPool(tensors, where)
     backbone, softmax, linear = (pool.take_all(f"nets.{place}.") for place in (0, 1, 3))
@@ -60,7 +60,7 @@ def image_key(
     resize: tuple[int, ...] = (),
     backbone: str = "resnet18",
 ) -> tuple[ImageKey, int]:
-    """The image whose encoder has these tensors, and its number of features.
+    """The image with this encoder, and its number of features.
 
     Args:
         shape: channels, height and width.

@@ -29,7 +29,7 @@ from asd_policy.records import read_record
 
 NAME = "lerobot"
 SIDECAR = "asd_policy.json"
-"""The file in which this package writes what lerobot's own files cannot hold, see `Sidecar`."""
+"""The file in which this package writes the fields that lerobot's own files lack, see `Sidecar`."""
 
 KEYS = {"observation.state": "state", "observation.environment_state": "environment_state"}
 """lerobot's feature -> our observation key, in the order of the condition. Images come between the two."""
@@ -44,7 +44,7 @@ RENAMES = (
 BOUNDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 DEFAULT_EPS = 1e-8
 AVERAGED = "pretrained_model_ema"
-"""The folder with EMA weights, beside the folder of the plain weights or in it."""
+"""The folder with EMA weights, in the folder of the plain weights or beside it."""
 
 CLAIMS = {
     "down_dims": "down_dims",
@@ -59,7 +59,7 @@ Stats = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The contents of `asd_policy.json`: what lerobot's own files cannot hold.
+    """The contents of `asd_policy.json`: the fields that lerobot's own files lack.
 
     Attributes:
         env_id: the environment the policy was trained for.
@@ -273,7 +273,7 @@ def _statistics(name: str, mode: Any, dim: int, found: Normalisation, where: str
 
 
 def _vector(value: Tensor, dim: int, feature: str, where: str) -> Tensor:
-    """A statistic (D,) or, of an image, (D, 1, 1) as (D,) float64."""
+    """A statistic, (D,) or for an image (D, 1, 1), as (D,) float64."""
     if tuple(value.shape) not in ((dim,), (dim, 1, 1)):
         raise CheckpointError(f"{where}: statistics of {feature} have shape {tuple(value.shape)}; expected ({dim},).")
     return numbers(value, feature, where).flatten()

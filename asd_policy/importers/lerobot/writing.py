@@ -22,7 +22,7 @@ from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.image_keys import ImageKey, central_crop
 
 MODES = {"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX", "VISUAL": "MEAN_STD"}
-ROUNDING = 0.01  # relative error of a range in float32 bounds from which on mean and deviation are written instead
+ROUNDING = 0.01  # relative error of a range in float32 bounds, above which mean and deviation are written instead
 STRIDE = 32  # image pixels per position of a ResNet's last feature map
 
 
@@ -30,7 +30,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a lerobot folder.
 
     Vectors before the images become `observation.state`, vectors after them `observation.environment_state`. Without
-    images the last vector becomes the latter. What lerobot's files cannot hold goes into `asd_policy.json`.
+    images the last vector becomes the latter. Fields that lerobot's files lack go into `asd_policy.json`.
 
     Raises:
         ConfigError: if lerobot cannot express the network, the scheduler, the images or the order of observations.
@@ -94,7 +94,7 @@ def _encoder(checkpoint: Checkpoint, image: ImageKey) -> dict[str, Tensor]:
 def _bounds(checkpoint: Checkpoint, *keys: str) -> dict[str, Tensor]:
     spread, center = spread_and_center(checkpoint, *keys)
     bounds = {"min": center - spread, "max": center + spread}
-    if keys == ("action",):  # an action that never moves needs a deviation of 0: lerobot's bounds cannot express it
+    if keys == ("action",):  # a constant action needs a deviation of 0, which lerobot's bounds cannot express
         return {"mean": center, "std": spread} if bool((spread == 0).any()) else bounds
     low, high = (bound.float().double() for bound in bounds.values())  # lerobot reads them in float32
     found = torch.where(low == high, DEFAULT_EPS, high - low)
