@@ -1,1 +1,1 @@
-"""Collecting demonstrations of a task's scripted expert into an episode store."""
+"""Collects demonstrations of a task's scripted expert into an episode store."""

@@ -1,4 +1,4 @@
-"""Filling a store: seeds upward until enough demonstrations have succeeded, on any backend, with the same result."""
+"""Fills a store with successful demonstrations in the order of their seeds, on any backend, with the same result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asd_policy.errors import WorkerError
 from asd_policy.evaluation.backends import ATTEMPTS, Backend, Worker
 
 AHEAD = 256
-"""Seeds that may be begun beyond the first unfinished one: as many episodes are lost with a seed that is given up."""
+"""Seeds that may be started beyond the first unfinished one. At most this many episodes are lost with a seed that is given up."""
 
 
 def collect(
@@ -25,21 +25,21 @@ def collect(
 ) -> Generator[Outcome, None, None]:
     """Fill the store with successful demonstrations in the order of their seeds; yield each outcome when it is on disk.
 
-    The store depends on neither the backend nor its workers, nor on what is killed. Ends when the store holds enough
-    episodes, when no seeds are left below FIRST_EVALUATION_SEED, or when asked to stop.
+    The store's content does not depend on the backend, its workers or kills. Ends when the store holds enough episodes,
+    when no seeds are left below FIRST_EVALUATION_SEED, or on a stop request.
 
     Args:
-        store: of `asd_policy.collection.store.open_store`.
-        num_episodes: demonstrations that it shall hold.
+        store: from `asd_policy.collection.store.open_store`.
+        num_episodes: the number of demonstrations to reach.
         backend: runs the workers.
         make_worker: picklable, such as `partial(Demonstrator, collection)`.
-        stop_requested: asked before each seed; the seeds that were begun are finished.
+        stop_requested: called before each seed. If it returns true, the started seeds are finished and none is started.
 
     Raises:
         DataError: if the store cannot be written.
         WorkerError: if a seed has lost its worker ATTEMPTS times; the seeds before it are in the store.
     """
-    # A round tries as many seeds as there are demonstrations missing, so that none is ever made in vain.
+    # Each round tries as many seeds as demonstrations are missing, so that no demonstration is discarded.
     while not stop_requested() and (missing := num_episodes - store.num_episodes) > 0:
         first = next_seed(store)
         seeds = range(first, min(first + missing, FIRST_EVALUATION_SEED))
@@ -55,10 +55,10 @@ def _round(
     make_worker: Callable[[], Worker[Seed, Outcome]],
     stop_requested: Callable[[], bool],
 ) -> Generator[Outcome, None, None]:
-    """Try these seeds, in any order; record them in theirs."""
+    """Try the seeds in any order, and record them in ascending order."""
     begun: list[int] = []
-    recorded = 0  # of those begun
-    waiting: dict[int, Outcome] = {}  # for an earlier seed to finish
+    recorded = 0  # number of started seeds that are recorded
+    waiting: dict[int, Outcome] = {}  # outcomes that wait for an earlier seed
 
     def tasks() -> Iterator[Seed]:
         for seed in seeds:

@@ -15,10 +15,10 @@ from asd_policy.collection.settings import Collection
 from asd_policy.data.gate import Demonstration
 
 Seed = tuple[int]
-"""A worker's task: the seed of one episode."""
+"""A task of a worker: the seed of one episode."""
 
 STYLE_STREAM, NOISE_STREAM, MISS_STREAM = 0, 1, 2
-"""Random streams of an episode: the expert's style, its disturbances, and when it is led past its goal."""
+"""Random streams of an episode: the expert's style, its disturbances, and the misses."""
 
 ActionPair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]
 """(A,), (A,): the expert's action, which is the label, and the action to execute."""
@@ -26,22 +26,22 @@ ActionPair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a seed: its demonstration, or None if the expert did not succeed."""
+    """The outcome of a seed: its demonstration, or None if the expert failed."""
 
     seed: int
     episode: Demonstration | None
 
 
 class Demonstrator:
-    """A backend's worker: a seed in, its demonstration out. The seed alone decides the demonstration.
+    """A worker of a backend: takes a seed and returns its demonstration, which depends on the seed alone.
 
     Args:
-        collection: the task, and what disturbs its expert.
+        collection: the task and its exploration settings.
     """
 
     def __init__(self, collection: Collection):
         self._collection = collection
-        envs.register(collection.task)  # a task of another package may not be known in this process yet
+        envs.register(collection.task)  # this process may not have registered a task of another package
         self._env: gymnasium.Env[dict[str, Any], Any] = gymnasium.make(collection.env_id, terminate_on_success=False)
         self._policy = None if collection.lead is None else collection.lead.load()
         self._obs: dict[str, Any] = {}
@@ -54,7 +54,7 @@ class Demonstrator:
         self._env.close()
 
     def _demonstrate(self, seed: int) -> Demonstration | None:
-        from envs.robosuite_env import SimulationError  # here: the collecting process never loads the simulator
+        from envs.robosuite_env import SimulationError  # here: the collecting process needs no simulator
 
         self._obs, _ = self._env.reset(seed=seed)
         observations, labels, executions, successes = [], [], [], []
@@ -81,7 +81,7 @@ class Demonstrator:
         )
 
     def _actions(self, seed: int) -> Iterator[ActionPair]:
-        """Per step, the expert's action and the one to execute; zeros are the label while the policy acts."""
+        """For each step the expert's action and the one to execute. While a policy acts first, the label is zeros."""
         from envs.experts import make_expert, make_misses
         from envs.exploration import exploration_noise
         from envs.pose_actions import to_pose_action

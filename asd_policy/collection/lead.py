@@ -1,4 +1,4 @@
-"""A policy that acts first in a demonstration, until the expert takes over."""
+"""A policy that acts first in a demonstration until the expert takes over."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from asd_policy.errors import ConfigError
 from envs.spec import TaskSpec
 
 TAKEOVER_STREAM = 3
-"""Random stream of an episode that decides when the expert takes over."""
+"""The episode's random stream that draws the step of the takeover."""
 
 
 class LeadPolicy(Protocol):
-    """What is asked of the policy: see `asd_policy.DiffusionPolicy`."""
+    """The methods used of the policy; `asd_policy.DiffusionPolicy` has them."""
 
     def reset(self, *, seed: int) -> None: ...
 
@@ -27,10 +27,10 @@ class LeadPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Lead:
-    """Which policy acts first, and the first and last step at which the expert takes over.
+    """The policy that acts first, and the first and last step at which the expert may take over.
 
-    As in HG-DAgger (Kelly et al. 2019, https://arxiv.org/abs/1810.02890), the expert shows how to go on from the states
-    that the policy reaches. Here the step is drawn uniformly.
+    As in HG-DAgger (Kelly et al. 2019, https://arxiv.org/abs/1810.02890), the expert demonstrates from the states that
+    the policy reaches. Here the step of the takeover is drawn uniformly.
     """
 
     policy: Path
@@ -46,7 +46,7 @@ class Lead:
             raise ConfigError(f"{self.policy} is a policy for {env_id}; expected one for {task.env_id}.")
 
     def load(self) -> LeadPolicy:
-        """The policy, with its fastest sampler: only the states that it reaches matter here."""
+        """Load the policy with the fastest sampler, because only the states that it reaches matter here."""
         import torch
 
         from asd_policy.importers import load_policy
@@ -61,9 +61,9 @@ class Lead:
         """The policy's actions until the expert takes over.
 
         Args:
-            policy: what `load` has returned.
-            observe: the environment's present observation.
-            seed: of the episode; decides the policy's noise and the step at which the expert takes over.
+            policy: from `load`.
+            observe: returns the environment's present observation.
+            seed: the episode's seed. It determines the policy's noise and the step of the takeover.
         """
         policy.reset(seed=seed)
         for _ in range(np.random.default_rng([seed, TAKEOVER_STREAM]).integers(*self.takeover, endpoint=True)):

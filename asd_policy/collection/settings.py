@@ -1,4 +1,4 @@
-"""What is collected."""
+"""The settings of a collection of demonstrations."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from envs.spec import ACTIONS, Exploration, TaskSpec
 from envs.tasks import TASKS
 
 FIRST_EVALUATION_SEED = 100_000
-"""Evaluation uses the seeds from here on, demonstrations those below."""
+"""Evaluation uses the seeds from here on, demonstrations use those below."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What decides the content of a store of demonstrations, apart from their number.
+    """The settings that determine the content of a store of demonstrations, except their number.
 
     Attributes:
-        task: the task, whose expert demonstrates it.
-        exploration: what disturbs the expert.
+        task: the task, demonstrated by its expert.
+        exploration: the disturbances of the expert.
         actions: kind of the stored actions, a key of `envs.tasks.ACTIONS`.
         lead: the policy that acts first; None lets the expert act from the start.
         seed_start: first seed to try.
 
     Raises:
-        ConfigError: on values that make no sense, or do not fit the task.
+        ConfigError: on invalid values, or values that do not fit the task.
         CheckpointError: if the policy that acts first cannot be read.
     """
 
@@ -70,7 +70,7 @@ class Collection:
 
 
 def check_exploration(exploration: Exploration, task: TaskSpec) -> None:
-    """Raise ConfigError unless an expert of the task can be disturbed like this."""
+    """Raise ConfigError unless the task's expert can be disturbed with these settings."""
     values = asdict(exploration)
     probabilities = [value for name, value in values.items() if name != "noise"]
     if not (0.0 <= exploration.noise < np.inf and all(0.0 <= p <= 1.0 for p in probabilities)):

@@ -1,4 +1,4 @@
-"""The store that a collection fills: its settings, and which seeds were tried."""
+"""The store that a collection fills: its settings, and the seeds already tried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asd_policy.errors import DataError
 
 
 def open_store(path: Path, collection: Collection) -> EpisodeStore:
-    """The store to fill: a new one, or an existing one of the same collection.
+    """Open the store to fill: a new one, or an existing one of the same collection.
 
     Raises:
         DataError: if the store was collected with other settings, or cannot be written.
@@ -32,7 +32,7 @@ def open_store(path: Path, collection: Collection) -> EpisodeStore:
 
 
 def record(store: EpisodeStore, outcome: Outcome) -> None:
-    """Put a demonstration, or the seed that failed, into the store."""
+    """Append a demonstration to the store, or record the seed as failed."""
     if outcome.episode is None:
         store.update_attrs(failed_seeds=[*failed_seeds(store), outcome.seed])
     else:
@@ -40,7 +40,7 @@ def record(store: EpisodeStore, outcome: Outcome) -> None:
 
 
 def failed_seeds(store: EpisodeStore) -> list[int]:
-    """Seeds whose expert did not succeed, in order."""
+    """The seeds whose expert failed, in order."""
     return list(store.attrs["failed_seeds"])
 
 
@@ -51,6 +51,6 @@ def next_seed(store: EpisodeStore) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the demonstrations are simulated with."""
+    """Versions of the packages that simulate the demonstrations."""
     packages = {name: version(name) for name in ("robosuite", "mujoco", "numpy", "gymnasium")}
     return {"python": platform.python_version(), **packages}

@@ -1,1 +1,1 @@
-"""Demonstrations: the episode store, and what turns it into training batches."""
+"""Demonstrations: importers of robomimic's files, the episode store, its checks, and training windows."""

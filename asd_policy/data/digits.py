@@ -1,4 +1,4 @@
-"""Handwritten digits: MNIST as an .npz file or as torchvision keeps it."""
+"""The MNIST digits, from an .npz file or from torchvision's folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch import Tensor
 from asd_policy.errors import DataError
 
 CLASSES = 10
-PADDING = 2  # to 32 x 32, which a U-Net can halve three times
+PADDING = 2  # pads to 32 x 32, which a U-Net can halve three times
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images and what they show."""
+    """Images of digits and their labels."""
 
     images: Tensor  # (N, 28, 28) uint8
     labels: Tensor  # (N,) int64, 0 to 9
@@ -28,12 +28,12 @@ class Digits:
         """Read an .npz file with `images` (N, 28, 28) uint8 and `labels` (N,), or torchvision's root folder of MNIST.
 
         Raises:
-            DataError: if it is neither.
+            DataError: if it is neither, or is damaged.
         """
         return cls._from_root(Path(path)) if Path(path).is_dir() else cls._from_npz(Path(path))
 
     def padded(self) -> Tensor:
-        """The images as a network sees them, (N, 1, 32, 32) float32 from -1 (background) to 1."""
+        """The images as network inputs: (N, 1, 32, 32) float32 from -1 (background) to 1."""
         images = self.images.unsqueeze(1).float() / 127.5 - 1
         return torch.nn.functional.pad(images, (PADDING,) * 4, value=-1.0)
 
@@ -42,7 +42,7 @@ class Digits:
         try:
             with np.load(path) as arrays:
                 images, labels = arrays["images"], arrays["labels"]
-        except Exception as error:  # numpy's and zlib's readers raise whatever the damage leads them to
+        except Exception as error:  # numpy and zlib raise many types on damage
             raise DataError(f"Cannot read {path} as an .npz file with `images` and `labels`: {error}") from error
         fits = images.shape == (labels.size, 28, 28) and labels.shape == (labels.size,) and labels.size > 0
         if not fits or images.dtype != np.uint8 or labels.dtype.kind not in "iu":
@@ -60,7 +60,7 @@ class Digits:
 
         try:
             data = MNIST(root, train=True)
-        except Exception as error:  # whatever torchvision makes of what lies there
+        except Exception as error:  # torchvision raises many types on damage
             raise DataError(
                 f"{root} holds no MNIST: {error} To get it: torchvision.datasets.MNIST({str(root)!r}, download=True)."
             ) from error

@@ -9,7 +9,7 @@ from asd_policy.errors import ConfigError, DataError, UnknownNameError
 
 
 def download(task: str, kind: str, folder: Path) -> Path:
-    """Download low-dimensional demonstrations to TASK/KIND/ in a folder; the path of the HDF5 file.
+    """Download low-dimensional demonstrations to TASK/KIND/ in a folder. Returns the path of the HDF5 file.
 
     Args:
         task: a task of robomimic, such as "square".
@@ -17,7 +17,7 @@ def download(task: str, kind: str, folder: Path) -> Path:
 
     Raises:
         UnknownNameError: if robomimic has no such task.
-        ConfigError: if it has no such demonstrations of the task, or the file exists already.
+        ConfigError: if robomimic has no such demonstrations of the task, or the file exists already.
         DataError: if the download fails.
     """
     if task not in DATASET_REGISTRY:

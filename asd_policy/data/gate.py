@@ -1,4 +1,4 @@
-"""The checks that every demonstration passes before it is stored or learned from."""
+"""The checks that every demonstration passes before it is stored or used for training."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ class Gate:
 
 
 def check_key(source: str, key: Any) -> None:
-    """Raise DataError unless an observation key can be the name of an array in every format."""
+    """Raise DataError unless an observation key is a valid array name in every format."""
     parts = key.split("/") if isinstance(key, str) else [""]
     if not all(parts) or {".", ".."} & {*parts} or not key.isprintable() or "\\" in key or len(key) > MAX_NAME:
         raise DataError(f"{source} has the observation key {str(key)[:MAX_NAME]!r}; expected a printable name.")
 
 
 def check_step_shape(source: str, key: str, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the shape of one step is that of a vector or of an image."""
+    """Raise DataError unless the shape of one step is a vector's or an image's."""
     if all(size > 0 for size in shape):
         if len(shape) == 1 or (len(shape) == 3 and shape[2] in CHANNELS):
             return
@@ -133,7 +133,7 @@ def check_step_shape(source: str, key: str, shape: tuple[int, ...]) -> None:
 
 
 def check_dtype(where: str, key: str, dtype: np.dtype[Any], step_shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the type is one of real numbers, or uint8 for images."""
+    """Raise DataError unless the type is a type of real numbers, or uint8 for images."""
     image = len(step_shape) == 3
     if dtype != np.uint8 if image else dtype.kind not in "fiub":
         expected = "uint8 from 0 to 255" if image else "real numbers"
@@ -154,7 +154,7 @@ def as_rows(where: str, key: str, values: Any, step_shape: tuple[int, ...]) -> N
         raise DataError(f"{where}: {key!r} has shape {array.shape}; expected (steps, {_sizes(step_shape)}).")
     if len(step_shape) == 3:
         return array
-    with np.errstate(over="ignore", invalid="ignore"):  # too large numbers become inf, which is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers beyond float32 become inf, refused below
         rows: NDArray[np.float32] = array.astype(np.float32, copy=False)
     if (step := first_not_finite(rows)) is not None:
         raise DataError(
@@ -204,7 +204,7 @@ def clip_deltas(where: str, actions: NDArray[np.float32]) -> tuple[NDArray[np.fl
 
 
 def largest_text(actions: NDArray[np.float32]) -> str:
-    """The entry of largest magnitude, with all digits of float32: 1.00004 must not print as 1."""
+    """The entry of largest magnitude with all digits of float32, because 1.00004 must not print as 1."""
     flat = np.asarray(actions, np.float32).ravel()
     return np.format_float_positional(flat[np.abs(flat).argmax()], min_digits=2)
 

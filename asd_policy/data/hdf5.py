@@ -36,7 +36,7 @@ class UntrustedHdf5:
         except Exception as error:
             raise DataError(f"Cannot read {path}: {error}. Expected a robomimic HDF5 file. Is it complete?") from error
         self._budget = SMALL + MAX_RATIO * path.stat().st_size
-        self._sizes, self._declared = dict[str, int](), 0  # of each dataset that was read, and of all
+        self._sizes, self._declared = dict[str, int](), 0  # of each dataset read so far, and of all
         self._groups: dict[str, Any] = {}
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class UntrustedHdf5:
         self._file.close()
 
     def names(self, group: str) -> list[str]:
-        """The names in a group. Raises DataError if there is no such group."""
+        """The names in a group. Raises DataError if the group does not exist."""
         with self._reading(group):
             return [str(name) for name in self._group(group)]
 
@@ -54,18 +54,18 @@ class UntrustedHdf5:
             return self._find(name) is not None
 
     def attribute(self, name: str, attribute: str) -> Any:
-        """An attribute of a group or a dataset; None if it has none of this name."""
+        """An attribute of a group or dataset; None if it does not exist."""
         with self._reading(f"{name}, attribute {attribute}"):
             return self._node(name).attrs.get(attribute)
 
     def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """The shape and the type of a dataset, without reading it."""
+        """The shape and dtype of a dataset, without reading it."""
         with self._reading(name):
             dataset = self._dataset(name)
             return tuple(dataset.shape), dataset.dtype
 
     def read(self, name: str, check_dtype: Callable[[np.dtype[Any]], None] = lambda dtype: None) -> NDArray[Any]:
-        """A whole dataset. `check_dtype` may raise DataError on its type before anything is read."""
+        """Read a whole dataset. `check_dtype` may raise DataError on its dtype before anything is read."""
         with self._reading(name):
             dataset = self._dataset(name)
             check_dtype(dataset.dtype)

@@ -1,4 +1,4 @@
-"""The lock that keeps a second writer out of an episode store."""
+"""A lock against a second writer of an episode store."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def lock_store(path: Path) -> int:
         ) from error
     never_rewritten = path / "meta" / "zarr.json"
     try:
-        descriptor = os.open(never_rewritten, os.O_RDWR)  # NFS locks only what may be written
+        descriptor = os.open(never_rewritten, os.O_RDWR)  # NFS locks only files opened for writing
     except OSError as error:
         raise DataError(f"{path} is damaged or write-protected: {error}.") from error
     try:

@@ -1,4 +1,4 @@
-"""How demonstrations describe their actions: `asd_policy.policies.recording`, which checkpoints share."""
+"""The metadata of demonstrations' actions: re-exports `asd_policy.policies.recording`."""
 
 from asd_policy.policies.recording import COMPOSITE, CONTROL_HZ, ROBOSUITE, Recording
 

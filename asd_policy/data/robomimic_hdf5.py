@@ -39,16 +39,16 @@ DEMO = re.compile(r"demo_[0-9]{1,18}")
 
 
 class RobomimicFile:
-    """An open file. Use it in a `with` statement.
+    """An open robomimic file. Use it in a `with` statement.
 
     Attributes:
-        recording: how the demonstrations were recorded.
+        recording: the metadata of the recording.
         demos: names of the selected demonstrations in numerical order.
-        obs_shapes: shape of each observation, (D,) or, for images, (H, W, C), in the order asked for or robomimic's.
+        obs_shapes: shape of each observation, (D,) or (H, W, C) for images, in the requested order or robomimic's.
         absolute: whether actions are target poses.
         action_kind: a key of `asd_policy.data.gate.ACTION_KINDS`.
         env_id: our environment that takes these actions.
-        notes: what to know before training on the file. Clipped demonstrations are added as they are read.
+        notes: warnings to read before training on the file. Reading a clipped demonstration adds one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RobomimicFile:
 
         Args:
             filter_key: a mask in the file, such as "train". None takes every demonstration.
-            absolute: take the target poses that robomimic's robosuite_add_absolute_actions.py has put beside deltas.
+            absolute: read the target poses that robomimic's robosuite_add_absolute_actions.py has added to the deltas.
             obs_keys: observations to read, vectors or images. If empty, the vectors that robomimic's policies use.
             clip_actions: clip deltas to [-1, 1], with a note. Without it, deltas outside are an error.
 
@@ -110,7 +110,7 @@ class RobomimicFile:
         return *self.recording.notes, *self._clipped.values()
 
     def episode(self, name: str) -> Demonstration:
-        """One demonstration.
+        """Read one demonstration.
 
         Raises:
             DataError: if it is damaged, or its actions are not of the declared kind.
@@ -128,10 +128,10 @@ class RobomimicFile:
         return episode
 
     def to_store(self, path: str | Path) -> EpisodeStore:
-        """Copy the demonstrations into a new episode store. A failure leaves no store behind.
+        """Copy the demonstrations into a new episode store. On failure no store is left.
 
         Raises:
-            DataError: if the folder exists or cannot be written, or a demonstration is refused.
+            DataError: if the folder exists or cannot be written, or a demonstration fails a check.
         """
         path = Path(path)
         if path.exists():

@@ -1,20 +1,20 @@
-"""A zarr store of demonstrations. A writer that is killed at any moment leaves a sound store.
+"""A zarr store of demonstrations. A writer killed at any moment leaves a sound store.
 
-Layout (N steps in E episodes, episodes laid end to end):
+Layout (N steps in E episodes, concatenated):
 
     data/obs/<key>          (N, D) float32   observation before the step; an image is (N, H, W, C) uint8
-    data/action             (N, A) float32   the expert's action: the label to learn
+    data/action             (N, A) float32   the expert's action: the training label
     data/executed_action    (N, A) float32   the executed action: the label plus exploration noise, clipped
     meta/episode_ends       (E,) int64       one past the last step of each episode
     meta/seed               (E,) int64       seed of the environment's reset, or the number of an imported episode
     meta/steps_to_success   (E,) int64       steps until the first success
-    attributes              format_version, obs_keys, action_dim, action_kind, and any values of the collector
+    attributes              format_version, obs_keys, action_dim, action_kind, and any other JSON values
 
-Appending an episode writes its data first and its end last; the end is the commit. Steps past the last end belong to an
-interrupted append: readers never see them, and the next writer drops them. There is one writer at a time.
+Appending an episode writes its data first and its end last; the end is the commit. Steps past the last end belong to
+an interrupted append: readers ignore them, and the next writer removes them. There is one writer at a time.
 
-Every chunk has a file, even one of black images, and zstd's checksum. A lost chunk is therefore noticed as a missing
-file, and a damaged one fails to decompress.
+Every chunk has a file, even a chunk of black images, and zstd's checksum. So a lost chunk shows as a missing file, and
+a damaged one fails to decompress.
 """
 
 import os
@@ -56,7 +56,7 @@ CHUNK_EPISODES = 4096
 class EpisodeStore:
     """Episodes on disk. Make one with `create` or `open`.
 
-    A writer keeps other writers out until `close()`, or until it is garbage-collected.
+    Opening for writing locks the store against other writers until `close()` or garbage collection.
     """
 
     def __init__(self, root: zarr.Group, path: Path, writable: bool):
@@ -77,15 +77,15 @@ class EpisodeStore:
 
         Args:
             path: a folder that does not exist yet.
-            obs_shapes: observation keys and shapes, (D,) or of images (H, W, C), in the order the policy will see them.
+            obs_shapes: observation keys and shapes, (D,) or (H, W, C) for images, in the order of the policy's
+                condition.
             action_dim: size A of an action.
             attrs: JSON values that describe the collection. `action_kind` is the kind of actions, a key of
                 `asd_policy.data.gate.ACTION_KINDS`. Without it, actions are target poses if `env_id` names one of our
                 environments that take poses, else deltas.
 
         Raises:
-            DataError: if the folder exists or cannot be made, or if observations of these names or shapes cannot be
-                stored.
+            DataError: if the folder exists or cannot be made, or an observation's name or shape is invalid.
         """
         path = Path(path)
         if path.exists():
@@ -99,7 +99,7 @@ class EpisodeStore:
                 _create(root, f"data/{name}", (action_dim,), "float32")
             for name in ("episode_ends", "seed", "steps_to_success"):
                 _create(root, f"meta/{name}", (), "int64")
-            # Attributes last: a store that was cut off before this line is not taken for a store.
+            # Attributes last, because a store without them is not opened
             own = {"format_version": FORMAT_VERSION, "obs_keys": list(obs_shapes), "action_dim": action_dim}
             root.attrs.update({**attrs, **own})
         except OSError as error:
@@ -111,8 +111,8 @@ class EpisodeStore:
         """Open an existing store. Reading is safe while another process appends.
 
         Args:
-            path: its folder.
-            writable: open for appending, which first drops the rest of an interrupted append.
+            path: the store's folder.
+            writable: open for appending. This first removes the rest of an interrupted append.
 
         Raises:
             DataError: if there is no sound store, or another process is writing it.
@@ -122,7 +122,7 @@ class EpisodeStore:
             raise DataError(f"No episode store at {path}. Collect one first.")
         try:
             root = zarr.open_group(path, mode="r+" if writable else "r", use_consolidated=False)
-        except Exception as error:  # whatever zarr makes of a damaged zarr.json
+        except Exception as error:  # zarr raises many types on a damaged zarr.json
             raise DataError(f"No episode store at {path}: {error}. Collect one first.") from error
         version = root.attrs.get("format_version")
         if version != FORMAT_VERSION:
@@ -133,7 +133,7 @@ class EpisodeStore:
         return store
 
     def close(self) -> None:
-        """Release the lock of a writer, which may not append any more. Does nothing for a reader."""
+        """Release a writer's lock; it may not append any more. Does nothing for a reader."""
         if self._release is not None:
             self._release()
 
@@ -152,8 +152,8 @@ class EpisodeStore:
         """One past the last step of each committed episode, (E,)."""
         name = "meta/episode_ends"
         array = self._array(name)
-        # A commit that was interrupted between growing the array and writing the row leaves a zero at the end, or a
-        # missing file if the row begins a chunk.
+        # A commit interrupted between growing the array and writing the row leaves a zero at the end, or a missing
+        # file if the row begins a chunk.
         count = array.shape[0]
         begins_chunk = count % array.chunks[0] == 1
         ends = self._read(
@@ -186,15 +186,15 @@ class EpisodeStore:
         return self._meta("steps_to_success")
 
     def obs(self, key: str) -> NDArray[Any]:
-        """One observation over all committed steps: (N, D) float32 or (N, H, W, C) uint8."""
+        """One observation of all committed steps: (N, D) float32 or (N, H, W, C) uint8."""
         return self._steps(f"obs/{key}", self.episode_ends)
 
     def actions(self, executed: bool = False) -> NDArray[np.float32]:
-        """The expert's actions over all committed steps, or the executed actions, (N, A)."""
+        """The expert's actions of all committed steps, or the executed actions; (N, A)."""
         return self._steps("executed_action" if executed else "action", self.episode_ends)
 
     def labels(self, clip: bool = False) -> tuple[NDArray[np.float32], str | None]:
-        """The expert's actions to learn from, (N, A), and a note if any were clipped.
+        """The training labels (N, A), which are the expert's actions, and a note if any were clipped.
 
         Args:
             clip: clip deltas to [-1, 1]. Without it, deltas outside are an error.
@@ -219,7 +219,7 @@ class EpisodeStore:
         return actions, None
 
     def episode(self, index: int) -> Demonstration:
-        """One episode by its position in the store. Raises DataError if there is none."""
+        """One episode by its index. Raises DataError if there is none."""
         ends = self.episode_ends
         if not 0 <= index < len(ends):
             raise DataError(f"No episode {index} in {self.path}: it holds {len(ends)}.")
@@ -232,14 +232,14 @@ class EpisodeStore:
         )
 
     def append(self, episode: Demonstration) -> None:
-        """Add one episode and commit it.
+        """Append one episode and commit it.
 
         Raises:
-            DataError: if it does not pass the gate (`asd_policy.data.gate`), if rows of the chunks that it extends are
-                lost, or if it cannot be written.
+            DataError: if it fails a check (`asd_policy.data.gate`), rows of the chunks that it extends are lost, or it
+                cannot be written.
         """
         episode = self._gate.admit(episode, f"episode of seed {episode.seed}")
-        self._drop_uncommitted()  # the rest of an append that failed
+        self._drop_uncommitted()  # remove the rest of an append that failed
         end = self.num_steps + len(episode.action)
         rows = {f"data/obs/{key}": episode.obs[key] for key in self.obs_keys}
         rows |= {"data/action": episode.action, "data/executed_action": episode.executed_action}
@@ -261,7 +261,7 @@ class EpisodeStore:
                 raise DataError(f"{self.path} is damaged: {group}/{name} has {array.shape[0]} of {length} rows.")
             if array.shape[0] > length:
                 array.resize((length, *array.shape[1:]))
-            # Appending rewrites the last chunk. If it is lost, its rows would come back as fill values.
+            # Appending rewrites the last chunk. If that chunk is lost, its rows would become fill values.
             self._check_chunks(f"{group}/{name}", array, length - length % array.chunks[0], length)
 
     def _array(self, name: str) -> zarr.Array:
@@ -278,7 +278,7 @@ class EpisodeStore:
         return self._read(f"meta/{name}", 0, self.num_episodes)
 
     def _read(self, name: str, start: int = 0, end: int | None = None) -> NDArray[Any]:
-        """Rows of an array. Raises DataError if any of them was not written."""
+        """Rows of an array. Raises DataError if any of them was never written."""
         array = self._array(name)
         end = array.shape[0] if end is None else end
         self._check_chunks(name, array, start, end)
@@ -286,14 +286,14 @@ class EpisodeStore:
             return np.asarray(array[start:end], array.dtype)
 
     def _check_chunks(self, name: str, array: zarr.Array, start: int, end: int) -> None:
-        # Stores from before checksums have no file for a chunk of zeros, as of the seed of a first episode of seed 0.
+        # Older stores, without checksums, have no file for a chunk of zeros, such as that of a single seed 0.
         zeros = name == "meta/seed" and not has_checksum(array) and array.shape[0] >= end
         if zeros and not chunk_file(self.path, name, array, start).exists():
             return
         check_chunks(str(self.path), name, array, self.path, start, end)
 
     def _steps(self, name: str, ends: NDArray[np.int64], index: int | None = None) -> NDArray[Any]:
-        """Rows of data/`name` of all episodes or of one. Raises DataError if any number is not finite."""
+        """Rows of data/`name`, for all episodes or one. Raises DataError if a number is not finite."""
         first, last = (0, len(ends)) if index is None else (index, index + 1)
         start, end = (int(ends[i - 1]) if i else 0 for i in (first, last))
         rows = self._read(f"data/{name}", start, end)
@@ -328,13 +328,13 @@ def _obs_keys(path: Path, keys: Any) -> tuple[str, ...]:
 
 
 def _action_kind(attrs: Mapping[str, Any]) -> Any:
-    """The kind of actions: the store's attribute, or in stores without one what the environment takes."""
+    """The kind of actions: the store's attribute, or in stores without one the kind that the environment takes."""
     env, kind = attrs.get("env_id"), attrs.get("action_kind")
     return kind if kind is not None else "pose" if isinstance(env, str) and takes_poses(env) else "delta"
 
 
 def _create(root: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: str) -> None:
-    # Rows that were never written read as the fill value. It is NaN for numbers, so that it never looks like data.
+    # Unwritten rows read as the fill value. For numbers it is NaN, so that it never looks like data.
     if dtype == "uint8":
         rows, fill = CHUNK_IMAGES, 0.0
     else:

@@ -1,7 +1,7 @@
 """Training windows over demonstrations, held in memory as tensors.
 
-The same windows as Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
-`common/sampler.py`). A window may begin before its episode or run past its end; the edge step is repeated there.
+They equal the windows of Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
+`common/sampler.py`). A window may begin before its episode or run past its end; there the edge step is repeated.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from asd_policy.errors import DataError
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """W windows of H steps over N steps of demonstrations, which index the demonstrations' tensors.
+    """W windows of H steps over N steps of demonstrations, stored as indices into the demonstrations' tensors.
 
     Attributes:
-        obs: (N, ...) per key, observations in their own units.
+        obs: (N, ...) per key, unnormalised observations.
         actions: (N, A) normalised actions.
         starts: (W,) int64, first step of each window; may lie before its episode.
         first: (W,) int64, first step of the window's episode.

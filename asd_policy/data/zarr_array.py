@@ -1,4 +1,4 @@
-"""Arrays of a zarr store that nobody vouches for: what is declared must be there before memory is taken for it."""
+"""Checks of arrays in untrusted zarr stores: the files must hold the declared data before memory is allocated."""
 
 import os
 import stat
@@ -12,8 +12,8 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCode
 
 from asd_policy.errors import DataError
 
-MAX_RATIO = 1 << 15  # of zstd: a block of 128 KiB takes four bytes
-SMALL = 1 << 24  # bytes that nobody misses
+MAX_RATIO = 1 << 15  # zstd's largest ratio: a block of 128 KiB takes four bytes
+SMALL = 1 << 24  # bytes that are always allowed
 COMPRESSORS = BloscCodec, GzipCodec, ZstdCodec
 
 
@@ -22,7 +22,7 @@ def no_array(where: str, name: str) -> DataError:
 
 
 def check_array(where: str, name: str, array: zarr.Array, dtype: str) -> None:
-    """Raise DataError unless an array is laid out as `EpisodeStore` does: whole rows, compressed at most once."""
+    """Raise DataError unless an array has the layout of `EpisodeStore`: whole rows, compressed at most once."""
     codecs: Any = getattr(array.metadata, "codecs", ())
     plain = len(codecs) > 0 and isinstance(codecs[0], BytesCodec)
     packed = [codec for codec in codecs[1:] if not isinstance(codec, Crc32cCodec)]
@@ -36,19 +36,19 @@ def check_array(where: str, name: str, array: zarr.Array, dtype: str) -> None:
 
 
 def has_checksum(array: zarr.Array) -> bool:
-    """Whether an array's chunks carry zstd's checksum, as those of newer stores do."""
+    """Whether an array's chunks have zstd's checksum, as in newer stores."""
     return any(isinstance(codec, ZstdCodec) and codec.checksum for codec in getattr(array.metadata, "codecs", ()))
 
 
 def chunk_file(folder: Path, name: str, array: zarr.Array, row: int) -> Path:
-    """The file that a row of an array of a store lies in."""
+    """The file with a given row of an array."""
     return Path(folder / name, array.metadata.encode_chunk_key((row // array.chunks[0],) + (0,) * (array.ndim - 1)))
 
 
 def check_chunks(where: str, name: str, array: zarr.Array, folder: Path, start: int, end: int) -> None:
-    """Raise DataError unless the files of rows `start` to `end` of an array are there, and can hold them.
+    """Raise DataError unless the files of rows `start` to `end` of an array exist and are large enough for them.
 
-    A file that is missing would read as the fill value, whatever its size: nothing is allocated before this look.
+    A missing file would read as the fill value, whatever its declared size, so this is checked before allocating.
     """
     if end > array.shape[0]:
         raise DataError(
