@@ -13,7 +13,7 @@ from asd_policy.errors import WorkerError
 from asd_policy.evaluation.backends import ATTEMPTS, Backend, Worker
 
 AHEAD = 256
-"""Seeds that may be started beyond the first unfinished one. At most this many episodes are lost with a seed that is given up."""
+"""Seeds that may be started beyond the first unfinished one: the most episodes lost if a seed is given up."""
 
 
 def collect(

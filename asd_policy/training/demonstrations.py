@@ -1,4 +1,4 @@
-"""Demonstrations as tensors, for training."""
+"""Demonstrations as tensors for training."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from asd_policy.policies.quaternions import Quaternion, with_steady_signs
 from asd_policy.policies.tasks import is_ours, takes_poses
 
 IMAGE_FEATURES = 64
-"""Features per image, as in real-stanford's and robomimic's policies."""
+"""Features of an image, as in real-stanford's and robomimic's policies."""
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """The first episodes of a store, as tensors.
+    """Episodes of a store or HDF5 file, as tensors.
 
     Attributes:
         env_id: the environment.
-        obs: (N, D) per key, float32; of images (N, H, W, C), uint8.
-        actions: (N, A), the expert's; rotations of target poses in six numbers, as a network learns them.
+        obs: (N, D) per key, float32; for images (N, H, W, C), uint8.
+        actions: (N, A), the expert's; rotations of target poses as six numbers, as the network predicts them.
         episode_ends: (E,) int64.
         disturbance: (N,), the largest absolute difference between an executed action and the expert's.
         action_kind: the meaning of actions, a key of `asd_policy.data.gate.ACTION_KINDS`.
-        notes: warnings for whoever trains on them.
+        notes: warnings to read before training on them.
     """
 
     env_id: str
@@ -63,15 +63,15 @@ class Demonstrations:
         """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
 
         Args:
-            filter_key: the mask of an HDF5 file that names the demonstrations to read.
-            absolute: take the target poses that an HDF5 file keeps beside its delta actions.
-            obs_keys: the observations to read, in this order. By default all of a store, and of an HDF5 file the
-                vectors that robomimic's policies use.
-            clip_actions: clip delta actions outside [-1, 1], with a note, instead of refusing them.
+            filter_key: the mask of an HDF5 file that selects demonstrations.
+            absolute: read the target poses that an HDF5 file holds beside its delta actions.
+            obs_keys: the observations to read, in this order. By default all of a store; of an HDF5 file the vectors
+                that robomimic's policies use.
+            clip_actions: clip delta actions outside [-1, 1], with a note. Without it they are an error.
 
         Raises:
             UnknownNameError: on an observation that the file lacks.
-            ConfigError: if target poses are to be clipped.
+            ConfigError: if `clip_actions` is set and actions are target poses.
             DataError: if there are fewer episodes than asked for, or the file cannot be used.
         """
         if Path(path).is_file():
@@ -192,7 +192,7 @@ class Demonstrations:
         return part(slice(end), ends[:-held_out]), part(slice(end, None), ends[-held_out:] - end)
 
     def as_seen_by(self, config: PolicyConfig) -> Demonstrations:
-        """The demonstrations with the signs of quaternions normalised as in the policy's observations."""
+        """The demonstrations with quaternion signs normalised as the policy normalises them."""
         return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
 
     def check_fit(self, config: PolicyConfig) -> None:
@@ -212,13 +212,13 @@ class Demonstrations:
 
     @property
     def obs_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Observation keys and shapes: (D,), of images (H, W, C)."""
+        """Observation keys and shapes: (D,), or (H, W, C) for images."""
         return {key: tuple(values.shape[1:]) for key, values in self.obs.items()}
 
     def fit_normalizer(self, ignored: Mapping[str, Sequence[int]]) -> LinearNormalizer:
         """Min-max normalisation of every observation key and of the actions; pixels go from 0 to 255.
 
-        `ignored` names entries of observations that are hidden from the policy, such as a quaternion of random sign.
+        `ignored` lists entries of observations to hide from the policy, such as a quaternion of random sign.
         """
         self._check_entries(ignored)
         fields = {**self.obs, "action": self.actions}
@@ -237,9 +237,10 @@ class Demonstrations:
     def windows(
         self, config: PolicyConfig, normalizer: LinearNormalizer, foreseeable: float | None = None
     ) -> TrainingWindows:
-        """The training windows, their actions normalised.
+        """The training windows, with normalised actions.
 
-        With `foreseeable`, only those of `TrainingWindows.foreseeable`; a disturbance up to this value does not count.
+        `foreseeable` keeps only the windows of `TrainingWindows.foreseeable`; disturbances up to this value do not
+        count.
         """
         actions = normalizer.normalize("action", self.actions)
         lengths = config.n_obs_steps, config.horizon, config.n_action_steps
@@ -257,6 +258,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:
-    """An image cropped as in real-stanford's and robomimic's policies: 76 of 84 pixels."""
+    """An image with real-stanford's and robomimic's crop: 76 of 84 pixels."""
     size = shape[:2]
     return ImageKey(key, shape, central_crop(size, [n * 76 // 84 for n in size]))

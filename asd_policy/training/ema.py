@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: the weights that a policy is shipped with."""
+"""Exponential moving average of the weights. Policies are shipped with the averaged weights."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ MAX_DECAY = 0.9999
 
 
 def ema_decay(step: int) -> float:
-    """Decay after `step` updates: 1 - (1 + step)^-0.75, as Diffusion Policy warms it up."""
+    """Decay after `step` updates: 1 - (1 + step)^-0.75, the warm-up of Diffusion Policy."""
     decay: float = 1 - (1 + step) ** -POWER
     return min(MAX_DECAY, decay)
 
@@ -22,5 +22,5 @@ def _update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged:
 
 
 def make_ema(model: nn.Module) -> AveragedModel:
-    """The running average of `model`; feed it with `update_parameters(model)`, read it at `.module`."""
+    """The running average of `model`. `update_parameters(model)` updates it; `.module` holds the averaged network."""
     return AveragedModel(model, multi_avg_fn=_update)

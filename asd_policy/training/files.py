@@ -1,4 +1,4 @@
-"""Writing the files of a training run."""
+"""Writes the files of a training run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from asd_policy.files import write_atomically
 
 
 def write_checkpoint(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file by what `write` writes: a reader sees the old file or the new one, even after a power cut.
+    """Replace a file atomically by the output of `write`: even after a power cut it holds the old or new content.
 
     Raises:
-        CheckpointError: if it cannot be written, as on a full disk; the old file stays.
+        CheckpointError: if it cannot be written, for example on a full disk. The old file stays.
     """
     try:
         write_atomically(path, write)

@@ -1,4 +1,4 @@
-"""Training of a class-conditional DDPM on images. Its snapshots are folders that diffusers loads."""
+"""Trains a class-conditional DDPM on images. Its snapshots are folders that diffusers loads."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UnetSizes:
     """Sizes of a U-Net with attention at its lowest resolution.
 
     Attributes:
-        channels: per resolution, from the image's own down; each further one has half the height and width.
-        layers: residual blocks per resolution.
+        channels: channels at each resolution, from the image's own down. Each next one has half the height and width.
+        layers: residual blocks at each resolution.
     """
 
     channels: tuple[int, ...] = (32, 64, 128)
@@ -36,11 +36,11 @@ class UnetSizes:
 
 @dataclass(frozen=True)
 class ImageRun:
-    """`train.json` of a run: with the code and the data, all that is needed to train the same weights again.
+    """`train.json` of an image run. With the code and the data it determines the weights.
 
     Attributes:
         data: the path of the digits.
-        fingerprint: of the images and labels, so that a run is not resumed on others; older runs lack it.
+        fingerprint: hash of the images and labels, so that a run is not resumed on others. Older runs lack it.
     """
 
     data: str
@@ -72,7 +72,7 @@ def build_unet(sizes: UnetSizes, image_size: int, image_channels: int, classes: 
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
             attention_head_dim=sizes.channels[-1],
-            norm_num_groups=max(1, sizes.channels[0] // 4),  # one channel each would wipe out time and class
+            norm_num_groups=max(1, sizes.channels[0] // 4),  # one channel in each group would erase time and class
             num_class_embeds=classes + 1,
         )
 
@@ -93,7 +93,7 @@ def image_trainer(
         unet: class-conditional; its last class means "no class".
         images: (N, C, H, W) from -1 to 1, on the U-Net's device.
         labels: (N,) int64.
-        label_dropout: share of the labels that "no class" replaces, for guidance.
+        label_dropout: share of labels replaced by "no class", for guidance.
         compile_net: run the U-Net through torch.compile.
         on_snapshot: called with the averaged pipeline and its folder after each snapshot.
     """
@@ -124,10 +124,10 @@ def image_trainer(
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder under another name and move it to `path`, which never holds half a folder.
+    """Write a folder under another name and move it to `path`, so that `path` never holds half a folder.
 
     Raises:
-        CheckpointError: if it cannot be written, as on a full disk.
+        CheckpointError: if it cannot be written, for example on a full disk.
     """
     partial = path.with_name(path.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The loss of a training run: `log.jsonl` and its plot."""
+"""The losses of a training run: `log.jsonl` and its plot."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from asd_policy.jsonl import Entry, JsonLines
 
 
 class LossLog:
-    """`log.jsonl`: one line per logged step. Use it in a `with` block, which locks the file against other runs.
+    """`log.jsonl`: one line for each logged step. Use it in a `with` block, which locks the file against other runs.
 
     Args:
-        path: of the file. A last line that was cut off by a kill is removed.
+        path: the file. An unfinished last line, left by a kill, is removed.
         resumed_step: lines of later steps are removed.
 
     Attributes:
@@ -33,7 +33,7 @@ class LossLog:
                 steps = [_step_of(path, *numbered) for numbered in enumerate(self._lines.entries, start=1)]
                 kept = [entry for step, entry in zip(steps, self._lines.entries, strict=True) if step <= resumed_step]
                 if len(kept) < len(self._lines.entries):
-                    self._lines.replace(kept)  # which closes the file
+                    self._lines.replace(kept)  # this closes the file
                     self._lines = JsonLines(path)
             except BaseException:
                 self._lines.close()
@@ -44,12 +44,12 @@ class LossLog:
         return self._lines.entries
 
     def append(self, **entry: float) -> None:
-        """Write a line to disk. Raises CheckpointError if that fails, as on a full disk."""
+        """Append a line and flush it to disk. Raises CheckpointError if that fails, for example on a full disk."""
         with _as_checkpoint_errors():
             self._lines.append(entry)
 
     def plot(self, path: Path) -> None:
-        """Draw the loss over the steps."""
+        """Plot the losses over the steps."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -63,7 +63,7 @@ class LossLog:
         figure.savefig(path, dpi=150)
 
     def close(self) -> None:
-        """Let others write the file."""
+        """Close the file and unlock it."""
         self._lines.close()
 
     def __enter__(self) -> LossLog:

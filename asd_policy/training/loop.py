@@ -1,7 +1,7 @@
-"""The training loop, resumable bit for bit: of networks that predict the noise, the clean sample or the velocity.
+"""The training loop, resumable bit for bit, for networks that predict the noise, the clean sample or the velocity.
 
-Loss: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239). Every random number of a step comes from a generator
-seeded by (seed, step), so a checkpoint holds no random state and a resumed run repeats the uninterrupted one exactly.
+Loss: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239). The random numbers of each step come from a generator
+seeded by (seed, step). So a checkpoint holds no random state, and a resumed run repeats the uninterrupted one exactly.
 """
 
 import math
@@ -40,11 +40,11 @@ TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 Draw = Callable[[torch.Generator], tuple[Any, Tensor]]
 """One training batch: the condition of B samples, and the clean samples (B, *E)."""
 Log = Callable[[int, float, float | None], None]
-"""Takes a step, the mean loss since the last call, and the held-out loss if it was measured."""
+"""Called with a step, the mean loss since the last call, and the held-out loss if it was measured."""
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one update. SeedSequence mixes seed and step, as the CPU generator reads only 32 bits."""
+    """The generator of one update. SeedSequence mixes seed and step, because the CPU generator uses only 32 bits."""
     mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(mixed[0]))
 
@@ -57,14 +57,14 @@ def noise_prediction_loss(
     generator: torch.Generator,
     prediction_type: str = "epsilon",
 ) -> Tensor:
-    """Mean squared error of the network's prediction, of the noise unless `prediction_type` says otherwise.
+    """Mean squared error of the network's prediction of the noise, or of another target given by `prediction_type`.
 
     Args:
         net: (sample (B, *E), timestep (B,), condition) -> prediction (B, *E).
-        condition: of the B samples, as `net` takes it.
-        clean: (B, *E) clean samples, of a policy chunks (B, H, A).
+        condition: the condition of the B samples, passed to `net`.
+        clean: (B, *E) clean samples; for a policy, chunks (B, H, A).
         alphas_cumprod: (T,) float32.
-        generator: of the timesteps and the noise.
+        generator: draws the timesteps and the noise.
         prediction_type: what `net` predicts, a key of `TARGETS`.
     """
     batch, total = len(clean), len(alphas_cumprod)
@@ -86,14 +86,14 @@ class Trainer:
         net: the network, on the device to train on.
         settings: steps, batch size, learning rate and so on.
         draw: draws a training batch.
-        schedule: the diffusion.
-        write: writes a snapshot: (averaged network, path without a suffix).
-        forward: runs a network of `net`'s form: (network, sample, timestep, condition) -> prediction.
+        schedule: the diffusion schedule.
+        write: writes a snapshot; called with the averaged network and the path without a suffix.
+        forward: calls a network: (network, sample, timestep, condition) -> prediction.
         prediction_type: what the network predicts, a key of `TARGETS`.
         held_out: draws a validation batch; None if there are no validation data.
 
     Raises:
-        UnknownNameError: on another prediction type.
+        UnknownNameError: on an unknown prediction type.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Trainer:
         self.device = next(net.parameters()).device
         self._draw, self._write, self._forward, self._held_out = draw, write, forward, held_out
         self.ema = make_ema(self.net)
-        self.ema.eval()  # measuring its loss must not move running statistics
+        self.ema.eval()  # measuring its loss must not update running statistics
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay, fused=True
         )
@@ -142,7 +142,7 @@ class Trainer:
         return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator, self._prediction_type)
 
     def save(self, path: Path) -> None:
-        """Write everything needed to resume, atomically. Raises CheckpointError if that fails."""
+        """Write all that is needed to resume, atomically. Raises CheckpointError if that fails."""
         state = {
             "step": self.step,
             "model": self.net.state_dict(),
@@ -152,16 +152,16 @@ class Trainer:
         write_checkpoint(path, lambda target: torch.save(state, target))
 
     def load(self, path: Path) -> None:
-        """Resume from a file that `save` wrote. Raises CheckpointError if it cannot be read."""
+        """Resume from a file of `save`. Raises CheckpointError if it cannot be read."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             step = int(state["step"])
             self.net.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # torch's readers raise whatever the damage leads them to
+        except Exception as error:  # torch raises many types on damage
             raise CheckpointError(f"Cannot resume from {path}: {type(error).__name__}: {error}") from error
-        # The fused optimizer walks raw memory: its moments must lie as the weights do, whatever wrote the file.
+        # The fused optimizer reads raw memory, so its moments need the weights' memory layout, whatever wrote the file.
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
                 if value.shape == parameter.shape:
@@ -169,7 +169,7 @@ class Trainer:
         self.step = step
 
     def check_finite(self) -> None:
-        """Raise NumericalError if a weight is NaN or infinite: a finite loss can have had an infinite gradient."""
+        """Raise NumericalError if a weight is NaN or infinite: even a finite loss can have an infinite gradient."""
         named = [*self.net.named_parameters(), *self.ema.named_parameters()]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
         if not bool(finite.all()):
@@ -185,7 +185,7 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The averaged network's loss on validation batches, the same at each call; None without validation data."""
+        """The averaged network's loss on fixed validation batches; None without validation data."""
         if self._held_out is None:
             return None
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
@@ -218,8 +218,7 @@ def policy_trainer(
         config: the policy to train.
         settings: steps, batch size, learning rate and so on.
         windows: training windows, on the device to train on.
-        normalizer: of the observations and actions; the windows' actions are normalised by it. Saved with each
-            snapshot.
+        normalizer: normalises the observations and has normalised the windows' actions. Saved with each snapshot.
         compile_net: compile the network in place.
         network, encoders: the initial networks; if None, fresh ones from the settings' seed.
         held_out: validation windows, on the same device.
@@ -257,7 +256,7 @@ def policy_trainer(
 
 
 def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """A random corner (top, left) per cropped image of the observations (B, To, H, W, C): (B, To, 2) int64."""
+    """A random crop corner (top, left) for each cropped image in observations (B, To, H, W, C): (B, To, 2) int64."""
     corners = {}
     for image in config.images:
         if image.crop:
@@ -268,7 +267,7 @@ def random_corners(config: PolicyConfig, obs: Mapping[str, Tensor], generator: t
 
 
 def train(trainer: Trainer, out: Path, log: Log = lambda step, loss, held_out: None) -> bool:
-    """Update until the last step or a stop request, saving to the run directory `out`.
+    """Train until the last step or a stop request, in the run's directory `out`.
 
     Writes `last.pt` (to resume from) and the snapshot `ema_<step>` every `snapshot_every` updates and at the end. Calls
     `log` every `log_every` updates and with each snapshot. The held-out loss is measured with each snapshot.
@@ -277,8 +276,8 @@ def train(trainer: Trainer, out: Path, log: Log = lambda step, loss, held_out: N
         Whether all steps are done.
 
     Raises:
-        NumericalError: when the loss or a weight is no longer finite; the last checkpoint is unchanged.
-        CheckpointError: when a file cannot be written.
+        NumericalError: if the loss or a weight is no longer finite. The last checkpoint is unchanged.
+        CheckpointError: if a file cannot be written.
     """
     settings = trainer.settings
     total, count = torch.zeros((), device=trainer.device), 0

@@ -1,4 +1,4 @@
-"""A training run on disk.
+"""The directory of a training run and its files.
 
 The run's directory:
 
@@ -6,7 +6,7 @@ The run's directory:
     train.json                the data and the settings
     normalizer.safetensors    the normalisation of observations and actions
     last.pt                   state to resume from
-    ema_<step>.safetensors    weights of a policy, ready to be put beside config.json
+    ema_<step>.safetensors    averaged weights; with config.json they are a policy
     log.jsonl, loss.png       the loss so far (`asd_policy.training.log`)
 """
 
@@ -31,7 +31,7 @@ from asd_policy.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to train. It changes the speed, not the result."""
+    """The device and threads to train on. They change the speed, not the result."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train, such as cpu or cuda."""
@@ -58,21 +58,21 @@ class Machine:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`train.json`: with the code and `config.json` it suffices to train the same weights again.
+    """`train.json`. With the code, the data and `config.json` it determines the weights.
 
     Attributes:
         data: path of the demonstrations.
-        episodes: number of episodes read, from the first on; None reads all.
-        ignored: entries of observations that are hidden from the policy: a key and its indices.
+        episodes: number of episodes to read, from the first on; None reads all.
+        ignored: entries of observations to hide from the policy: a key and its indices.
         init: path of the checkpoint that the run starts from.
         settings: hyperparameters.
-        filter_key: the mask of an HDF5 file that names the demonstrations to read.
-        absolute: take the target poses of an HDF5 file as actions.
+        filter_key: the mask of an HDF5 file that selects demonstrations.
+        absolute: train on the target poses of an HDF5 file.
         obs_keys: observations in the policy's order; empty for the file's own.
         held_out: number of last episodes reserved for validation.
         foreseeable: leave out windows with a larger disturbance after the policy's last observation.
         clip_actions: clip delta actions outside [-1, 1].
-        fingerprint: of the demonstrations, so that a run is not resumed on other data; older runs lack it.
+        fingerprint: hash of the demonstrations, so that a run is not resumed on other data. Older runs lack it.
     """
 
     data: str
@@ -100,7 +100,7 @@ class RunInfo:
         """The run's demonstrations.
 
         Raises:
-            DataError: if they are missing, or are not those that the run began with.
+            DataError: if they are missing or have changed since the run began.
         """
         demonstrations = Demonstrations.read(
             self.data, self.episodes, self.filter_key, self.absolute, self.obs_keys, self.clip_actions
@@ -110,12 +110,12 @@ class RunInfo:
 
     @classmethod
     def load(cls, path: Path) -> RunInfo:
-        """Read `train.json`; older runs may lack fields that have defaults. Raises CheckpointError if it is damaged."""
+        """Read `train.json`. Fields with defaults may be missing. Raises CheckpointError if the file is damaged."""
         return read_record_file(cls, path, "training settings", CheckpointError)
 
 
 def check_same_data(data: str, expected: str | None, got: str) -> None:
-    """Raise DataError if the fingerprint of the data differs from the one that the run began with, if known."""
+    """Raise DataError if the data's fingerprint differs from the run's, if that is known."""
     if expected not in (None, got):
         raise DataError(
             f"{data} has changed since the run began: its fingerprint is {got}; expected {expected}. Put the old data "
@@ -124,15 +124,15 @@ def check_same_data(data: str, expected: str | None, got: str) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raise ConfigError if a run's directory exists."""
+    """Raise ConfigError if the run's directory exists."""
     if out.exists():
         raise ConfigError(f"{out} exists already: resume it, or choose another directory.")
 
 
 def make_run(out: Path, write: Callable[[Path], object]) -> None:
-    """Make a run's directory with the files that `write` writes into a folder: all of them, or no directory.
+    """Make a run's directory with the files that `write` writes into a given folder: all of them, or no directory.
 
-    A run that is killed can therefore be resumed (from its beginning if it has no last.pt yet) or started anew.
+    So a killed run can be resumed (from its beginning if it has no last.pt yet) or started anew.
 
     Raises:
         ConfigError: if the directory exists or cannot be made.

@@ -10,19 +10,19 @@ from asd_policy.checks import expect, is_count
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Hyperparameters of a run. With the data and the policy's configuration they determine the weights.
+    """Hyperparameters of a run. With the code, data and policy configuration they determine the weights.
 
     Attributes:
-        steps: updates in the whole run; the learning rate follows a cosine down to zero over them.
-        batch_size: windows per update.
+        steps: number of updates. The learning rate falls along a cosine to zero at the last one.
+        batch_size: windows in a batch.
         learning_rate: the peak, reached after `warmup_steps`.
-        weight_decay: of AdamW.
-        warmup_steps: updates of linear warm-up.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: number of updates with a linearly rising learning rate.
         max_grad_norm: gradients are clipped to this norm.
         bfloat16: compute the network in bfloat16 (weights, optimizer and EMA stay float32).
         snapshot_every: updates between snapshots of the EMA.
         log_every: updates between lines of log.jsonl.
-        seed: of the initial weights, the batches and the noise.
+        seed: the seed of the initial weights, the batches and the noise.
     """
 
     steps: int

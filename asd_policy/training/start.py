@@ -1,4 +1,4 @@
-"""Starting and resuming a training run in its directory."""
+"""Starts and resumes a training run in its directory."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def begin(
 
     Args:
         out: the directory; it must not exist.
-        info: what is trained on and how. If `info.init` is given, the run starts from that checkpoint's weights,
-            network, observations and normalisation, and `network` and `quaternions` are not used.
+        info: the data and the settings. If `info.init` is given, the run starts from that checkpoint's weights,
+            network, observations and normalisation, and `network` and `quaternions` are ignored.
         machine: where to train.
         load_policy: loads `info.init`.
         network: the configuration of the network.
@@ -65,7 +65,7 @@ def begin(
         octaves: number of sines and cosines of each observed value in the condition.
 
     Raises:
-        ConfigError: if the directory exists, or data, network and checkpoint do not fit each other.
+        ConfigError: if the directory exists, or data, network and checkpoint do not fit together.
         DataError: if the demonstrations cannot be used.
     """
     check_new(out)
@@ -90,12 +90,12 @@ def begin(
 
 
 def resume(out: Path, machine: Machine, load_policy: LoadPolicy) -> Prepared:
-    """The trainer of a run, at its last saved state, or at its beginning if it was killed before it saved one.
+    """The trainer of a run, at its last saved state, or at its beginning if it has saved none.
 
     Args:
         out: the run's directory.
         machine: where to train.
-        load_policy: loads the checkpoint that the run started from, if it has not saved a state yet.
+        load_policy: loads the checkpoint that the run started from, if the run has saved no state.
 
     Raises:
         CheckpointError: if a file of the run is missing or damaged.
@@ -117,7 +117,7 @@ def resume(out: Path, machine: Machine, load_policy: LoadPolicy) -> Prepared:
 
 
 def add_octaves(start: DiffusionPolicy, octaves: int) -> PolicyConfig:
-    """Widen the network of a policy without octaves. It computes what it did until it is trained.
+    """Widen the network of a policy without octaves, in place. Its outputs are unchanged until it is trained.
 
     Returns:
         The policy's configuration with octaves.
@@ -136,14 +136,14 @@ def add_octaves(start: DiffusionPolicy, octaves: int) -> PolicyConfig:
 
 
 def write_run(folder: Path, info: RunInfo, config: PolicyConfig, normalizer: LinearNormalizer) -> None:
-    """Write the files that a run begins with."""
+    """Write a run's initial files."""
     info.save(folder / "train.json")
     config.save(folder / "config.json")
     save_file(normalizer.state_dict(), folder / NORMALIZER)
 
 
 def read_normalizer(path: Path, config: PolicyConfig) -> LinearNormalizer:
-    """The normalisation of a run. Raises CheckpointError if the file cannot be read or does not fit the policy."""
+    """A run's normaliser. Raises CheckpointError if the file cannot be read or does not fit the policy."""
     normalizer = LinearNormalizer(config.normalizer_dims)
     try:
         normalizer.load_state_dict(load_file(path))
