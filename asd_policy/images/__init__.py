@@ -1,4 +1,4 @@
-"""Images on the same core: diffusers' U-Nets and pipelines, sampled exactly with a fraction of the sequential calls."""
+"""Image sampling: diffusers' U-Nets and pipelines, sampled exactly in few sequential network calls."""
 
 from asd_policy.images.pipeline import AsdImagePipeline
 from asd_policy.images.scheduler import ddpm_scheduler, make_denoiser

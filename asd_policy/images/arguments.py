@@ -1,4 +1,4 @@
-"""Checks of a pipeline and of what it is called with, before anything is drawn."""
+"""Checks of a pipeline and the arguments of its call, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """What diffusers and torch raise on bad arguments, in this package's family."""
+    """A context that turns diffusers' and torch's errors on bad arguments into ConfigError."""
     try:
         yield
     except (AsdPolicyError, torch.OutOfMemoryError):
@@ -34,7 +34,7 @@ def as_config_errors() -> Iterator[None]:
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """The argument `name` as an int, from Python's, numpy's or torch's. Raises ConfigError unless it is one."""
+    """The argument `name` as an int. Raises ConfigError unless it is an integer of Python, NumPy or torch."""
     with suppress(TypeError):
         if not isinstance(value, bool) and operator.index(value) >= least:
             return operator.index(value)
@@ -59,7 +59,7 @@ def image_size(sample_size: Any) -> tuple[int, int]:
 
 
 def checked_window(window: Any) -> Window:
-    """A window that needs no calibration: a number, a table with one for each step, or None for all steps at once."""
+    """A window that needs no calibration: a number, a table with a number for each step, or None for all steps."""
     if isinstance(window, str):
         raise ConfigError(f"window is {window!r}; expected a number or None: image pipelines are not calibrated.")
     if window is None or isinstance(window, tuple | list):
@@ -68,12 +68,12 @@ def checked_window(window: Any) -> Window:
 
 
 def without_calibration(spec: SamplerSpec) -> SamplerSpec:
-    """The spec with a checked window. Raises ConfigError on one that asks for calibrated windows."""
+    """The spec with a checked window. Raises ConfigError on window="auto"."""
     return replace(spec, window=checked_window(spec.window)) if isinstance(spec, Asd) else spec
 
 
 def check_name(kind: str, value: Any, available: Collection[str]) -> None:
-    """Raise UnknownNameError, which lists `available`, unless it holds `value`."""
+    """Raise UnknownNameError, which lists `available`, unless `value` is one of them."""
     if value not in tuple(available):
         raise UnknownNameError(kind, value, available)
 
@@ -81,11 +81,11 @@ def check_name(kind: str, value: Any, available: Collection[str]) -> None:
 def check_pipeline(
     pipe: Any, kind: type[Any], components: Collection[str], methods: Collection[str], text: bool
 ) -> None:
-    """Raise ConfigError unless `pipe` is called as the diffusers pipeline `kind` is, and has what that call needs.
+    """Raise ConfigError unless `pipe` behaves like the diffusers pipeline `kind` and has all required components.
 
     Args:
-        components: which must be there.
-        methods: what this package computes itself in place of the pipeline: a subclass with its own is refused.
+        components: the required components.
+        methods: methods that this package replaces. A subclass with its own versions is refused.
         text: whether the U-Net is conditioned on text embeddings.
     """
     name = type(pipe).__name__
@@ -114,24 +114,24 @@ def check_attention_options(options: Any) -> None:
     if other:
         raise ConfigError(
             f"cross_attention_kwargs holds {', '.join(map(str, other))}, which is no number, string or None. The U-Net "
-            "is asked about many steps of an image in one batch, which tensors made for one step do not fit."
+            "gets many steps of an image in one batch, which tensors made for one step do not fit."
         )
 
 
 def check_words(**texts: Any) -> None:
-    """Raise ConfigError on a list that is empty or holds anything but words; the rest is diffusers' to check."""
+    """Raise ConfigError on a list that is empty or holds anything but strings. diffusers checks the rest."""
     for name, value in texts.items():
         if isinstance(value, list) and (not value or not all(isinstance(text, str) for text in value)):
             raise ConfigError(f"{name} is {value!r}; expected a str, or a list of one or more.")
 
 
 def check_embeddings(config: Any, **embeddings: Any) -> None:
-    """Raise ConfigError unless each is None or a tensor (B, L, D) with the D that a U-Net's `config` asks for."""
+    """Raise ConfigError unless each is None or a tensor (B, L, D) with the width D of the U-Net's `config`."""
     width = config.cross_attention_dim if config.encoder_hid_dim_type is None else config.encoder_hid_dim
     for name, value in embeddings.items():
         if value is not None and (not isinstance(value, Tensor) or value.ndim != 3):
             raise ConfigError(f"{name} is {value!r}; expected a tensor (B, L, D) or None.")
-        # Some U-Nets have a width for each block.
+        # Some U-Nets have one width for each block.
         if value is not None and isinstance(width, int) and value.shape[-1] != width:
             raise ConfigError(f"{name} has shape {tuple(value.shape)}; the U-Net expects {width} values at the end.")
 
@@ -143,11 +143,11 @@ REFUSED = {
     "callback": "diffusers has deprecated it: pass callback_on_step_end",
     "callback_steps": "diffusers has deprecated it: pass callback_on_step_end, which is called once per round",
 }
-"""Arguments of StableDiffusionPipeline's call that have to be None, and why."""
+"""Arguments of StableDiffusionPipeline's call that must be None -> the reason."""
 
 
 def refuse(arguments: Mapping[str, Any], call: Callable[..., Any]) -> None:
-    """Raise ConfigError if one of `arguments` is none of REFUSED, and so none of `call`, or is not None."""
+    """Raise ConfigError if one of `arguments` is unknown or, being one of REFUSED, is not None."""
     for name, value in arguments.items():
         if name not in REFUSED:
             known = [known for known in inspect.signature(call).parameters if known != "others"]

@@ -1,4 +1,4 @@
-"""diffusers' callback_on_step_end, told once per round, for a run that it may stop but not change."""
+"""diffusers' callback_on_step_end, called after each round. The callback may stop a run but not change it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIXED = ("guidance_scale", "guidance_rescale", "cross_attention_kwargs", "unet",
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: a callback asked for it
-    """The run was stopped; `latents` (B, C, H, W) are where it stood."""
+    """The run was stopped. `latents` (B, C, H, W) is its state."""
 
     def __init__(self, latents: Tensor):
         super().__init__()
@@ -28,11 +28,11 @@ class Interrupted(Exception):  # noqa: N818  # no error: a callback asked for it
 
 
 def check_callback(callback: Any, inputs: Any, available: Collection[str]) -> None:
-    """Raise ConfigError unless `callback` can be told of rounds, with the tensors named `inputs`."""
+    """Raise ConfigError unless `callback` is a function that can be called after rounds with the tensors `inputs`."""
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         raise ConfigError(
             f"callback_on_step_end is a {type(callback).__name__}, which changes the run at one step: rounds finish "
-            "many steps at once and would pass over it. Pass a function that watches, or use the plain pipeline."
+            "many steps at once and would skip it. Pass a function that only watches, or use the plain pipeline."
         )
     if callback is not None and not callable(callback):
         raise ConfigError(f"callback_on_step_end is {callback!r}; expected a function or None.")
@@ -49,13 +49,13 @@ def watch(
     texts: Mapping[str, Tensor | None],
     timesteps: Sequence[int],
 ) -> OnRound:
-    """What to do after each round: tell `callback`, and stop if the pipeline was interrupted.
+    """Make the function to call after each round: it calls `callback`, and stops if the pipeline was interrupted.
 
     Args:
-        inputs: names of the tensors that the callback is given: "latents", or one of `texts`.
+        inputs: names of the tensors that the callback gets: "latents", or one of `texts`.
         timesteps: (K,) the training timestep of each step.
 
-    Raises, when it is called:
+    The function raises:
         ConfigError: if the callback changed a tensor or a setting.
         Interrupted: if `pipe.interrupt` is set.
     """

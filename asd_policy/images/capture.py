@@ -1,4 +1,4 @@
-"""How a pipeline's samplers are run: what a capture asks of a U-Net, and what is kept from one call to the next."""
+"""Captures for pipelines: the requirements on a U-Net, and samplers kept between calls."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from asd_policy.images.scheduler import make_denoiser
 from asd_policy.images.unet import UnetNetwork
 
 MAX_SAMPLERS = 4
-"""Samplers whose CUDA graphs a pipeline keeps; beyond them the one that was not used for longest is dropped."""
+"""Most samplers with CUDA graphs that a pipeline keeps. Beyond it, the least recently used one is dropped."""
 
 S = TypeVar("S")
 
 
 class PipelineSamplers(Generic[S]):
-    """Makes a pipeline's samplers, and keeps those that CUDA graphs were captured for.
+    """Makes a pipeline's samplers, and keeps those with CUDA graphs.
 
-    Samplers of the other captures are made anew at each call. What "compile" has compiled is torch's to keep, and to
-    check against the network as it is.
+    Samplers with other captures are made anew at each call. torch keeps the code compiled by "compile", and checks it
+    against the present network.
 
     Args:
         capture: a name in CAPTURES or a capture; see `AsdSampler`.
-        max_states: rows that one call of the U-Net may have, as in `UnetNetwork`; a batch is cut before it reaches what
-            is captured.
+        max_states: most rows in one call of the U-Net, as in `UnetNetwork`. A larger batch is split inside the captured
+            code.
 
     Raises:
-        ConfigError: on a capture that does not exist or is incomplete.
+        ConfigError: on an unknown or incomplete capture.
     """
 
     def __init__(self, capture: str | Capture, max_states: int | None):
         self._asked, self._max_states = capture, max_states
-        self._can = make_capture(capture)  # asked what it can; each sampler has a capture of its own
+        self._can = make_capture(capture)  # for its properties; each sampler has its own capture
         self._name = object_word(capture)
         self._kept: OrderedDict[Hashable, S] = OrderedDict()
 
     @property
     def watched(self) -> bool:
-        """Whether rounds can be watched as they are run."""
+        """Whether `on_round` can be called after each round."""
         return self._can.can_watch
 
     def check_watcher(self, name: str, watcher: object) -> None:
-        """Raise ConfigError if the argument `name` asks to watch rounds that cannot be watched."""
+        """Raise ConfigError if the argument `name` is given but rounds cannot be watched."""
         if watcher is not None and not self.watched:
             raise ConfigError(
                 f"{name} is called after each round, and capture={self._name!r} runs all rounds at once: "
@@ -73,10 +73,10 @@ class PipelineSamplers(Generic[S]):
         device: torch.device,
         make: Callable[[Denoiser, Capture], S],
     ) -> S:
-        """The sampler that `make` makes of a denoiser and a capture, or the earlier one if nothing has changed since.
+        """The sampler that `make` makes from a denoiser and a capture, or the kept one if nothing has changed since.
 
         Raises:
-            ConfigError: on a U-Net that is not captured, and as `make_denoiser` and `make` do.
+            ConfigError: on a U-Net that cannot be captured, and as `make_denoiser` and `make`.
         """
 
         def sampler() -> S:
@@ -103,7 +103,7 @@ class PipelineSamplers(Generic[S]):
 
 
 def cut_parts(max_states: int, parts: Parts) -> Parts:
-    """The parts of a round, with the network asked about at most `max_states` rows at a time, guidance included."""
+    """The parts of a round, with at most `max_states` rows in one call of the network, guidance included."""
     return parts._replace(denoise=partial(denoise_cut, parts.denoise, max_states))
 
 
@@ -116,27 +116,27 @@ def denoise_cut(
     row: Tensor,
     context: Context,
 ) -> Tensor:
-    """As `evaluate`, in calls of at most `max_states` rows each; a state has a row for each half of its condition."""
+    """As `evaluate`, in calls of at most `max_states` rows each. A state has one row for each half of its condition."""
     size = max(1, max_states // (1 if context.cond is None else context.cond.shape[1]))
     cut = zip(torch.split(x, size), torch.split(step, size), torch.split(row, size), strict=True)
     return torch.cat([evaluate(denoiser, x, step, row, context) for x, step, row in cut])
 
 
 def check_forward(unet: nn.Module, capture: str) -> None:
-    """Raise ConfigError if a call of the U-Net does more than its own code, which a capture would miss or outlive."""
+    """Raise ConfigError if a call of the U-Net does more than its own code: a capture would not follow that."""
     hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
     found = "hooks on every module" if any(hooks) else None
     for name, part in unet.named_modules():
         found = found or _beside_forward(name or "the U-Net itself", part)
     if found is not None:
         raise ConfigError(
-            f"capture={capture!r} runs the code of the U-Net, and there is {found}: offloading, caching and wrappers "
-            "work that way. Take them off, or take capture='eager'."
+            f"capture={capture!r} runs only the code of the U-Net, but there is {found}, as offloading, caching and "
+            "wrappers add it. Remove it, or take capture='eager'."
         )
 
 
 def _beside_forward(name: str, part: Any) -> str | None:
-    """What a call of a module does beside its class's `forward`, in words."""
+    """In words, what a call of a module does besides its class's `forward`; None if nothing."""
     if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
         return f"a hook on the calls of {name}"
     if "forward" in vars(part):

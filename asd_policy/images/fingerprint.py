@@ -1,4 +1,4 @@
-"""What a CUDA graph of a computation holds on to, as a value that two equal computations share."""
+"""A hashable value for the objects that a CUDA graph depends on, equal for equal computations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CODE = (FunctionType, MethodType, ModuleType)
 
 
 class Same:
-    """Equal to what wraps the same object, which it keeps alive: no later object can take its place in memory."""
+    """Equal to wrappers of the same object. It keeps the object alive, so that no other object can get its id."""
 
     def __init__(self, value: Any):
         self._value = value
@@ -27,11 +27,11 @@ class Same:
 
 
 def fingerprint(value: Any) -> Hashable:
-    """Equal for two values if a graph that was captured with the one is right for the other.
+    """A hashable value that is equal for two values if a graph captured with one is valid for the other.
 
-    Numbers, strings and containers count by what they hold, and objects by their attributes, all the way down. Tensors
-    count by where they lie: a graph reads there what they hold at the time. A single number on the CPU counts by its
-    value, which a graph has among its constants. Whatever has no attributes, such as a function, counts as itself.
+    Numbers, strings and containers compare by content, and objects by their attributes, recursively. Tensors compare by
+    address, because a graph reads their present content. A single number on the CPU compares by value, because a graph
+    holds it as a constant. Objects without attributes, such as functions, compare by identity.
     """
     return _fingerprint(value, {})
 

@@ -1,7 +1,7 @@
-"""How far images are from a data set: the Frechet distance between the features of a small digit classifier.
+"""The Frechet distance between images and a data set, in the features of a small digit classifier.
 
 The arithmetic is torchmetrics' FrechetInceptionDistance (Heusel et al. 2017, https://arxiv.org/abs/1706.08500), with
-the classifier in the place of Inception: its distances compare with each other, not with published FIDs.
+this classifier in place of Inception. So the distances compare with each other, not with published FIDs.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ REFERENCE = ("real_features_sum", "real_features_cov_sum", "real_features_num_sa
 
 
 class DigitClassifier(nn.Module):
-    """Tells digits apart; called on images (N, 1, 32, 32) from -1 to 1, it returns features (N, 64)."""
+    """Classifies digits. Called on images (N, 1, 32, 32) from -1 to 1, it returns features (N, 64)."""
 
-    num_features = 64  # where torchmetrics looks for it
+    num_features = 64  # torchmetrics reads it
 
     def __init__(self, classes: int = 10):
         super().__init__()
@@ -54,22 +54,22 @@ class DigitClassifier(nn.Module):
 
 
 def frechet_distance(classifier: DigitClassifier) -> FrechetInceptionDistance:
-    """A metric without a reference yet: `update(images, real=True)` gives it one."""
+    """A metric without a reference. Set the reference with `update(images, real=True)`."""
     return FrechetInceptionDistance(classifier.eval(), reset_real_features=False, normalize=True)
 
 
 def save_reference(path: str | Path, metric: FrechetInceptionDistance) -> None:
-    """Write a metric's classifier and the statistics of the images that it was given as real."""
+    """Write a metric's classifier and its statistics of the real images."""
     tensors = {f"classifier.{name}": value for name, value in metric.inception.state_dict().items()}
     tensors |= {f"reference.{name}": getattr(metric, name) for name in REFERENCE}
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 def load_reference(path: str | Path) -> FrechetInceptionDistance:
-    """The metric that `save_reference` wrote: `update(images, real=False)`, `compute()`, `reset()`.
+    """Read a metric that `save_reference` wrote; use it with `update(images, real=False)`, `compute()`, `reset()`.
 
     Raises:
-        CheckpointError: if the file is no such one.
+        CheckpointError: if the file cannot be read as such a metric.
     """
     try:
         tensors = load_file(path)
@@ -90,7 +90,7 @@ def load_reference(path: str | Path) -> FrechetInceptionDistance:
 
 @torch.inference_mode()
 def accuracy(classifier: DigitClassifier, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """The share of images (N, 1, 32, 32) that are told apart correctly; labels (N,)."""
+    """The share of correctly classified images (N, 1, 32, 32); labels (N,)."""
     pairs = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
     right = sum(int((classifier.logits(some).argmax(dim=1) == truth).sum()) for some, truth in pairs)
     return right / len(labels)

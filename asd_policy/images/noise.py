@@ -1,4 +1,4 @@
-"""A pipeline's noise: the tape of the core, from the draws that diffusers makes."""
+"""The noise tape of a pipeline, from the same draws as in diffusers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def diffusers_noise(
     device: torch.device,
     start: Tensor | None = None,
 ) -> NoiseTape:
-    """A tape whose start and rows are what a diffusers pipeline draws from `generator`, in float32.
+    """A tape whose start and rows equal the draws of a diffusers pipeline from `generator`, in float32.
 
-    diffusers makes one draw for the start and one for each step; a single draw of the same size gives other numbers
-    unless a row has a multiple of 16 values.
+    diffusers draws the start and each step's noise separately. One draw of the total size gives other numbers, unless a
+    row has a multiple of 16 values.
 
     Args:
         generator: one for the batch, one per image, or None for torch's global generator.
-        start: (B, *E) the chain's start, if it is given: then nothing is drawn for it.
+        start: (B, *E) the chain's start; None draws it.
 
     Raises:
-        ConfigError: if `generator` is none of these, or their number is not `batch_size`.
+        ConfigError: if `generator` is none of these, or a list whose length is not `batch_size`.
     """
     if generator is None or isinstance(generator, Generator):
         rows, generators = batch_size, [generator]

@@ -1,4 +1,4 @@
-"""AsdImagePipeline: a DDPMPipeline, unconditional or class-conditional, sampled through the core."""
+"""AsdImagePipeline: exact sampling of a DDPMPipeline, unconditional or class-conditional."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class AsdImagePipeline:
     """Draws images from the law of a DDPMPipeline.
 
     Args:
-        pipe: the pipeline. Its U-Net, scheduler, device and progress bar are used as they are at each call.
-        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law), a command line's text
-            such as "asd:path:16", or a spec.
-        max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
-        options: of the sampler. asd: `draft`, `window`; ddim: `num_steps`, `eta`; all: `capture`, how the steps are
+        pipe: the pipeline. Each call uses its present U-Net, scheduler, device and progress bar.
+        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law), command-line text such as
+            "asd:path:16", or a spec.
+        max_states: most rows in one call of the U-Net; see `UnetNetwork`.
+        options: sampler options. asd: `draft`, `window`; ddim: `num_steps`, `eta`; all: `capture`, how the steps are
             run, see `AsdSampler` and docs/images.md.
 
     Raises:
-        ConfigError: on another pipeline, a U-Net or a scheduler that is not a DDPM's, or options that the sampler does
-            not take; at a call too, if the pipeline was changed.
+        ConfigError: on another pipeline, a U-Net or scheduler that is not a DDPM's, or options that the sampler does
+            not take. A call raises it too, if the pipeline was changed.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class AsdImagePipeline:
     ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
-        """What the last images cost."""
+        """The cost of the last images."""
         self._spec = without_calibration(as_spec(sampler, **options))
         self._max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[Sampler] = PipelineSamplers(self._spec.capture, self._max_states)
         table = getattr(self._spec, "window", None)
-        # Refuses now what would fail at the first images.
+        # Raises now what would fail at the first images.
         self._sampler(len(table) if isinstance(table, tuple) else None, guidance_scale=1.0)
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM that the pipeline's scheduler stands for."""
+        """The DDPM with the betas of the pipeline's scheduler."""
         return ddpm_scheduler(self.pipe.scheduler)
 
     @classmethod
@@ -81,15 +81,15 @@ class AsdImagePipeline:
         loading: dict[str, Any] | None = None,
         **options: Unpack[SamplerOptions],
     ) -> AsdImagePipeline:
-        """Load a DDPMPipeline's folder, or its name on the Hugging Face hub.
+        """Load a DDPMPipeline from a folder or from the Hugging Face hub.
 
         Args:
-            loading: for `DDPMPipeline.from_pretrained`, such as torch_dtype or revision. Weights are read from
-                safetensors alone, which hold no code; {"use_safetensors": False} allows pickles.
+            loading: arguments of `DDPMPipeline.from_pretrained`, such as torch_dtype or revision. Weights are read from
+                safetensors only, which hold no code; {"use_safetensors": False} allows pickles.
 
         Raises:
-            CheckpointError: if it is no such folder or repository, or its weights do not fit its U-Net.
-            ConfigError: on a device that does not exist, or as the constructor.
+            CheckpointError: if there is no such folder or repository, or its weights do not fit its U-Net.
+            ConfigError: on a device that this machine lacks, or as the constructor.
         """
         loading = {"use_safetensors": True, **(loading or {})}
         try:
@@ -104,12 +104,12 @@ class AsdImagePipeline:
         return cls(pipe, sampler, max_states, **options)
 
     def with_sampler(self, sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> AsdImagePipeline:
-        """The same images, drawn by another sampler; arguments as the constructor's."""
+        """The same pipeline with another sampler; arguments as the constructor's."""
         return AsdImagePipeline(self.pipe, sampler, self._max_states, **options)
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image. Raises ConfigError if the U-Net does not say."""
+        """(C, H, W) of an image. Raises ConfigError if the U-Net has no sample_size."""
         size = self.pipe.unet.config.sample_size
         if size is None:
             raise ConfigError("The U-Net has no sample_size; expected the height and width of an image.")
@@ -132,19 +132,19 @@ class AsdImagePipeline:
         """Draw images.
 
         Args:
-            batch_size: how many.
+            batch_size: number of images.
             class_labels: one per image, for a class-conditional U-Net.
-            guidance_scale: above 1, move by so much from `negative_label` toward the images' own labels.
-            negative_label: the label to move away from; in most models the one that was trained as "no class".
-            generator: one for the batch or one per image: the plain sampler ("ddpm") draws what DDPMPipeline draws from
-                them.
+            guidance_scale: above 1, classifier-free guidance from `negative_label` toward `class_labels`.
+            negative_label: the label to move away from, usually the one trained as "no class".
+            generator: one for the batch or one per image. The plain sampler ("ddpm") draws the same images from it as
+                DDPMPipeline.
             num_inference_steps: K, strided from the training timesteps; None takes all of them.
-            output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for one as it was drawn.
-            on_round: called after each round with how far the images are; capture="cuda_graph" takes none.
-            return_dict: False for a tuple with the images.
+            output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for the tensor as drawn.
+            on_round: called after each round with the frontier and the images. capture="cuda_graph" cannot call it.
+            return_dict: False returns a tuple with the images.
 
         Raises:
-            ConfigError: on labels that do not fit the U-Net or the batch, or as the constructor or the sampler does.
+            ConfigError: on labels that do not fit the U-Net or the batch, or as the constructor or the sampler.
             NumericalError: if the U-Net returned NaN or infinity.
         """
         check_name("output_type", output_type, OUTPUT_TYPES)
@@ -162,7 +162,7 @@ class AsdImagePipeline:
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _sampler(self, num_steps: int | None, guidance_scale: float) -> Sampler:
-        """The sampler over the pipeline as it is now."""
+        """The sampler for the present state of the pipeline."""
         check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
         network = UnetNetwork(self.pipe.unet, guidance_scale)
         scheduler = self.scheduler
@@ -203,7 +203,7 @@ class AsdImagePipeline:
 
 
 def _misplaced_tensors(unet: Any, loading: dict[str, Any]) -> str:
-    """Names of tensors that the U-Net's files lack, which diffusers leaves at random, or have too many; "" if none."""
+    """Names of missing and unexpected tensors in the U-Net's files; "" if none. diffusers leaves the missing random."""
     options = {name: value for name, value in loading.items() if name in ("use_safetensors", "variant")}
     _, found = type(unet).from_pretrained(unet.config._name_or_path, output_loading_info=True, **options)
     names = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected")}

@@ -1,4 +1,4 @@
-"""diffusers' progress bar over rounds that finish many steps at once."""
+"""diffusers' progress bar for rounds that finish many steps at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asd_policy.core import OnRound
 
 @contextmanager
 def progress_bar(pipe: DiffusionPipeline, num_steps: int, on_round: OnRound | None = None) -> Iterator[OnRound]:
-    """Show the pipeline's own bar of `num_steps` steps, and yield what moves it to the slowest image's frontier.
+    """Show the pipeline's own bar of `num_steps` steps; yield a function that moves it to the slowest image's frontier.
 
-    At the end the bar is full, whether or not it was moved on the way.
+    At the end the bar is full, even if the function was never called.
 
     Args:
-        on_round: called after each round too.
+        on_round: also called after each round.
     """
     certain = 0
     with pipe.progress_bar(total=num_steps) as bar:

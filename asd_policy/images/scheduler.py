@@ -1,4 +1,4 @@
-"""The DDPM that a pipeline's scheduler stands for: its chain, and how it bounds predictions."""
+"""The DDPM of a pipeline's scheduler: its chain and the bounds of its predictions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from asd_policy.images.arguments import as_config_errors, check_name, finite, wh
 from asd_policy.images.unet import UnetNetwork
 
 STEPS = ("step", "set_timesteps", "previous_timestep", "_get_variance", "_threshold_sample")
-"""Methods of DDPMScheduler that make the chain."""
+"""Methods of DDPMScheduler that define the chain."""
 
 
 def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMScheduler:
-    """The DDPM over the diffusion that a pipeline's scheduler was made for, as `DDPMScheduler.from_config` reads it.
+    """The DDPM with the betas of a pipeline's scheduler, as `DDPMScheduler.from_config` makes it.
 
-    Settings without a meaning for a DDPM, such as `use_karras_sigmas` and `final_sigmas_type`, are ignored.
+    Settings that a DDPM does not have, such as `use_karras_sigmas` and `final_sigmas_type`, are ignored.
 
     Args:
         overrides: entries of the configuration to replace.
 
     Raises:
-        ConfigError: if the scheduler belongs to another family, such as flow matching, or is no longer what its
-            configuration says.
+        ConfigError: if the scheduler belongs to another family, such as flow matching, or has been changed since it
+            was made.
     """
     name = type(scheduler).__name__
     if DDPMScheduler not in getattr(scheduler, "compatibles", ()):
@@ -44,7 +44,7 @@ def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMSchedu
     if isinstance(scheduler, DDPMScheduler) and own:
         raise ConfigError(f"{name} has its own {', '.join(own)}, which would not be used; expected DDPMScheduler's.")
     if isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler):
-        # from_config skips entries that were left to the class's defaults, even if a pipeline has replaced them since.
+        # from_config skips entries left at the class's defaults, even if a pipeline has replaced them since.
         config.pop("_use_default_values", None)
     with as_config_errors(), torch.device("cpu"):  # its noise levels are made on torch's default device
         ddpm = DDPMScheduler.from_config(config, **overrides)
@@ -70,7 +70,7 @@ def _check_noise_levels(scheduler: SchedulerMixin, ddpm: DDPMScheduler) -> None:
 def ddpm_schedule(
     scheduler: DDPMScheduler, num_steps: int | None = None, timesteps: Sequence[int] | None = None
 ) -> Schedule:
-    """The chain of `num_steps` steps, of all training timesteps if None, or of the `timesteps` that are given.
+    """The chain of `num_steps` steps, of all training timesteps if None, or of the given `timesteps`.
 
     Raises:
         ConfigError: on a `num_steps` that does not fit, `timesteps` that do not descend from below T to at least 0, or
@@ -94,11 +94,11 @@ def ddpm_schedule(
 class Thresholded(nn.Module):
     """Dynamic thresholding of a denoiser's predictions (Saharia et al. 2022, section 2.3).
 
-    A sample's values are cut at a quantile of their magnitude, if that is above 1, and divided by it
-    (https://arxiv.org/abs/2205.11487). Values that are not finite stay as they are, for the sampler to see them.
+    A sample's values are clipped at a quantile of their magnitude, if that is above 1, and divided by it
+    (https://arxiv.org/abs/2205.11487). Values that are not finite are left for the sampler to find.
     """
 
-    clip = 1.0  # where the thresholded predictions lie
+    clip = 1.0  # the bound of thresholded predictions
 
     def __init__(self, denoiser: nn.Module, ratio: float, max_value: float):
         super().__init__()
@@ -115,10 +115,10 @@ class Thresholded(nn.Module):
 
 
 def make_denoiser(network: UnetNetwork, scheduler: DDPMScheduler, schedule: Schedule) -> nn.Module:
-    """The network's clean-sample predictions, clipped or thresholded as the scheduler would.
+    """The network's clean-sample predictions, clipped or thresholded as the scheduler's settings say.
 
     Raises:
-        ConfigError: on a prediction type that does not exist, or a bound that is out of range.
+        ConfigError: on an unknown prediction type, or a bound out of range.
     """
     config = scheduler.config
     check_name("prediction_type", config.prediction_type, DENOISERS)

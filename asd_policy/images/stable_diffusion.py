@@ -1,4 +1,4 @@
-"""accelerate_pipeline: Stable Diffusion's prompts, guidance and decoder around the core's sampler."""
+"""accelerate_pipeline: exact sampling of Stable Diffusion, with its prompts, guidance and decoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
 
 TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-"""What callback_on_step_end may ask for."""
+"""Tensors that callback_on_step_end can request."""
 
 
 def accelerate_pipeline(
@@ -47,19 +47,19 @@ def accelerate_pipeline(
     max_states: int | None = None,
     capture: str | Capture = "eager",
 ) -> AsdStableDiffusion | AsdImagePipeline:
-    """The pipeline, sampling the DDPM of its noise schedule exactly, with a fraction of the sequential U-Net calls.
+    """A pipeline that samples the DDPM of `pipe`'s noise schedule exactly, in few sequential U-Net calls.
 
     Args:
-        pipe: a StableDiffusionPipeline or DDPMPipeline. It is used where it is and stays as it was: what is done to it
-            later (another scheduler, LoRA weights, another device, offloading) holds for both.
+        pipe: a StableDiffusionPipeline or DDPMPipeline. It is neither moved nor changed, and shared: later changes to
+            it (another scheduler, LoRA weights, another device, offloading) apply to both.
         draft: "path", "reuse" or "frozen" (the paper's), another name in DRAFTS, or a `Draft`.
         window: how many steps a round speculates, or a table with a number for each step; None for all.
-        max_states: rows that one call of the U-Net may have; see `UnetNetwork`.
+        max_states: most rows in one call of the U-Net; see `UnetNetwork`.
         capture: how the rounds are run: "eager", "compile", "cuda_graph", another name in CAPTURES, or a `Capture`; see
             `AsdSampler` and docs/images.md.
 
     Raises:
-        ConfigError: on another pipeline, or one whose U-Net or scheduler is not a DDPM's, and on bad options.
+        ConfigError: on another pipeline, a U-Net or scheduler that is not a DDPM's, or bad options.
     """
     if isinstance(pipe, DDPMPipeline):
         return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window, capture=capture)
@@ -69,7 +69,7 @@ def accelerate_pipeline(
 
 
 class _Texts(NamedTuple):
-    """What an image is to show, as words or as embeddings."""
+    """The prompt and the negative prompt, as text or as embeddings."""
 
     prompt: str | list[str] | None
     negative_prompt: str | list[str] | None
@@ -78,7 +78,7 @@ class _Texts(NamedTuple):
 
 
 class AsdStableDiffusion:
-    """Called as a StableDiffusionPipeline is; made by `accelerate_pipeline`."""
+    """Has the call of a StableDiffusionPipeline; made by `accelerate_pipeline`."""
 
     def __init__(
         self,
@@ -90,18 +90,18 @@ class AsdStableDiffusion:
     ):
         self.pipe = pipe
         self.stats: SampleStats | None = None
-        """What the last images cost; None if they were interrupted."""
+        """The cost of the last images; None if they were interrupted."""
         self._spec = Asd(draft, checked_window(window), capture)
         max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
         table = self._spec.window if isinstance(self._spec.window, tuple) else None
-        # Refuses now what would fail at the first prompt.
+        # Raises now what would fail at the first prompt.
         self._sampler(self._network(1.0), len(table) if table else None, None, (1,))
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM that the pipeline's scheduler stands for."""
-        # Latents are not bounded, whatever a scheduler that never clips leaves to DDPMScheduler's defaults.
+        """The DDPM with the betas of the pipeline's scheduler."""
+        # Latents are clipped only if the scheduler's config says so; DDPMScheduler's default would clip them.
         scheduler = self.pipe.scheduler
         return ddpm_scheduler(scheduler, clip_sample=getattr(scheduler, "config", {}).get("clip_sample", False))
 
@@ -133,25 +133,26 @@ class AsdStableDiffusion:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **others: None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """As StableDiffusionPipeline's call with a DDPMScheduler, apart from this:
+        """As the call of StableDiffusionPipeline with a DDPMScheduler, with these differences:
 
         Args:
             height, width: both or neither.
-            num_inference_steps: K, strided from the training timesteps; None takes all of them, which is what makes the
-                samples those of the DDPM that was trained.
-            timesteps: those to take, in descending order; then num_inference_steps is ignored.
+            num_inference_steps: K, strided from the training timesteps; None takes all of them. Only then is the law
+                that of the trained DDPM.
+            timesteps: the training timesteps to use, in descending order; num_inference_steps is then ignored.
             sigmas, ip_adapter_image, ip_adapter_image_embeds, and diffusers' former callback and callback_steps: None;
                 anything else is refused.
             eta: ignored: it is DDIM's.
-            generator: one for the batch or one per image: the noise is what diffusers draws from them in float32.
+            generator: one for the batch or one per image. The noise equals diffusers' from the same generators in
+                float32.
             cross_attention_kwargs: plain values, such as {"scale": 0.5} for LoRA weights.
-            callback_on_step_end: called once per round, with the last step that is certain in every image and its
-                timestep; `latents` has each image where it is. It may stop the run (`pipe._interrupt = True`), but not
-                change it: the samples would have another law. capture="cuda_graph" takes none.
+            callback_on_step_end: called after each round, with the last step that is certain in every image and its
+                timestep; `latents` has each image's present state. It may stop the run (`pipe._interrupt = True`) but
+                not change it: the samples would have another law. capture="cuda_graph" cannot call it.
 
         Raises:
             ConfigError: on arguments that diffusers refuses or that do not exist, a batch that does not fit the
-                generators or latents, a callback that changes the run, or as the constructor does, if the pipeline was
+                generators or latents, a callback that changes the run, or as the constructor if the pipeline was
                 changed.
             NumericalError: if the U-Net returned NaN or infinity.
         """
@@ -180,7 +181,7 @@ class AsdStableDiffusion:
         return StableDiffusionPipelineOutput(images, flags) if return_dict else (images, flags)
 
     def _network(self, guidance_scale: float, rescale: float = 0.0, attention: Any = None) -> UnetNetwork:
-        """The U-Net as the pipeline has it now."""
+        """The pipeline's present U-Net."""
         pipe, own = self.pipe, ("__call__", "prepare_latents")
         check_pipeline(pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
         guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
@@ -199,7 +200,7 @@ class AsdStableDiffusion:
         timesteps: Sequence[int] | None,
         event_shape: tuple[int, ...],
     ) -> AsdSampler:
-        """The sampler over the pipeline as it is now."""
+        """The sampler for the present state of the pipeline."""
         scheduler = self.scheduler
         schedule = ddpm_schedule(scheduler, num_steps, timesteps)
 
@@ -209,7 +210,7 @@ class AsdStableDiffusion:
         return self._samplers.get(network, scheduler, schedule, event_shape, self.pipe._execution_device, make)
 
     def _event_shape(self, height: int | None, width: int | None, latents: Tensor | None) -> tuple[int, ...]:
-        """(C, H, W) of a latent image, from the latents, the pixels asked for or the U-Net."""
+        """(C, H, W) of a latent image, from the latents, the requested size or the U-Net."""
         pipe, config = self.pipe, self.pipe.unet.config
         if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
             raise ConfigError(f"latents is {latents!r}; expected a tensor (B, C, H, W) or None.")
@@ -226,7 +227,7 @@ class AsdStableDiffusion:
         return config.in_channels, *(value // pipe.vae_scale_factor for value in asked)
 
     def _encode(self, texts: _Texts, images_per_prompt: int) -> Tensor:
-        """The U-Net's condition (B, G, L, D): what to move away from, with guidance, then what to move toward."""
+        """The U-Net's condition (B, G, L, D): with guidance (G = 2) negative embeddings, then the prompt's."""
         pipe, options = self.pipe, self.pipe.cross_attention_kwargs or {}
         guided = pipe.do_classifier_free_guidance
         prompt, negative, embeds, negative_embeds = texts
@@ -263,7 +264,7 @@ class AsdStableDiffusion:
         return torch.stack([away, toward], dim=1)
 
     def _noise(self, sampler: AsdSampler, batch_size: int, generator: Generators, latents: Tensor | None) -> NoiseTape:
-        """The tape, started at `latents` if they are given."""
+        """The tape. It starts at `latents` if they are given."""
         device, shape = self.pipe._execution_device, sampler.event_shape
         if latents is not None:
             latents = latents.to(device, torch.float32)
@@ -274,7 +275,7 @@ class AsdStableDiffusion:
         return diffusers_noise(batch_size, sampler.num_steps, shape, generator, device, latents)
 
     def _draw(self, sampler: AsdSampler, cond: Tensor, noise: Any, watcher: OnRound) -> Tensor:
-        """Latents (B, C, H, W): finished, or where a callback stopped them."""
+        """Latents (B, C, H, W): finished, or in the state at which a callback stopped them."""
         self.stats = None
         try:
             with progress_bar(self.pipe, sampler.num_steps, watcher) as report:
@@ -287,7 +288,7 @@ class AsdStableDiffusion:
     def _decode(
         self, latents: Tensor, output_type: str, dtype: torch.dtype, generator: Generators
     ) -> tuple[Any, list[bool] | None]:
-        """Latents (B, C, H, W) -> images of `output_type`, and which of them the safety checker has blackened."""
+        """Decode latents (B, C, H, W) to `output_type`, and tell which images the safety checker has blackened."""
         pipe, image, flags = self.pipe, latents, None
         if output_type != "latent":
             scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor

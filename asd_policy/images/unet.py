@@ -1,4 +1,4 @@
-"""A diffusers U-Net as a network of the core."""
+"""A diffusers U-Net with the core's call."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ UNDERSTOOD = {
     "addition_embed_type": (None, "text"),  # "text_time" is SDXL's
     "class_embed_type": (None,),
 }
-"""Settings of a U-Net that say what it is conditioned on -> values that need no inputs but those given here."""
+"""Settings of a U-Net's conditioning -> the supported values, which need no further inputs."""
 
 
 @dataclass(frozen=True)
 class UnetNetwork:
-    """A U-Net in the core's convention: (x (N, C, H, W), t (N,), cond (N, G, ...) or None) -> prediction (N, C, H, W).
+    """A U-Net with the core's call: (x (N, C, H, W), t (N,), cond (N, G, ...) or None) -> prediction (N, C, H, W).
 
     cond holds class labels for a UNet2DModel, (N, G) int64, and text embeddings for a UNet2DConditionModel,
-    (N, G, L, D). G is 1, or 2 for classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
-    what to move away from, then what to move toward. Both halves go through the U-Net in one batch.
+    (N, G, L, D). G is 1, or 2 for classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598): the
+    condition to move away from, then the one to move toward. Both halves go through the U-Net in one batch.
 
     Attributes:
-        guidance_scale: how far to move, 1 for no farther than the second half itself; nothing where G is 1.
-        max_states: rows that one call of the U-Net may have, both halves counted; None for any number. A batch of more
-            is cut into several calls, one after the other. They do not wait for each other's results, so `rounds`
-            counts them as one: with several devices, or more memory, they would run at the same time.
-        guidance_rescale: how far a guided prediction is moved to the spread of its second half (Lin et al. 2024,
-            section 3.4, https://arxiv.org/abs/2305.08891); nothing where G is 1.
+        guidance_scale: of classifier-free guidance; 1 returns the second half's prediction. Ignored if G is 1.
+        max_states: most rows in one call of the U-Net, both halves counted; None for no limit. A larger batch is split
+            into several calls. They are independent, so `rounds` counts them as one sequential call.
+        guidance_rescale: how far a guided prediction is rescaled to the spread of its second half (Lin et al. 2024,
+            section 3.4, https://arxiv.org/abs/2305.08891). Ignored if G is 1.
         attention_options: diffusers' `cross_attention_kwargs`, for a UNet2DConditionModel.
 
     Raises:
@@ -49,7 +48,7 @@ class UnetNetwork:
     max_states: int | None = None
     guidance_rescale: float = 0.0
     attention_options: Mapping[str, Any] | None = None
-    _scale: Tensor = field(init=False, repr=False, compare=False)  # a number would be a constant in compiled code
+    _scale: Tensor = field(init=False, repr=False, compare=False)  # a float would be a constant in compiled code
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scale", torch.tensor(float(self.guidance_scale), device="cpu"))
@@ -75,7 +74,7 @@ class UnetNetwork:
 
     @property
     def _is_text(self) -> bool:
-        return "cross_attention_dim" in self.unet.config  # a compiled U-Net is of another class
+        return "cross_attention_dim" in self.unet.config  # a compiled U-Net has another class
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if self.max_states is None:
