@@ -1,6 +1,6 @@
 """asd-policy: exact diffusion policies at the price of DDIM-10.
 
-The names below are loaded on first use, so that `import asd_policy` itself costs nothing.
+The names below are imported on first use, so `import asd_policy` itself is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Checks of configuration values, shared by the dataclasses that hold them."""
+"""Checks of configuration values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from asd_policy.errors import ConfigError
 
 MAX_NUMBER = 2**62
-"""Numbers of a configuration are smaller in magnitude: torch takes no larger integer."""
+"""Bound on the magnitude of configuration numbers: torch's integers have 64 bits."""
 
 
 def expect(condition: bool, name: str, got: Any, expected: str) -> None:
-    """Raise ConfigError unless the condition holds: `name` is `got`; expected `expected`."""
+    """Raise ConfigError unless the condition holds. The message is "`name` is `got`; expected `expected`."."""
     if not condition:
         raise ConfigError(f"{name} is {got!r}; expected {expected}.")
 

@@ -1,4 +1,4 @@
-"""One error family. Every message says what was got, what was expected, and what to do."""
+"""The error family. Every message says what was got, what was expected, and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ class AsdPolicyError(Exception):
     """Root of every error that this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Between processes the message alone travels, whatever a subclass is made from.
+        # Only the message is pickled, whatever arguments a subclass takes.
         return type(self).__new__, (type(self), *self.args)
 
 
@@ -18,7 +18,7 @@ class ConfigError(AsdPolicyError, ValueError):
 
 
 class UnknownNameError(ConfigError):
-    """A name that is in no registry. The message lists what exists."""
+    """A name that is in no registry. The message lists the known names and suggests the closest one."""
 
     def __init__(self, kind: str, got: object, available: Iterable[str], more: str = ""):
         available = sorted(available)
@@ -33,7 +33,7 @@ class CheckpointError(AsdPolicyError):
 
 
 class DataError(AsdPolicyError):
-    """A demonstration store that is missing, damaged, or does not fit what is asked of it."""
+    """A data file, such as demonstrations or results, that is missing, damaged, or does not fit the request."""
 
 
 class ObservationError(AsdPolicyError, ValueError):
@@ -41,11 +41,11 @@ class ObservationError(AsdPolicyError, ValueError):
 
 
 class NumericalError(AsdPolicyError, ArithmeticError):
-    """A network returned NaN or infinity."""
+    """A sample, action, loss or weight is NaN or infinite."""
 
 
 class UnsafeFileError(CheckpointError):
-    """A file that asks for code when it is read. The message says which, and the only way past."""
+    """A file whose pickle asks to run code. The message names the code, and the option that allows it."""
 
     def __init__(self, path: object, wanted: str):
         super().__init__(
@@ -55,4 +55,4 @@ class UnsafeFileError(CheckpointError):
 
 
 class WorkerError(AsdPolicyError):
-    """Worker processes that are lost again and again."""
+    """Worker processes were lost repeatedly."""

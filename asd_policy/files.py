@@ -1,4 +1,4 @@
-"""Files that an interruption leaves whole."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Replace a file: a reader sees the old one or the new one, never a half, even after a power cut.
+    """Replace a file atomically: even after a power cut, a reader sees the old file or the new one.
 
     Args:
-        write: writes the new contents to the path that it is given, in the same folder and with the same ending.
+        write: writes the new contents to the given path, which has the same folder and suffix.
 
     Raises:
-        Exception: whatever `write` raises, and OSError; the old file stays.
+        Exception: whatever `write` raises, and OSError. The old file stays.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def _umask() -> int:
-    """The process's mask of file permissions; the only way to read it is to set it."""
+    """The process's file mode mask. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

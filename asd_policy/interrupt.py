@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the work in hand finish."""
+"""Ctrl-C that lets running work finish."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ from types import FrameType
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the block, the first Ctrl-C or SIGTERM only sets a flag, which the yielded function returns.
+    """A context in which the first Ctrl-C or SIGTERM only sets a flag. The yielded function returns the flag.
 
-    A second one acts as usual. Call this in the main thread: Python sets signal handlers nowhere else.
+    A second signal has its usual effect. Use this in the main thread: only there can Python set signal handlers.
     """
     requested = False
     signals = (signal.SIGINT, signal.SIGTERM)

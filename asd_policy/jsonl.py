@@ -18,10 +18,10 @@ Entry = dict[str, Any]
 
 
 def read_json_lines(path: str | Path) -> list[Entry]:
-    """The objects of a file, in its order. Text after the last newline is an unfinished append, and is left out.
+    """The objects of a file, in order. Text after the last newline is an unfinished append, and is left out.
 
     Raises:
-        DataError: if the file cannot be read, or naming the line that is no JSON object.
+        DataError: if the file cannot be read, or naming the line that is not a JSON object.
     """
     path = Path(path)
     return _parse(path, _content(path))
@@ -31,14 +31,15 @@ class JsonLines:
     """Appends objects to a file. It is locked until `close`: one process at a time may write it.
 
     Args:
-        path: a file, made with its folder if need be. An existing one is continued; an unfinished last line is removed.
+        path: the file. It and its folder are made if missing; an existing file is continued, without an unfinished last
+            line.
 
     Attributes:
-        entries: the file's objects, in its order.
+        entries: the file's objects, in order.
 
     Raises:
         ConfigError: if another process is writing the file.
-        DataError: if the file cannot be read, written or locked, or is no regular file.
+        DataError: if the file cannot be read, written or locked, or is not a regular file.
     """
 
     def __init__(self, path: str | Path):
@@ -58,16 +59,16 @@ class JsonLines:
             raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write the object to disk. When this returns, it survives a power cut.
+        """Append the object and flush it to disk. When this returns, it survives a power cut.
 
         Raises:
-            DataError: if the file is closed or the disk is full; the file then ends with the previous object.
+            DataError: if the file is closed or the disk is full. The file then ends with the previous object.
         """
         self._check_open()
         end = os.fstat(self._file).st_size
         try:
             left = memoryview(_line(entry))
-            while left:  # a write may take a part only; the next one then reports a full disk
+            while left:  # a write may be partial; the next one then reports a full disk
                 left = left[_write(self._file, left) :]
             os.fsync(self._file)
         except BaseException as error:
@@ -84,10 +85,10 @@ class JsonLines:
         self.entries.append(dict(entry))
 
     def replace(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file's objects and close it. A kill leaves the old file or the new one.
+        """Replace the file's objects atomically, and close the file.
 
         Raises:
-            DataError: if the file is closed or cannot be written; it stays as it was.
+            DataError: if the file is closed or cannot be written. It is then unchanged.
         """
         self._check_open()
         new = [dict(entry) for entry in entries]
@@ -143,7 +144,7 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _write(file: int, data: memoryview) -> int:
-    """Bytes written, at least one. Raises OSError if none was."""
+    """Write at least one byte, and return the number written. Raises OSError if none was."""
     written = os.write(file, data)
     if written < 1:
         raise OSError(errno.EIO, "a write took nothing")
@@ -153,16 +154,16 @@ def _write(file: int, data: memoryview) -> int:
 def _lock(file: int, path: Path) -> None:
     """Lock the open file against other writers until it is closed."""
     try:
-        import fcntl  # here: Windows has none
+        import fcntl  # imported here because Windows lacks it
     except ImportError as error:
         raise ConfigError(
             f"Writing {path} needs a system where files can be locked: Linux or macOS. On Windows, run this in WSL."
         ) from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may be read for ever
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # reading a device may never end
         raise DataError(f"Cannot write to {path}: it is no regular file.")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = os.path.samestat(os.fstat(file), os.stat(path))  # its writer may just have replaced it
+        locked = os.path.samestat(os.fstat(file), os.stat(path))  # another writer may just have replaced it
     except (BlockingIOError, FileNotFoundError):
         locked = False
     except OSError as error:

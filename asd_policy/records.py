@@ -1,4 +1,4 @@
-"""Dataclasses from JSON of unknown origin, checked strictly by pydantic."""
+"""Reads dataclasses from untrusted JSON, strictly, with pydantic."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
 T = TypeVar("T")
 
 MAX_PROBLEMS = 5
-"""Problems that an error message lists."""
+"""Most problems that an error message lists."""
 MAX_VALUES = 200_000
-"""Values of a record, nested ones included. Each can be a problem of its own, which takes time and memory to report."""
+"""Most values of a record, nested ones included. Each may be a problem, which takes time and memory to report."""
 
 LATER: Mapping[str, Any] = {"later": True}
-"""Metadata of a dataclass's field that came later: records written before it lack it."""
+"""Metadata of a dataclass field added in a later version: older records lack it."""
 
 
 def read_record(
     kind: type[T], data: Any, what: str, error: type[AsdPolicyError] = ConfigError, complete: bool = False
 ) -> T:
-    """A dataclass from JSON values, with exactly its fields and exactly their types.
+    """Read a dataclass from JSON values, with exactly its fields and exactly their types.
 
     Args:
-        kind: the dataclass. Its `__post_init__` may raise ConfigError on values that do not fit.
-        data: as `json.loads` returns it; tuples pass for lists.
+        kind: the dataclass. Its `__post_init__` may raise ConfigError on invalid values.
+        data: values as from `json.loads`; tuples pass for lists.
         what: the name of the record in error messages.
-        error: the type of error that is raised.
+        error: the type of error to raise.
         complete: whether every field must be present, here and in nested records, except those with metadata `LATER`.
             Otherwise fields with defaults may be missing.
 
     Raises:
-        error: naming each field that is missing, unknown or wrong, the value and what was expected.
+        error: naming each missing, unknown or wrong field, its value and the expected one.
     """
     try:
         record = _read(kind, data)
@@ -62,7 +62,7 @@ class ByName:
 
     Args:
         field: the field's name, for error messages.
-        kinds: the dataclasses, by the value of their own field `name`.
+        kinds: value of the dataclasses' field `name` -> dataclass.
     """
 
     def __init__(self, field: str, kinds: Mapping[str, type[Any]]):
@@ -83,15 +83,15 @@ class ByName:
 
 
 class _RefusedError(ValueError):
-    """Problems of a record."""
+    """The problems of a record."""
 
     def __init__(self, problems: Sequence[str], more: int = 0):
         super().__init__("; ".join(problems) + (f"; and {more} more" if more > 0 else ""))
 
 
 def _read(kind: type[T], data: Any, within: str = "") -> T:
-    """The dataclass, or _RefusedError; `within` comes before the names of fields."""
-    import pydantic  # takes a while to import, and the core does without it
+    """Read the dataclass or raise _RefusedError; `within` is the prefix of field names."""
+    import pydantic  # slow to import, and the core does not need it
     import pydantic_core
 
     if _holds_more_values(data, MAX_VALUES):
@@ -112,12 +112,12 @@ def _read(kind: type[T], data: Any, within: str = "") -> T:
 def _adapter(kind: Hashable) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
-    # A dataclass does not take a configuration from here by itself. Within a tuple it inherits the tuple's.
+    # A dataclass itself ignores this configuration, but a dataclass within a tuple inherits the tuple's.
     return TypeAdapter(tuple[kind], config=ConfigDict(strict=True, extra="forbid"))  # type: ignore[valid-type]
 
 
 def _described(problem: Mapping[str, Any], within: str) -> str:
-    """One problem: the field, its value and what was expected."""
+    """A problem in words: the field, its value and the expected one."""
     field = within + ".".join(map(str, problem["loc"][1:])) or "it"
     kind, got = problem["type"], f"{problem['input']!r:.80}"
     if kind == "missing":
@@ -142,7 +142,7 @@ def _holds_more_values(data: Any, most: int) -> bool:
 
 
 def _missing(record: Any, data: Any, within: str = "") -> Iterator[str]:
-    """Fields without `LATER` that the data of a valid record lack."""
+    """Fields without `LATER` that are missing in the data of a valid record."""
     if is_dataclass(record) and isinstance(data, Mapping):
         for field in fields(record):
             if field.name in data:
