@@ -1,1 +1,1 @@
-"""What samplers cost, measured."""
+"""Benchmarks of the samplers' cost."""

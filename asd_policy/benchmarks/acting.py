@@ -1,4 +1,4 @@
-"""A policy that acts on recorded observations, to time chunks from NumPy arrays to NumPy arrays."""
+"""A policy acting on recorded observations, to time whole chunks from NumPy arrays to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asd_policy.errors import DataError
 from asd_policy.policies.diffusion import ChunkStats, DiffusionPolicy
 
 SQUARE_OBSERVATIONS = Path(__file__).parent / "data" / "square_observations.npz"
-"""Recorded along three episodes of the shipped Square policy."""
+"""Observations recorded along three episodes of the shipped Square policy."""
 
 
 class Recording:
@@ -31,7 +31,7 @@ class Recording:
 
     @staticmethod
     def read(path: Path) -> Recording:
-        """From an .npz file. Raises DataError if it cannot be read."""
+        """Read an .npz file. Raises DataError if it cannot be read."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 values = {key: arrays[key] for key in arrays.files if key != "first"}
@@ -43,12 +43,12 @@ class Recording:
         return len(self.first)
 
     def at(self, index: NDArray[np.intp], which: int) -> dict[str, NDArray[np.float32]]:
-        """The last observation (`which` 1) or the one before (0) at the places `index` (N',): for each key (N', D)."""
+        """The last observation (`which` 1) or the one before (0) at the places `index` (N',): (N', D) for each key."""
         return {key: value[index, which] for key, value in self.values.items()}
 
 
 class Acting:
-    """A policy in a batch of recorded environments, each one chunk ahead of the one before it."""
+    """A policy in a batch of recorded environments. Each environment is one chunk ahead of the previous one."""
 
     def __init__(self, policy: DiffusionPolicy, recording: Recording, batch_size: int):
         self.policy, self._recording = policy, recording
@@ -56,7 +56,7 @@ class Acting:
         self._begun = False
 
     def chunk(self) -> tuple[float, ChunkStats]:
-        """Sample the next chunk and execute it; seconds of the call of `act` that sampled it, and its statistics."""
+        """Sample and execute the next chunk. Returns its statistics and the seconds of the `act` that sampled it."""
         result = self.sample()
         self.finish()
         return result

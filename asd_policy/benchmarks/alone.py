@@ -1,4 +1,4 @@
-"""One call of a network, and one round of speculation, timed alone: captured on a GPU, called directly on a CPU."""
+"""Times one network call and one round by themselves: captured on a GPU, called directly on a CPU."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from asd_policy.core.denoiser import prepare
 from asd_policy.core.speculative import PLAIN, Parts, begin, speculative_round
 from asd_policy.policies.diffusion import DiffusionPolicy
 
-GROUPS = 7  # of calls; the median group counts
+GROUPS = 7  # groups of calls; the median group counts
 
 
 class Repeated:
-    """A function that changes only its own buffers, for repeated runs on a device."""
+    """A function that changes only its own buffers, to be run repeatedly on a device."""
 
     @torch.no_grad()
     def __init__(self, run: Callable[[], Any], device: torch.device):
@@ -31,7 +31,7 @@ class Repeated:
 
     @torch.no_grad()
     def milliseconds(self, calls: int) -> float:
-        """Time of one run, in runs that follow each other at once; median of several groups."""
+        """Milliseconds of one run, in runs without pauses; the median of several groups."""
         groups = []
         for _ in range(GROUPS + 1):
             self._wait()
@@ -44,7 +44,7 @@ class Repeated:
 
     @torch.no_grad()
     def kernels(self) -> int:
-        """Kernels of one run, as `Work` counts them."""
+        """The kernels of one run, counted as in `Work`."""
 
         def run() -> None:
             with chunk_range():
@@ -59,7 +59,7 @@ class Repeated:
 
 @torch.no_grad()
 def network_alone(policy: DiffusionPolicy, rows: int, cond: Tensor) -> Repeated:
-    """One call of the policy's network on `rows` noisy samples, as a captured round makes it, for cond (B, ...)."""
+    """One call of the policy's network on `rows` noisy samples, as in a captured round; cond (B, ...)."""
     sampler, device = policy.sampler, policy.device
     denoiser = sampler.denoiser  # type: ignore[attr-defined]  # a `Sampler` need not have one
     parts = _parts(device)
@@ -72,7 +72,7 @@ def network_alone(policy: DiffusionPolicy, rows: int, cond: Tensor) -> Repeated:
 
 @torch.no_grad()
 def round_alone(policy: DiffusionPolicy, cond: Tensor) -> Repeated:
-    """A round of the policy's speculative sampler at its first window, for cond (B, ...)."""
+    """One round of the policy's speculative sampler at its first window; cond (B, ...)."""
     sampler, parts = policy.sampler, _parts(policy.device)
     assert isinstance(sampler, AsdSampler)
     chain = sampler.chain(len(cond), cond, torch.Generator().manual_seed(0))

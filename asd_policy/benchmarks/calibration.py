@@ -15,15 +15,15 @@ def expected_seconds(windows: Sequence[int], acceptance: Sequence[float], second
 
     Args:
         windows: (K,) the window of a round that begins at each step.
-        acceptance: (K,) the probability that a step's draft is kept.
-        seconds: window -> time of a round.
+        acceptance: (K,) the probability that each step's draft is kept.
+        seconds: window -> seconds of a round.
     """
     num_steps = len(windows)
-    remaining = [0.0] * (num_steps + 1)  # from each step to the end
+    remaining = [0.0] * (num_steps + 1)  # expected seconds from each step to the end
     for step in reversed(range(num_steps)):
         last = min(step + windows[step], num_steps) - 1
         remaining[step], reached = seconds[windows[step]], 1.0
-        for rejected in range(step, last):  # the round ends after the first rejected draft, whose draw counts
+        for rejected in range(step, last):  # the round ends after the first rejected draft, whose step is exact too
             remaining[step] += reached * (1 - acceptance[rejected]) * remaining[rejected + 1]
             reached *= acceptance[rejected]
         remaining[step] += reached * remaining[last + 1]
@@ -31,7 +31,7 @@ def expected_seconds(windows: Sequence[int], acceptance: Sequence[float], second
 
 
 def stretches(windows: Sequence[int]) -> str:
-    """The windows (K,) as stretches of steps, such as "0-79: 24, 80-99: 16"."""
+    """The windows (K,) as runs of equal windows, such as "0-79: 24, 80-99: 16"."""
     starts = [step for step in range(len(windows)) if step == 0 or windows[step] != windows[step - 1]]
     ends = [*(start - 1 for start in starts[1:]), len(windows) - 1]
     return ", ".join(f"{first}-{last}: {windows[first]}" for first, last in zip(starts, ends, strict=True))

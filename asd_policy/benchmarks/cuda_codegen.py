@@ -1,8 +1,8 @@
-"""Count the kernels of the CUDA code that Inductor generates for a function, on a machine that may have no GPU.
+"""Counts the kernels of the CUDA code that Inductor generates for a function. Needs no GPU.
 
-Inductor decides what to fuse from shapes alone, before it compiles anything. So fake tensors stand for the GPU's, torch
-is made to see an H100, and the generated program is read instead of loaded. Nothing runs, and nothing is timed. This
-replaces internals of torch, and may need changes for another version; it was written for torch 2.14.
+Inductor decides which operations to fuse from shapes alone, before it compiles. So the inputs are fake tensors, torch
+is made to detect an H100, and the generated program is read instead of loaded. Nothing runs, and nothing is timed. This
+replaces internals of torch, and may need changes for another version. It was written for torch 2.14.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ H100 = SimpleNamespace(
     shared_memory_per_block_optin=232448,
     L2_cache_size=50 * 2**20,
 )
-# What a generated program calls that is not work for the GPU.
+# Calls of a generated program that are no work for the GPU.
 _HOST = re.compile(
     r"assert_|empty_strided|reinterpret_tensor|get_raw_stream|copy_if_misaligned|torch\.cuda\.|args\.clear"
 )
@@ -48,12 +48,12 @@ _EXTERN = re.compile(r"extern_kernels\.|torch\.ops\.|aten\.")
 
 
 class KernelCount(NamedTuple):
-    """What a generated program launches, by the calls that it makes."""
+    """The launches of a generated program, counted from its calls."""
 
     triton: int  # generated kernels
-    extern: int  # calls of operators that are not generated, such as a matrix product; one may launch several kernels
-    other: int  # copies between tensors, and calls that are not known to be harmless
-    calls: tuple[str, ...]  # the names of all of them, in order
+    extern: int  # calls of operators that are not generated, such as a matrix product; each may launch several kernels
+    other: int  # copies between tensors, and unknown calls
+    calls: tuple[str, ...]  # the names of all calls, in order
     source: str  # the program
 
     @property
@@ -65,10 +65,10 @@ def count_cuda_kernels(function: Callable[..., Any], *examples: Any, **options: 
     """Count the kernels that the compiled `function(*examples)` would launch on an H100.
 
     Args:
-        function: takes `examples`. It may change them in place. Whatever tensors it uses must come from them, and
-            those that it makes must be made on their device.
-        examples: pytrees of tensors on any device; their values are not read. What is not a tensor is passed as it is.
-        options: of Inductor, as in `torch.compile(options=...)`.
+        function: takes `examples` and may change them in place. All tensors that it uses must come from them, and it
+            must make new tensors on their device.
+        examples: pytrees of tensors on any device. Their values are not read. Other objects are passed unchanged.
+        options: Inductor's options, as in `torch.compile(options=...)`.
     """
     source = cuda_source(function, *examples, **options)
     calls = tuple(name for name in _calls(source) if not _HOST.match(name))
@@ -109,17 +109,17 @@ def cuda_source(function: Callable[..., Any], *examples: Any, **options: Any) ->
             graph = make_fx(flat)(*fakes)
         with contextlib.suppress(_Generated):
             compile_fx(graph, fakes)
-    if not programs:  # there was nothing to do
+    if not programs:  # the function does nothing
         return ""
     return programs[-1]
 
 
 class _Generated(BaseException):
-    """Ends a compilation; no handler of failures may catch it."""
+    """Ends a compilation. It is a BaseException so that no handler of failures catches it."""
 
 
 def _calls(source: str) -> Iterator[str]:
-    """The names of what the program's `call` calls, in order."""
+    """The names of the calls in the program's `call`, in order."""
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     for function in functions:
         if function.name == "call" or function.name.startswith("partition_"):
@@ -129,7 +129,7 @@ def _calls(source: str) -> Iterator[str]:
 
 
 class _OnCpu(TorchDispatchMode):
-    """Makes on the CPU what should be made on a GPU: the constants that Inductor folds while it compiles."""
+    """Makes tensors on the CPU instead of the GPU: the constants that Inductor folds while it compiles."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -151,11 +151,11 @@ class _CpuFolder(joint_graph.UniformValueConstantFolder):
 
 @contextlib.contextmanager
 def _pretend_h100() -> Iterator[None]:
-    """Let torch and Triton believe in a GPU, for as long as nothing is launched."""
+    """A context in which torch and Triton detect an H100. Nothing may be launched in it."""
     from triton.backends.compiler import GPUTarget  # type: ignore
     from triton.runtime import driver  # type: ignore
 
-    # Patterns are registered once in a process, from small tensors with values: they are made on the CPU as ever.
+    # Patterns are registered once in a process, from small tensors with values, which are made on the CPU as usual.
     cpu, register = torch.device("cpu"), joint_graph.lazy_init
     register(cpu)
     pre_grad.lazy_init()
@@ -199,7 +199,7 @@ def _pretend_h100() -> Iterator[None]:
 
 
 def _forget_triton() -> None:
-    """Let torch look again at what Triton can do: it remembers its first look, which may have found no GPU."""
+    """Reset torch's cached knowledge of Triton, which may come from a process without a GPU."""
     for function in vars(torch.utils._triton).values():
         if hasattr(function, "cache_clear"):
             function.cache_clear()

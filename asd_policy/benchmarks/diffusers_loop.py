@@ -1,4 +1,4 @@
-"""The usual loop of diffusers, to compare with: `DDPMScheduler.step` around the plain network."""
+"""The usual sampling loop of diffusers as a baseline: `DDPMScheduler.step` around the plain network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Step = Callable[[Tensor, int, Tensor, Generator], Tensor]
 
 
 class DiffusersLoop:
-    """diffusers' loop as a policy's sampler. Its noise is drawn on the policy's device, for the whole batch at once.
+    """diffusers' loop as a policy's sampler. It draws the noise on the policy's device, for the whole batch at once.
 
     Args:
-        policy: whose network and scheduler to run.
+        policy: the policy whose network and scheduler to run.
         restated: use `RestatedStep`, for machines without diffusers.
     """
 
@@ -56,7 +56,7 @@ class DiffusersLoop:
         warm: Tensor | None = None,
         on_round: OnRound | None = None,
     ) -> Drawn:
-        """As `Sampler.launch`, with its own generator in place of those given."""
+        """As `Sampler.launch`, with its own generator instead of the given ones."""
         assert cond is not None
         return Drawn(self.run(cond, self._generator), record=None, calls=self.num_steps, predictions=None)
 
@@ -73,10 +73,10 @@ class DiffusersLoop:
 
 
 def diffusers_step(config: SchedulerConfig) -> Step:
-    """The step of diffusers. Raises ImportError where it is not installed."""
+    """diffusers' step. Raises ImportError if diffusers is not installed."""
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler.from_config(asdict(config))  # which leaves out what is DDIM's
+    scheduler = DDPMScheduler.from_config(asdict(config))  # from_config ignores DDIM's settings
     scheduler.set_timesteps(config.num_train_timesteps)
 
     def step(output: Tensor, t: int, x: Tensor, generator: Generator) -> Tensor:
@@ -87,10 +87,10 @@ def diffusers_step(config: SchedulerConfig) -> Step:
 
 
 class RestatedStep:
-    """DDPMScheduler.step of diffusers in the same operations, its coefficients computed on the CPU at every step.
+    """The operations of diffusers' DDPMScheduler.step. Coefficients are computed on the CPU at every step, as there.
 
     Raises:
-        ConfigError: for a scheduler other than one that predicts noise, clips, and has the small variance.
+        ConfigError: unless the scheduler predicts noise, clips, and has the small variance.
     """
 
     def __init__(self, config: SchedulerConfig):

@@ -1,6 +1,6 @@
 """The sections of `asd-policy gpu-check`, in order of importance.
 
-Each measurement is a row. A failure, or lack of time, is noted in its row, and the run goes on.
+Each measurement is a row. If it fails or lacks time, its row says so, and the run continues.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from asd_policy.core.capture.compiled import MAX_NETWORKS
 from asd_policy.core.capture.cuda_graph import has_while_nodes
 
 NO_TESTS = "the installed package has no tests: run this from a clone of the repository"
-MINIMUM_FOR_TESTS = 20  # seconds; importing torch takes a good part of them
+MINIMUM_FOR_TESTS = 20  # seconds, a good part of which importing torch takes
 
 
 def sections(plan: Plan) -> dict[str, tuple[float, Callable[[Bench, Chunks, float], None]]]:
-    """Section -> the share of the time at which it should be over, and the function that measures it.
+    """Section -> the share of the time at which it should end, and the function that measures it.
 
-    The counts come after all timings, because everything may be slower once a profiler was started.
+    Kernels are counted after all timings, because a profiler may slow everything that follows.
     """
 
     def chunks(batch: int) -> Callable[[Bench, Chunks, float], None]:
@@ -62,7 +62,7 @@ def run_sections(bench: Bench, only: Sequence[str] = (), without: Sequence[str] 
 
 
 def _allow_recompilations() -> None:
-    """Let this process compile the network for all sizes and precisions measured: before torch 2.13 the limit is 8."""
+    """Raise torch's limit on recompilations, 8 before torch 2.13, for all sizes and precisions measured."""
     from torch._dynamo import config  # takes seconds to import
 
     config.recompile_limit = max(config.recompile_limit, MAX_NETWORKS)
@@ -84,7 +84,7 @@ def check_tests(bench: Bench, share: float) -> None:
 
 
 def machine(device: torch.device) -> Row:
-    """The hardware and software that numbers depend on."""
+    """The hardware and software of the run."""
     about: Row = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device.type}
     for package in ("triton", "numpy", "diffusers"):
         try:

@@ -1,4 +1,4 @@
-"""Time chunks of every sampler in turn, and count their kernels."""
+"""Times chunks of all samplers in turn, and counts their kernels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from asd_policy.benchmarks.work import round_cost
 from asd_policy.core import AsdSampler
 from asd_policy.policies.diffusion import ChunkStats
 
-TURNS = 20  # over which the chunks of a sampler are timed
-TURN_SECONDS = 0.15  # of a sampler in one turn, at most, but for a single chunk
-TIMING_SHARE = 0.4  # of a section's time; no sampler is begun when no more than this is left
+TURNS = 20  # turns in which the chunks of a sampler are timed
+TURN_SECONDS = 0.15  # seconds of a sampler in one turn, at most; one chunk may take longer
+TIMING_SHARE = 0.4  # share of a section's time kept for timing: no sampler is started with less left
 
 
 class Chunks:
-    """The samplers of all batch sizes: timed first, profiled later."""
+    """The samplers of all batch sizes. They are timed first and profiled later."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -29,7 +29,7 @@ class Chunks:
         self._alone: dict[tuple[int, int], Repeated] = {}  # by rows and batch size
 
     def time(self, section: str, batch: int, share: float) -> None:
-        """Time all samplers in turn, so that changes of the GPU's clock affect all alike."""
+        """Time all samplers in turn, so that changes of the GPU's clock affect them equally."""
         bench = self._bench
         rows = {label: bench.results.add(section, label, batch=batch) for label in bench.plan.samplers}
         kept_for_timing = TIMING_SHARE * bench.budget.left(share)
@@ -52,7 +52,7 @@ class Chunks:
         bench = self._bench
         if label == LOOP:
             restated = not has_diffusers()
-            row["loop"] = "restated, for diffusers is not installed" if restated else "diffusers"
+            row["loop"] = "restated, because diffusers is not installed" if restated else "diffusers"
             policy = loop_policy(bench.policy, restated)
         else:
             policy = bench.policy.with_sampler(label)
@@ -80,7 +80,7 @@ class Chunks:
                 bench.log(f"batch {batch}: {label}: {row['median_ms']:.2f} ms, {row['rounds']:.1f} rounds")
 
     def _network_of(self, label: str, batch: int) -> list[Repeated]:
-        """The calls of the network in one round of a sampler, each by itself."""
+        """The network calls of one round of a sampler, each by itself."""
         sampler = self._acting[label, batch].policy.sampler
         rows = [batch]
         if isinstance(sampler, AsdSampler):
@@ -97,7 +97,7 @@ class Chunks:
         row["network_share"] = row["network_ms_a_round"] * row["rounds"] / len(network) / row["median_ms"]
 
     def count(self, share: float) -> None:
-        """Profile a chunk of every sampler; the counts are added to its row of timings."""
+        """Profile a chunk of every sampler, and add the counts to its row of timings."""
         bench = self._bench
         for (label, batch), acting in self._acting.items():
             row = next(row for row in bench.results.of(f"batch {batch}") if row["row"] == label)
@@ -139,17 +139,17 @@ class Timed:
     def add(self, seconds: float, stats: ChunkStats) -> None:
         """Add a chunk."""
         self._seconds.append(seconds)
-        self._rounds.append(int(stats.rounds.max()))  # a batch goes on until its slowest is done
+        self._rounds.append(int(stats.rounds.max()))  # a batch continues until its slowest chain is finished
 
     def chunks_of_next_turn(self, chunks: int) -> int:
-        """`chunks` spread evenly over all turns; at most `TURN_SECONDS` of them, but at least one."""
+        """The number of chunks in the next turn: `chunks` spread over all turns, at most TURN_SECONDS, at least one."""
         if len(self._seconds) >= chunks:
             return 0
         wanted = min(-(-chunks // TURNS), chunks - len(self._seconds))
         return max(1, min(wanted, int(TURN_SECONDS / self._seconds[-1]))) if self._seconds else wanted
 
     def summary(self) -> Row:
-        """Median and 95th percentile of the time, number of chunks, mean rounds."""
+        """Median and 95th percentile of the time, number of chunks, and mean rounds."""
         milliseconds = 1e3 * np.array(self._seconds)
         return {
             "median_ms": float(np.median(milliseconds)),

@@ -1,4 +1,4 @@
-"""Time a wide network, and compare precisions."""
+"""Times a wide network, and compares precisions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = (
     ("TF32", (True, True), torch.float32),
     ("bfloat16", (False, True), torch.bfloat16),
 )
-"""Name, whether matrix products and convolutions are in TF32, the type of the weights. The first is the reference."""
+"""Name; TF32 in matrix products, TF32 in convolutions; type of the weights. The first entry is the reference."""
 
 
 def measure_wide_network(bench: Bench, share: float) -> None:
@@ -62,7 +62,7 @@ def _measure(bench: Bench, row: Row, make: Callable[[], Repeated], share: float)
 
 
 def compare_precisions(bench: Bench, share: float) -> None:
-    """TF32 and bfloat16 against float32: chunks of plain DDPM from the same noise, and the time of a chunk."""
+    """Compare TF32 and bfloat16 with float32: chunks of the plain DDPM from the same noise, and the time of a chunk."""
     cond = bench.conditions(bench.plan.compared)
     reference: Tensor | None = None
     for name, tf32, dtype in PRECISIONS:
@@ -98,7 +98,7 @@ def _time(bench: Bench, policy: DiffusionPolicy) -> Row:
 
 @contextmanager
 def allowed_tf32(products: bool, convolutions: bool) -> Iterator[None]:
-    """Within the block, allow or forbid TF32 in matrix products and convolutions."""
+    """A context that allows or forbids TF32 in matrix products and convolutions."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions

@@ -1,4 +1,4 @@
-"""The plan of `asd-policy gpu-check`, and what its sections share."""
+"""The settings of `asd-policy gpu-check`, and the state that its sections share."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ NO_TIME = "no time was left"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, the most important first.
+    """The settings of all measurements, the most important first.
 
     Attributes:
-        batches: environments that act together.
-        samplers: as `parse_sampler` reads them, and `LOOP`.
-        chunks: timed chunks of each sampler; slow samplers have fewer.
-        warm_up: chunks before these.
-        capture: of the sections "precision" and "network".
+        batches: batch sizes, environments that act together.
+        samplers: labels for `parse_sampler`, and `LOOP`.
+        chunks: timed chunks of each sampler; slow samplers get fewer.
+        warm_up: untimed chunks before them.
+        capture: the capture in the sections "precision" and "network".
         wide: channels of the wide network.
-        wide_batches: batch sizes of its calls.
-        wide_windows: windows of its rounds.
-        calls: calls, or rounds, in a timed group.
-        compared: observations on which precisions are compared.
-        tests: pytest's arguments; None for the tests that need a GPU.
+        wide_batches: batch sizes of the wide network's calls.
+        wide_windows: windows of the wide network's rounds.
+        calls: calls or rounds in a timed group.
+        compared: number of observations to compare precisions on.
+        tests: arguments of pytest; None for the tests that need a GPU.
     """
 
     batches: tuple[int, ...] = (1, 8, 64)
@@ -72,11 +72,11 @@ TINY = Plan(
 
 @dataclass
 class Bench:
-    """What every section needs.
+    """The shared state of all sections.
 
     Attributes:
         root: the folder that holds `tests`; None if there is none.
-        log: reports progress.
+        log: prints progress.
     """
 
     policy: DiffusionPolicy

@@ -1,4 +1,4 @@
-"""Results of `asd-policy gpu-check`, written after each row, and the time that is left."""
+"""The results of `asd-policy gpu-check`, written after each row, and its time budget."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from asd_policy.benchmarks.gpu_table import Row, table
 
 
 class Budget:
-    """Time for all sections. Each has a share; what one leaves over goes to those after it."""
+    """The time for all sections. Each section has a share, and leaves its remaining time to the following ones."""
 
     def __init__(self, minutes: float):
         self._seconds, self._started = 60 * minutes, time.monotonic()
 
     def left(self, share: float) -> float:
-        """Seconds until `share` of the time is over; 0 or less where it is."""
+        """Seconds until `share` of the time is used up; 0 or less if it is."""
         return share * self._seconds - self.spent
 
     @property
     def spent(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
 
@@ -39,7 +39,7 @@ class Results:
         self.save()
 
     def add(self, section: str, name: str, **values: Any) -> Row:
-        """A new row, which may be filled later."""
+        """Add a row, which may be filled later."""
         row = {"section": section, "row": name, **values}
         self.rows.append(row)
         return row
@@ -50,7 +50,7 @@ class Results:
 
     @contextmanager
     def measuring(self, row: Row) -> Iterator[None]:
-        """An exception in the block becomes the row's error, and the run goes on."""
+        """A context that records an exception as the row's error, so that the run continues."""
         try:
             yield
         except Exception as error:
@@ -59,7 +59,7 @@ class Results:
             self.save()
 
     def save(self) -> None:
-        """Write all rows; NaN, which JSON lacks, as null."""
+        """Write all rows. NaN, which JSON lacks, becomes null."""
         found = {**self.about, "rows": _without_nan(self.rows)}
         for name, text in (("gpu_check.json", json.dumps(found, indent=1) + "\n"), ("gpu_check.md", table(found))):
             part = self.folder / f"{name}.part"
@@ -68,7 +68,7 @@ class Results:
 
 
 def outcome(row: Row, key: str, unit: str) -> str:
-    """What to log of a row: a value of it, or its error."""
+    """The log entry of a row: one of its values, or its error."""
     return str(row["error"]) if "error" in row else f"{row[key]:.3f} {unit}"
 
 

@@ -1,4 +1,4 @@
-"""The rows of `asd-policy gpu-check` as Markdown."""
+"""The Markdown table of `asd-policy gpu-check`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
-"""One measurement: its section, its name, its values; or its error, or why it was skipped."""
+"""One measurement: its section, name and values, or its error or the reason why it was skipped."""
 
 WIDTH = 120
 MEASURED = Callable[[float], str]
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """All sections, in lines of at most `WIDTH` columns; `results` as gpu_check.json holds them."""
+    """All sections in lines of at most `WIDTH` columns; `results` as in gpu_check.json."""
     rows: Sequence[Row] = results["rows"]
     parts = [_about(results)]
     batches = dict.fromkeys(row["section"] for row in rows if row["section"].startswith("batch "))
@@ -70,15 +70,15 @@ PRECISION: dict[str, tuple[str, MEASURED]] = {
 }
 CHUNKS_EXPLAINED = (
     "ms, p95: the call of `act` that samples a chunk, from NumPy to NumPy. rounds: sequential network calls. kernels: "
-    "of one round of the loop (two network calls with the draft frozen); outside: those that are not the network's. "
-    "network: for CUDA graphs, the time of its calls alone, captured, over the time of the chunk; otherwise its share "
-    "of the GPU's busy time. waits: synchronisations of the host in a chunk. MiB: peak memory of the first chunk "
-    "beyond what was allocated before. first: seconds of the first chunk, with compilation and capture; code "
+    "in one round of the loop (two network calls with the draft frozen); outside: kernels outside the network. "
+    "network: for CUDA graphs, the time of its captured calls alone over the time of the chunk; otherwise its share "
+    "of the GPU's busy time. waits: synchronisations of the host in a chunk. MiB: peak memory of the first chunk, "
+    "less the memory allocated before. first: seconds of the first chunk, with compilation and capture; code "
     "that earlier rows compiled is reused."
 )
 PRECISION_EXPLAINED = (
-    "The chunk is asd:path:24's. Differences are those of plain DDPM's chunks from float32's, from the same noise, in "
-    "normalised actions, which lie in [-1, 1]."
+    "The timed chunk is asd:path:24's. Differences: chunks of the plain DDPM minus those in float32, from the same "
+    "noise, in normalised actions, which lie in [-1, 1]."
 )
 
 
@@ -90,7 +90,7 @@ def _about(results: Mapping[str, Any]) -> str:
 
 
 def _section(rows: Sequence[Row], section: str, first: str, columns: Mapping[str, tuple[str, MEASURED]]) -> str:
-    """A table of a section, and below it why cells are empty."""
+    """The table of a section, followed by the reasons for empty cells."""
     found = [row for row in rows if row["section"] == section]
     lines = [[first, *columns]]
     lines += [[row["row"], *(_cell(row, key, show) for key, show in columns.values())] for row in found]
@@ -124,7 +124,7 @@ def _tests(row: Row) -> str:
     if "passed" not in row and _note(row):
         return _wrapped(f"`{row['row']}`: {_note(row)}")
     counts = ", ".join(f"{row[name]} {name}" for name in ("passed", "failed", "error", "skipped") if row.get(name))
-    told = [counts or "no test ran", "" if row["finished"] else "stopped for want of time"]
+    told = [counts or "no test ran", "" if row["finished"] else "stopped: no time was left"]
     told += [f"went wrong: {', '.join(row['wrong'])}" if row["wrong"] else ""]
     missing = ", ".join(row["missing_packages"])
     told += [f"not run: {', '.join(row['not_imported'])} (missing: {missing})" if row["not_imported"] else ""]

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, run in a process of their own and counted."""
+"""Runs the tests that need a GPU in their own process, and counts their outcomes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = ("tests/core", "tests/policies")
-GRACE = 15  # seconds in which an interrupted pytest writes its summary
+GRACE = 15  # seconds for an interrupted pytest to write its summary
 
 
 def clone() -> Path | None:
-    """The root of the clone that this package is run from; None where it was installed, for then tests are missing."""
+    """The root of the clone that this package runs from; None for an installed package, which has no tests."""
     root = Path(__file__).parents[2]
     return root if all((root / name).exists() for name in ("pyproject.toml", *FOLDERS)) else None
 
@@ -28,9 +28,9 @@ def gpu_tests(root: Path) -> list[str]:
 
 
 def run_tests(root: Path, report: Path, seconds: float, chosen: Sequence[str]) -> dict[str, Any]:
-    """Run pytest with the arguments `chosen` in `root` for at most some seconds; its output goes to `report`.
+    """Run pytest with the arguments `chosen` in `root` for at most `seconds`, with its output in `report`.
 
-    A module that cannot be imported, as when a package is missing, is named in the result; the others run.
+    The result names modules that cannot be imported, for example if a package is missing. The others run.
     """
     options = ("-v", "--tb=short", "--continue-on-collection-errors", "-p", "no:cacheprovider", "--color=no")
     command = [sys.executable, "-m", "pytest", *options, *chosen]
@@ -51,7 +51,7 @@ def run_tests(root: Path, report: Path, seconds: float, chosen: Sequence[str]) -
 
 
 def counted(text: str) -> dict[str, Any]:
-    """The output of `pytest -v` as counts of outcomes and the names of failed tests."""
+    """Counts of outcomes and names of failed tests, from the output of `pytest -v`."""
     outcomes = re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", text, flags=re.MULTILINE)
     counts = Counter(outcome.lower() for _, outcome in outcomes)
     not_imported = sorted(set(re.findall(r"^ERROR (\S+\.py)(?: - |$)", text, flags=re.MULTILINE)))

@@ -1,4 +1,4 @@
-"""Cost, memory and quality of image samplers, one measurement at a time, in a file that a later run continues."""
+"""Measures cost, memory and quality of image samplers, one at a time, in a file that later runs continue."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ MEASURED = {
     "memory": ("peak_bytes",),
     "quality": ("frechet", "batch_rounds"),
 }
-"""Kind of trial -> what it measures."""
+"""Kind of trial -> the names of its values."""
 BASELINE = "ddpm"
 REMEDY = "Mend the file, or choose another --out."
 
 
 @dataclass(frozen=True)
 class ImageBenchmark:
-    """What to measure."""
+    """The settings of the benchmark."""
 
     model: Path
     """Folder of a class-conditional DDPMPipeline of digits."""
@@ -55,29 +55,29 @@ class ImageBenchmark:
     seeds: int = 10
     """Images, drawn one at a time, over which the cost is averaged."""
     quality: tuple[str, ...] = (BASELINE, "ddim:50", "ddim:100", "paradigms:64:0.1", "asd:frozen:64", "asd:path:64")
-    """Samplers whose images are compared with the data: ddpm, ddim:STEPS, asd:DRAFT:WINDOW or
+    """Samplers to compare with the data: ddpm, ddim:STEPS, asd:DRAFT:WINDOW or
     paradigms:WINDOW:TOLERANCE."""
     images: int = 1000
-    """Images of a Frechet distance. Distances of different numbers of images do not compare."""
+    """Images for a Frechet distance. Distances of different numbers of images do not compare."""
     repeats: int = 3
     """Frechet distances of each sampler, each from other noise."""
     batch_size: int = 20
-    """Images drawn together where quality is measured."""
+    """Images drawn together for a Frechet distance."""
     max_states: int | None = 512
-    """Most states that one call of the network evaluates."""
+    """Most rows in one call of the network."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     threads: int = 1
-    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
 
     def check(self) -> None:
-        """Raise ConfigError on what would fail after hours."""
+        """Raise ConfigError on settings that would fail after hours."""
         for name, least in (("seeds", 0), ("images", 2), ("repeats", 0), ("batch_size", 1), ("threads", 1)):
             whole(name, getattr(self, name), least)
         check_threads(self.threads)
 
     def settings(self) -> dict[str, Any]:
-        """What measurements must share to stand in one table."""
+        """The settings that all measurements in a table must share."""
         weights = [*sorted(self.model.glob("unet/*.safetensors")), self.features]
         return {
             "model_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
@@ -88,7 +88,7 @@ class ImageBenchmark:
         }
 
     def trials(self) -> list[Trial]:
-        """All that is to be measured, in order."""
+        """All trials, in order."""
         samplers = [BASELINE, *(f"asd:{draft}:{window}" for draft in self.drafts for window in self.windows)]
         cost = [Trial("cost", sampler, seed) for seed in range(self.seeds) for sampler in samplers]
         memory = [Trial("memory", sampler, 0) for sampler in samplers]
@@ -101,8 +101,8 @@ class Trial:
 
     Attributes:
         kind: a key of `MEASURED`.
-        sampler: as the command line names it.
-        repeat: the seed of a cost, the number of a distance.
+        sampler: its name on the command line.
+        repeat: the seed of a cost, or the number of a distance.
     """
 
     kind: str
@@ -112,13 +112,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A trial and its values, those of its kind alone: a line of measurements.jsonl.
+    """A trial and the values of its kind: a line of measurements.jsonl.
 
     Attributes:
         rounds: sequential network calls of the image.
         evaluations: states that the network evaluated.
-        seconds: for the image.
-        peak_bytes: memory beyond what was in use before; NaN where the system does not tell.
+        seconds: time of the image.
+        peak_bytes: peak memory, less the memory in use before; NaN if the system does not report it.
         frechet: Frechet distance from the data.
         batch_rounds: mean rounds of a batch.
     """
@@ -146,12 +146,12 @@ class Measurement:
 
     @property
     def values(self) -> dict[str, float]:
-        """What its kind measures."""
+        """The values of its kind."""
         return {name: getattr(self, name) for name in MEASURED[self.kind]}
 
 
 class Samplers:
-    """Samplers by their name on the command line, behind one call.
+    """Samplers by their command-line names, behind one call.
 
     Raises:
         ConfigError: if the model has too few classes, or a sampler cannot be used with it.
@@ -169,12 +169,12 @@ class Samplers:
         for name in {trial.sampler for trial in benchmark.trials()}:
             parsed = self._parse(name)
             if not isinstance(parsed, tuple):
-                self._pipeline.with_sampler(parsed)  # refuses now what would fail after hours
+                self._pipeline.with_sampler(parsed)  # raises now what would fail after hours
 
     def draw(
         self, name: str, labels: Sequence[int], generators: list[Generator], on_round: OnRound | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Images (B, 1, 32, 32) from -1 to 1, and what they cost."""
+        """Images (B, 1, 32, 32) from -1 to 1, and their cost."""
         parsed = self._parse(name)
         if isinstance(parsed, tuple):
             images, calls = self._paradigms(labels, generators, *parsed)
@@ -216,9 +216,9 @@ class Samplers:
 
 
 def measure(samplers: Samplers, benchmark: ImageBenchmark, trial: Trial) -> Measurement:
-    """Carry out a trial."""
+    """Make one measurement."""
     if trial.kind == "memory":
-        with get_context("spawn").Pool(1) as fresh:  # memory that a process used once is not returned
+        with get_context("spawn").Pool(1) as fresh:  # a process does not return all memory that it has used
             values = fresh.apply(measure_memory, (benchmark, trial.sampler))
     elif trial.kind == "cost":
         values = measure_cost(samplers, trial, torch.device(benchmark.device))
@@ -228,7 +228,7 @@ def measure(samplers: Samplers, benchmark: ImageBenchmark, trial: Trial) -> Meas
 
 
 def measure_cost(samplers: Samplers, trial: Trial, device: torch.device) -> dict[str, float]:
-    """One image, alone."""
+    """The cost of one image drawn by itself."""
     started = time.perf_counter()
     _, cost = samplers.draw(trial.sampler, [trial.repeat % CLASSES], [generator(trial.repeat, 0)])
     if device.type == "cuda":
@@ -237,11 +237,11 @@ def measure_cost(samplers: Samplers, trial: Trial, device: torch.device) -> dict
 
 
 class FirstRound(Exception):  # noqa: N818  (no error)
-    """The first round is over: it needs as much memory as any later one."""
+    """The first round is over. It needs as much memory as any later one."""
 
 
 def measure_memory(benchmark: ImageBenchmark, sampler: str) -> dict[str, float]:
-    """Peak memory of one image. Call it in a process of its own."""
+    """Peak memory of one image. Call it in its own process."""
     torch.set_num_threads(benchmark.threads)
     samplers = Samplers(benchmark)
 
@@ -252,17 +252,17 @@ def measure_memory(benchmark: ImageBenchmark, sampler: str) -> dict[str, float]:
         with suppress(FirstRound):
             samplers.draw(name, [0], [generator(0, 0)], stop)
 
-    first_round(BASELINE)  # loads what the network needs whatever the sampler
+    first_round(BASELINE)  # loads what every sampler needs
     with PeakMemory(torch.device(benchmark.device)) as memory:
         first_round(sampler)
     return {"peak_bytes": memory.peak}
 
 
 def measure_quality(samplers: Samplers, trial: Trial, benchmark: ImageBenchmark) -> dict[str, float]:
-    """The Frechet distance of many images, as evenly spread over the digits as can be."""
+    """The Frechet distance of many images, spread over the digits as evenly as possible."""
     metric = load_reference(benchmark.features)
     rounds = []
-    # Each sampler has noise of its own: distances of samplers of the same law differ by chance alone.
+    # Each sampler has its own noise: distances of samplers of the same law differ by chance alone.
     stream = int(hashlib.sha256(trial.sampler.encode()).hexdigest()[:8], 16)
     for first in range(0, benchmark.images, benchmark.batch_size):
         rows = range(first, min(first + benchmark.batch_size, benchmark.images))
@@ -274,19 +274,19 @@ def measure_quality(samplers: Samplers, trial: Trial, benchmark: ImageBenchmark)
 
 
 def generator(*entropy: int) -> Generator:
-    """SeedSequence mixes the numbers: the CPU generator reads 32 bits of its seed alone."""
+    """A generator seeded by all numbers. SeedSequence mixes them, because the CPU generator uses only 32 bits."""
     return Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class MeasurementFile:
-    """measurements.jsonl: the settings in its first line, and a measurement in each of the others.
+    """measurements.jsonl: the settings in the first line, and one measurement in each other line.
 
     Args:
         path: an existing file is continued.
-        settings: of `ImageBenchmark.settings`.
+        settings: from `ImageBenchmark.settings`.
 
     Attributes:
-        measurements: those in the file.
+        measurements: the measurements in the file.
 
     Raises:
         ConfigError: if the file's measurements were made with other settings, or another process writes it.
@@ -319,10 +319,10 @@ class MeasurementFile:
             raise DataError(f"{error} {REMEDY}") from error
 
     def append(self, measurement: Measurement) -> None:
-        """Put the measurement on disk before returning. Raises DataError if that fails."""
+        """Append the measurement and flush it to disk. Raises DataError if that fails."""
         self._file.append({**asdict(measurement.trial), **measurement.values})
         self.measurements.append(measurement)
 
     def close(self) -> None:
-        """Let others write the file."""
+        """Close the file and unlock it."""
         self._file.close()

@@ -15,11 +15,11 @@ from rich.table import Table
 from asd_policy.benchmarks.images import BASELINE, MEASURED, Measurement
 
 Row = dict[str, Any]
-"""Kind, sampler, count, and the means of what the kind measures."""
+"""Kind, sampler, number of measurements, and the means of the kind's values."""
 
 
 def summarize(measurements: Sequence[Measurement]) -> list[Row]:
-    """A row for each kind and sampler: means, and the standard deviation of the Frechet distance over repeats."""
+    """One row for each kind and sampler: means, and the standard deviation of the Frechet distance over repeats."""
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for measurement in measurements:
         groups[measurement.kind, measurement.sampler].append(measurement.values)
@@ -51,10 +51,10 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
 
 
 def plot(rows: Sequence[Row], num_steps: int, path: Path) -> None:
-    """Write a plot of the speed-up over the plain DDPM against the window, in rounds and in time: the paper's figure 2.
+    """Plot the speed-up over the plain DDPM against the window, in rounds and in time: the paper's figure 2.
 
     Args:
-        num_steps: of the DDPM, where the window "all" is drawn.
+        num_steps: K of the DDPM, where the window "all" is plotted.
     """
     cost: Mapping[str, Row] = {row["sampler"]: row for row in rows if row["kind"] == "cost"}
     drafts: dict[str, list[tuple[int, Row]]] = defaultdict(list)

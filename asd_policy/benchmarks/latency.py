@@ -19,17 +19,17 @@ from asd_policy.core.speculative import begin
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 
-CLOCKED = 10  # chunks in which the network is timed
-GROWTH_DRAFTS = ("frozen", "path")  # whose rounds are counted against the number of steps
-GROWTH_STEPS = 2000  # denoising steps that they are counted over, about
+CLOCKED = 10  # chunks in which network calls are timed
+GROWTH_DRAFTS = ("frozen", "path")  # drafts whose rounds are counted against the number of steps
+GROWTH_STEPS = 2000  # about as many denoising steps, over all conditions, for each count
 
 Draw = Callable[[Tensor, torch.Generator], SampleStats | None]
-"""(cond (1, ...), generator) -> the chunk's statistics; None from a sampler that keeps none."""
+"""(cond (1, ...), generator) -> the chunk's statistics; None from a sampler without statistics."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One sampler, timed on all observations."""
+    """The timing of one sampler over all observations."""
 
     sampler: str
     median_ms: float
@@ -37,13 +37,13 @@ class Timing:
     rounds: float  # mean
     evaluations: float  # mean
     acceptance: list[float]  # (K,)
-    network_share: float = float("nan")  # of the time; NaN where it cannot be measured, as in a CUDA graph
-    operations: float = float("nan")  # of torch in a round, on a GPU kernels; NaN for compiled code on a CPU
-    network_operations: float = float("nan")  # the network's part of these
+    network_share: float = float("nan")  # share of the time; NaN if it cannot be measured, as in a CUDA graph
+    operations: float = float("nan")  # torch's operations in a round, on a GPU kernels; NaN for compiled code on a CPU
+    network_operations: float = float("nan")  # the network's part of the operations
 
 
 def loop_draw(loop: DiffusersLoop) -> Draw:
-    """diffusers' loop, which keeps no statistics."""
+    """diffusers' loop, which has no statistics."""
 
     def draw(cond: Tensor, generator: torch.Generator) -> None:
         loop.run(cond, generator)
@@ -59,12 +59,12 @@ def sampler_draw(policy: DiffusionPolicy) -> Draw:
 def time_in_turn(draws: Mapping[str, Draw], conds: Sequence[Tensor], done: Callable[[], object]) -> list[Timing]:
     """Time every sampler on every condition.
 
-    All samplers run on one condition before the next, so that a machine that slows down affects them all.
+    All samplers run on one condition before the next, so that a machine that slows down slows all of them alike.
 
     Args:
-        draws: by the sampler's label.
-        conds: each (1, ...).
-        done: called after each draw, and after each sampler's first one, which is not timed.
+        draws: label -> sampler.
+        conds: conditions, each (1, ...).
+        done: called after each draw, and after each sampler's first draw, which is not timed.
     """
     for draw in draws.values():
         draw(conds[0], torch.Generator().manual_seed(0))  # compiles
@@ -114,7 +114,7 @@ def with_round_cost(timing: Timing, sampler: Sampler, draw: Draw, conds: Sequenc
 
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
-    """Bytes of a sampler's tensors for conditions `cond` (B, ...): the noise tape, the state, the draft's memory."""
+    """Bytes of a sampler's tensors for conditions `cond` (B, ...): the noise tape, the state and the draft's memory."""
     chain = sampler.chain(len(cond), cond, None)
     leaves = pytree.tree_leaves((chain, begin(chain, sampler.draft)))
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
@@ -123,8 +123,8 @@ def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
 def rounds_at(policy: DiffusionPolicy, num_steps: int, draft: str, conds: Tensor) -> float:
     """Mean rounds of a chain of `num_steps` steps, with a window of all of them.
 
-    The network was trained on T timesteps. It gets timestep t of `num_steps` as (t + 1) T / num_steps - 1, where the
-    noise is equally strong.
+    The network was trained on T timesteps. For timestep t of `num_steps` it gets (t + 1) T / num_steps - 1, which has
+    the same noise level.
 
     Args:
         conds: (N, ...).
@@ -147,11 +147,11 @@ def rounds_at(policy: DiffusionPolicy, num_steps: int, draft: str, conds: Tensor
 def rounds_against_steps(
     policy: DiffusionPolicy, steps: Sequence[int], conds: Sequence[Tensor], done: Callable[[], object]
 ) -> dict[str, dict[int, float]]:
-    """Mean rounds by draft and number of denoising steps; chains of many steps get fewer of the conditions.
+    """Mean rounds by draft and number of denoising steps. Chains of many steps use fewer of the conditions.
 
     Args:
         conds: each (1, ...).
-        done: called after each of them.
+        done: called after each number of steps of each draft.
     """
     growth: dict[str, dict[int, float]] = {draft: {} for draft in GROWTH_DRAFTS}
     for draft, rounds in growth.items():

@@ -1,4 +1,4 @@
-"""Latencies as a table and as a plot."""
+"""Latencies as a table and a plot."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PLOTTED_WINDOW = ":24"
 
 
 def table(timings: Sequence[Timing]) -> Table:
-    """A row for each sampler; one of them is `BASELINE`."""
+    """One row for each sampler. One of the samplers must be `BASELINE`."""
     base = next(t for t in timings if t.sampler == BASELINE)
     caption = (
-        f"ms, p95: median and 95th percentile of a chunk, started cold. faster: than the {BASELINE}. states: that the "
-        "network evaluates. ops: torch's operations in a round, on a GPU its kernels. outside: operations outside the "
-        "network. network: its share of the time."
+        f"ms, p95: median and 95th percentile of a chunk, without a warm start. faster: than the {BASELINE}. states: "
+        "evaluated by the network. ops: torch's operations in a round, on a GPU kernels. outside: operations outside "
+        "the network. network: its share of the time."
     )
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     result.add_column("sampler", no_wrap=True)
@@ -41,7 +41,7 @@ def table(timings: Sequence[Timing]) -> Table:
 
 
 def plot(timings: Sequence[Timing], growth: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Write a plot of latency against window, acceptance against step, and rounds against the number of steps.
+    """Plot latency against window, acceptance against step, and rounds against the number of steps.
 
     Args:
         growth: rounds by draft and number of denoising steps.
@@ -64,7 +64,7 @@ def plot(timings: Sequence[Timing], growth: Mapping[str, Mapping[int, float]], p
 
 
 def _plot_latencies(timings: Sequence[Timing], axes: Axes) -> None:
-    """A line for each draft and capture over its windows, and a level for each sampler without a fixed window."""
+    """A line over the windows for each draft and capture, and a level line for each sampler without a fixed window."""
     lines: dict[str, dict[int, float]] = {}
     for t in timings:
         name, *options = t.sampler.split(":")

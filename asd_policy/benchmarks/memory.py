@@ -11,12 +11,12 @@ PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """Measures the peak of memory in its block, less the memory in use at its start.
+    """Measures the peak of memory in its block, less the memory in use at the block's start.
 
     On a CUDA device it measures torch's allocations, on a CPU the process's resident memory.
 
     Attributes:
-        peak: in bytes, after the block; NaN where the system does not tell, as outside Linux.
+        peak: bytes, set after the block; NaN if the system does not report it, as outside Linux.
     """
 
     peak: float
@@ -30,7 +30,7 @@ class PeakMemory:
         elif PROCESS.exists():
             try:
                 (PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
-            except OSError:  # containers may forbid it, and an old mark is not this block's
+            except OSError:  # containers may forbid it; an earlier mark is no measurement
                 self._before = float("nan")
                 return self
         self._before = self._read("VmRSS")

@@ -16,11 +16,11 @@ from asd_policy.policies.observations import Observation
 
 @dataclass(frozen=True)
 class Histories:
-    """What a policy observed where it sampled chunks.
+    """A policy's observations at its chunks.
 
     Attributes:
         observations: for each chunk the last `n_obs_steps` observations, oldest first; fewer at an episode's start.
-        warm_rounds: mean rounds of the chunks that started from the predictions of the one before; NaN without any.
+        warm_rounds: mean rounds of the chunks with a warm start from the previous chunk; NaN without any.
     """
 
     observations: list[list[Observation]]
@@ -38,9 +38,9 @@ def record_histories(
     """Run episodes until the policy has sampled `count` chunks.
 
     Args:
-        env: the policy's, reports `info["success"]`.
-        seed: of the first episode; each further one adds 1.
-        recorded: called after each of these chunks.
+        env: the policy's environment, which reports `info["success"]`.
+        seed: seed of the first episode; each next one adds 1.
+        recorded: called after each of the `count` chunks.
 
     Raises:
         ConfigError: if `count` is below 1.
@@ -52,7 +52,7 @@ def record_histories(
     while len(histories) < count:
         for turn, (history, rounds) in enumerate(_episode(policy, env, seed)):
             warm += [rounds] if turn else []
-            if len(histories) < count:  # the episode is finished for the mean of the rounds
+            if len(histories) < count:  # the last episode is finished for the mean of the rounds
                 histories.append(history)
                 recorded()
         seed += 1
@@ -62,7 +62,7 @@ def record_histories(
 def _episode(
     policy: DiffusionPolicy, env: gymnasium.Env[Any, Any], seed: int
 ) -> Iterator[tuple[list[Observation], int]]:
-    """Run an episode; yield the observations that each chunk was sampled from, and its rounds."""
+    """Run an episode, and yield each chunk's observations and rounds."""
     policy.reset(seed=seed)
     obs, _ = env.reset(seed=seed)
     history, chunk, over = deque([obs], maxlen=policy.config.n_obs_steps), policy.stats, False

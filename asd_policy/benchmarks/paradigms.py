@@ -1,8 +1,8 @@
-"""ParaDiGMS, a parallel sampler to compare with (Shih et al. 2023, Algorithm 1, https://arxiv.org/abs/2305.16317).
+"""ParaDiGMS, a parallel sampler as a baseline (Shih et al. 2023, Algorithm 1, https://arxiv.org/abs/2305.16317).
 
-A Picard iteration over a sliding window: every state of the window is denoised at once, and the window moves past the
-states that have settled. It is approximate: how far from the DDPM's law, its tolerance decides. The arithmetic of a
-step is diffusers' DDPMParallelScheduler; the loop around it does what diffusers' StableDiffusionParadigmsPipeline did.
+A Picard iteration over a sliding window: all states of the window are denoised at once, and the window moves past the
+states that have converged. It is approximate; the tolerance sets how far it is from the DDPM's law. The arithmetic of a
+step is diffusers' DDPMParallelScheduler. The loop does the same as diffusers' former StableDiffusionParadigmsPipeline.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def sample_paradigms(
     tolerance: float = 0.1,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, int]:
-    """Draw samples. The window moves as fast as the slowest of them.
+    """Draw samples. The window moves with the slowest of them.
 
     Args:
         net: (x (N, *E), t (N,) int64) -> prediction (N, *E); of B samples' windows, N = W * B with B running fastest.
         scheduler: with its timesteps set.
-        generator: as for the core's samplers; the noise is the same too.
-        window: states that are denoised at once.
-        tolerance: the change below which a state has settled, as a multiple of the noise that is added to it.
+        generator: as for the core's samplers, with the same noise.
+        window: number of states denoised at once.
+        tolerance: the change below which a state has converged, as a multiple of the noise added to it.
 
     Returns:
-        x (B, *E), and the rounds: sequential calls of the network.
+        x (B, *E), and the rounds: sequential network calls.
     """
     timesteps = scheduler.timesteps.to(device)
     num_steps, event = len(timesteps), tuple(event_shape)
@@ -45,7 +45,7 @@ def sample_paradigms(
     variance = torch.stack([scheduler._get_variance(t) for t in scheduler.timesteps]).to(device)
     variance[-1] = 0  # the last step returns its mean, as DDPMScheduler.step does
     noise = variance.sqrt().view(-1, 1, *(1,) * len(event)) * tape.xi.transpose(0, 1)  # (K, B, *E)
-    following = torch.cat([variance[1:], variance.new_zeros(1)])  # of the noise that is added to each new state
+    following = torch.cat([variance[1:], variance.new_zeros(1)])  # variance of the noise added to each new state
     allowed = tolerance**2 * following * tape.start[0].numel()  # (K,) squared distances
     states = tape.start.unsqueeze(0).repeat(num_steps + 1, *(1,) * tape.start.ndim)  # (K + 1, B, *E)
     begin = rounds = 0
@@ -57,7 +57,7 @@ def sample_paradigms(
         moved = states[begin] + (mean - x + noise[begin:end]).cumsum(dim=0)
         error = (moved - states[begin + 1 : end + 1]).flatten(2).square().sum(dim=-1).amax(dim=1)  # (W,)
         states[begin + 1 : end + 1] = moved
-        # A state is final when all before it have settled; the first one always is, as its start was final.
+        # A state is final when all states before it have converged. The first always is: its start was final.
         unsettled = (error > allowed[begin:end]).nonzero()
         settled = int(unsettled[0]) if len(unsettled) else end - begin
         begin = min(begin + settled + 1, end)

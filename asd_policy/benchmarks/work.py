@@ -26,7 +26,7 @@ from asd_policy.core.speculative import Parts
 CHUNK, NETWORK = "asd: chunk", "asd: network"  # ranges of a trace
 
 chunk_range = partial(record_function, CHUNK)
-"""The range of a `profiled` function that is counted."""
+"""The counted range of a `profiled` function."""
 
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -40,7 +40,7 @@ WITHOUT_WORK = re.compile(
     "as_strided|detach|unbind|split|chunk|flatten|unflatten|reshape|empty|empty_like|empty_strided|item|"
     "_local_scalar_dense|lift_fresh)"
 )
-"""Operations that compute nothing: views, memory, numbers read."""
+"""Operations that compute nothing: views, memory, reading numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Work:
     """The work of a chunk.
 
     Attributes:
-        kernels: on a GPU kernels, copies and fills; on a CPU torch's outermost operations, without views. Compiled code
-            on a CPU does not appear in the profile.
-        network: those of `kernels` that the network's calls launched; 0 inside a CUDA graph, which has no marks.
-        captured: those of `kernels` that CUDA graphs launched.
-        waits: synchronising calls of the host.
-        milliseconds: the sum of the kernels' times.
-        network_milliseconds: the same of the network's kernels.
+        kernels: on a GPU kernels, copies and fills; on a CPU torch's outermost operations, without views. The profiler
+            does not see compiled code on a CPU.
+        network: the kernels launched by network calls; 0 inside a CUDA graph, which has no marks.
+        captured: the kernels launched by CUDA graphs.
+        waits: calls in which the host synchronises with the device.
+        milliseconds: total time of the kernels.
+        network_milliseconds: total time of the network's kernels.
     """
 
     kernels: int
@@ -66,11 +66,11 @@ class Work:
 
 
 def profiled(run: Callable[[], Any], device: torch.device) -> Work:
-    """The work in the `chunk_range` of a function, by running it under the profiler."""
+    """The work in the `chunk_range` of a function, from a run under the profiler."""
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     if gpu:
-        os.environ.setdefault("TEARDOWN_CUPTI", "0")  # with graphs about, CUPTI does not survive a second start
+        os.environ.setdefault("TEARDOWN_CUPTI", "0")  # with CUDA graphs, CUPTI does not survive a second start
         torch.cuda.synchronize(device)
     with profile(activities=activities) as profiler:
         run()
@@ -87,7 +87,7 @@ Event = dict[str, Any]
 
 
 def work_on_gpu(events: Sequence[Event]) -> Work:
-    """The work in a trace. A kernel and the call that launched it have the same correlation."""
+    """The work in a trace. A kernel and its launching call have the same correlation."""
     in_chunk, in_network = _within(events, CHUNK), _within(events, NETWORK)
     calls = [event for event in events if event.get("cat") in LAUNCHES and in_chunk(event)]
     by_correlation = {event["args"]["correlation"]: event for event in calls if "correlation" in event.get("args", {})}
@@ -128,16 +128,16 @@ def _within(events: Sequence[Event], name: str) -> Callable[[Event], bool]:
 
 @dataclass
 class NetworkClock:
-    """The host's time in a network's calls."""
+    """The host's time in network calls."""
 
     seconds: float = 0.0
 
 
 @contextmanager
 def network_marked(sampler: Sampler) -> Iterator[NetworkClock]:
-    """Within the block, calls of a sampler's network are timed, and are ranges of a trace.
+    """A context in which calls of a sampler's network are timed, and marked as ranges of a trace.
 
-    This holds for Python loops; the host does not see the calls inside a CUDA graph.
+    This works for Python loops; the host does not see the calls inside a CUDA graph.
     """
     clock = NetworkClock()
 
@@ -176,13 +176,13 @@ def network_marked(sampler: Sampler) -> Iterator[NetworkClock]:
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What a round of a sampler costs: one turn of its loop, with every call of the network in it.
+    """The cost of a round of a sampler: one turn of its loop, with all its network calls.
 
     Attributes:
-        work: of a whole chunk.
-        kernels: of a round, as `Work` counts them; NaN for compiled code on a CPU.
-        network: of these, the network's; NaN for graphs and for compiled code on a CPU.
-        network_share: of a chunk: on a CPU of its time, on a GPU of the time in which it is busy; NaN for graphs.
+        work: the work of a whole chunk.
+        kernels: kernels of a round, as in `Work`; NaN for compiled code on a CPU.
+        network: the network's part of the kernels; NaN for graphs and for compiled code on a CPU.
+        network_share: share of a chunk's time on a CPU, or of its busy time on a GPU; NaN for graphs.
     """
 
     work: Work
@@ -197,13 +197,13 @@ def round_cost(
     """Profile one chunk, and on a CPU clock the network in `clocked` more.
 
     Args:
-        sampler: what draws the chunks.
-        run: draws one within `chunk_range`; returns the seconds that it took and its sequential network calls.
+        sampler: draws the chunks.
+        run: draws one chunk within `chunk_range`; returns its seconds and its sequential network calls.
     """
     found: list[tuple[float, int]] = []
     with network_marked(sampler) as clock:
         work = profiled(lambda: found.append(run()), device)
-        clock.seconds = 0.0  # the profiler slows whatever has many operations
+        clock.seconds = 0.0  # the profiler slows code with many operations
         seconds = sum(run()[0] for _ in range(clocked)) if device.type == "cpu" else math.nan
     [(_, calls)] = found
     rounds = calls / (sampler.draft.calls if isinstance(sampler, AsdSampler) else 1)
