@@ -1,4 +1,4 @@
-"""robosuite's tasks as gymnasium environments: `gym.make("envs:asd/Square-v0")` imports this package and finds them."""
+"""robosuite tasks as gymnasium environments, registered by importing it: `gym.make("envs:asd/Square-v0")`."""
 
 import gymnasium
 
@@ -8,10 +8,10 @@ __all__ = ["register"]
 
 
 def register(task: TaskSpec) -> None:
-    """Add a task: to `envs.tasks.TASKS` by its name, and to gymnasium by its id for each kind of actions.
+    """Register a task: in `envs.tasks.TASKS` by its name, and with gymnasium by its id for each kind of actions.
 
     Raises:
-        gymnasium.error.Error: if another task has its name, or another environment one of its ids.
+        gymnasium.error.Error: if the task's name or one of its environment ids is taken.
     """
     ids = {task.variant(actions): actions for actions in ACTIONS}
     registered = gymnasium.registry

@@ -1,9 +1,9 @@
-"""Run a task's expert in its environment.
+"""Runs a task's expert in its environment.
 
     for action in make_expert(env, np.random.default_rng(0)):
         env.step(action)
 
-Step the environment between two actions of the expert: each one answers the state that the last step has led to.
+Step the environment between two actions of the expert, because each action depends on the present state.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ Env = gymnasium.Env[Obs, Action]
 
 
 def make_expert(env: Env, rng: np.random.Generator) -> Iterator[Action]:
-    """The expert of the environment's task, for one episode; call it after `reset`.
+    """The expert of the environment's task, for one episode. Call it after `reset`.
 
     Args:
         env: one of this package's environments, wrapped or not.
-        rng: source of the episode's variation in speed, waypoints and grasp.
+        rng: draws the episode's variation in speed, waypoints and grasp.
 
     Raises:
         gymnasium.error.Error: if the task has no expert.
@@ -37,15 +37,15 @@ def make_expert(env: Env, rng: np.random.Generator) -> Iterator[Action]:
 
 
 def make_misses(env: Env, rate: float, rng: np.random.Generator) -> Iterator[Action | None]:
-    """For each step of the episode, the action that leads the expert past its goal, or None to leave the expert's own.
+    """At each step of the episode, an action that leads the expert past its goal, or None to use the expert's own.
 
     Args:
         env: as for `make_expert`, and stepped as its expert is.
         rate: `envs.tasks.Exploration.misses`.
-        rng: decides when and where the expert misses.
+        rng: draws when and where the expert misses.
 
     Raises:
-        ValueError: if `rate` is not zero and the task has no place to miss.
+        ValueError: if `rate` is not zero and the task has no misses.
     """
     base = _base(env)
     if rate == 0.0:

@@ -1,7 +1,7 @@
-"""MuJoCo and robosuite, with OpenGL loaded when something is first rendered: simulation runs without it.
+"""MuJoCo and robosuite without OpenGL until the first rendering, so that simulation runs without it.
 
-Both packages load graphics libraries as they are imported, and fail on machines that have none. So they are imported
-here with graphics turned off, and `mujoco.gl_context.GLContext` becomes a function that loads a library when called.
+On import, both packages load graphics libraries, and fail on machines without them. So this module imports them with
+graphics turned off, and replaces `mujoco.gl_context.GLContext` by a function that loads a library when called.
 Import them from here: `from envs.graphics import mujoco, robosuite`.
 """
 
@@ -26,7 +26,7 @@ import gymnasium
 
 T = TypeVar("T")
 
-OFF = ("disable", "disabled", "off", "false", "0")  # MuJoCo's words for MUJOCO_GL, as are those below
+OFF = ("disable", "disabled", "off", "false", "0")  # MuJoCo's values of MUJOCO_GL, like those below
 DEFAULT = ("", "enable", "enabled", "on", "true", "1")
 LIBRARIES = {"egl": "egl", "osmesa": "osmesa", "glfw": "glfw", "glx": "glfw"}
 """MUJOCO_GL -> MuJoCo's module for it, on Linux."""
@@ -35,15 +35,15 @@ PACKAGES = "`apt-get install libegl1 libgl1 libgl1-mesa-dri` (EGL), or `apt-get 
 
 
 class RenderingError(gymnasium.error.DependencyNotInstalled, RuntimeError):
-    """This process cannot render. Simulation without images is not affected. (MuJoCo raises RuntimeError.)"""
+    """This process cannot render. Simulation without images is not affected. MuJoCo raises RuntimeError here."""
 
 
 @contextmanager
 def _without_graphics() -> Iterator[None]:
-    """Import what loads graphics libraries without them, and leave the environment as it was.
+    """A context in which imports load no graphics libraries. It restores MUJOCO_GL.
 
-    robosuite's viewers, which nothing here uses, import OpenCV and GLFW. Both need libraries of a desktop: where those
-    are missing, an empty module takes their place meanwhile.
+    robosuite's viewers, which this package does not use, import OpenCV and GLFW. Both need a desktop's libraries. If
+    those are missing, an empty module replaces them in the context.
     """
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disable"
@@ -67,11 +67,11 @@ def _can_import(name: str) -> bool:
     return True
 
 
-# robosuite advises on optional extras at each import; its errors still come through.
+# robosuite advises on optional extras at each import. Its errors are still shown.
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 with _without_graphics():
-    import mujoco as mujoco  # under this name others import it from here
+    import mujoco as mujoco  # other modules import it from here by this name
     import mujoco.gl_context
     import robosuite as robosuite
 
@@ -80,19 +80,19 @@ with _without_graphics():
 def check() -> None:
     """Raise RenderingError if no graphics library can be loaded here.
 
-    No context is created, so that a process may still be forked afterwards.
+    It creates no context, so the process may still be forked.
     """
     _first(_load)
 
 
 def prepare() -> None:
-    """As `check`, and create a first context, so that whatever is wrong with the library shows now."""
+    """As `check`, and create a first context, which reveals any fault of the library."""
     if not _parent_has_rendered:
         _context_class()
 
 
 def gl_context(width: int, height: int) -> Any:
-    """A new context of the first library that works: MuJoCo's `GLContext`."""
+    """A new context of the first working library: MuJoCo's `GLContext`."""
     _check_fork()
     return _context_class()(width, height)
 
@@ -101,20 +101,20 @@ mujoco.gl_context.GLContext = mujoco.GLContext = gl_context
 
 
 class Renderer(mujoco.Renderer):  # type: ignore[misc,unused-ignore]
-    """MuJoCo's renderer, safe beside others in one process.
+    """MuJoCo's renderer, made safe for several renderers in one process.
 
     Raises:
         RenderingError: if no context can be created.
     """
 
     def __init__(self, model: Any, height: int, width: int):
-        self._gl_context = self._mjr_context = None  # for `close`, if what follows fails
+        self._gl_context = self._mjr_context = None  # for `close`, if the constructor fails
         self._thread = threading.get_ident()
         try:
             super().__init__(model, height, width)
         except RenderingError:
             raise
-        except Exception as error:  # MuJoCo's FatalError, or whatever PyOpenGL raises
+        except Exception as error:  # MuJoCo's FatalError, or any exception of PyOpenGL
             raise RenderingError(
                 f"{_context_class().__module__} cannot render here ({type(error).__name__}: {error}). Set MUJOCO_GL to "
                 f"another of {', '.join(LIBRARIES)} and start again. On Debian: {PACKAGES}."
@@ -123,10 +123,10 @@ class Renderer(mujoco.Renderer):  # type: ignore[misc,unused-ignore]
         _close_renderers_at_exit()
 
     def picture(self, data: Any, camera: str, option: Any) -> Any:
-        """What a camera sees, (H, W, 3) uint8.
+        """Render a camera's image, (H, W, 3) uint8.
 
         Raises:
-            RenderingError: in another thread or process than the one that made the renderer.
+            RenderingError: in another thread or process than the renderer's own.
         """
         _check_fork()
         if self._thread != threading.get_ident():
@@ -142,14 +142,14 @@ class Renderer(mujoco.Renderer):  # type: ignore[misc,unused-ignore]
             self.abandon()
             return
         if self._gl_context:
-            # MuJoCo deletes GL objects by number in whatever context is current: let it not be another renderer's.
+            # MuJoCo deletes GL objects by number in the current context, which must not be another renderer's.
             self._gl_context.make_current()
         super().close()
 
     def abandon(self) -> None:
-        """Let go of what only another thread or process may free: it is kept until the process ends."""
+        """Keep the resources until the process ends, because only another thread or process may free them."""
         for resource in (self._gl_context, self._mjr_context):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))  # or its destructor would call OpenGL
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))  # otherwise its destructor would call OpenGL
         self._gl_context = self._mjr_context = None
 
 
@@ -158,8 +158,8 @@ _renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 @cache
 def _close_renderers_at_exit() -> None:
-    # MuJoCo shuts EGL down at exit, after which a renderer that was never closed fails noisily. Exit handlers run
-    # last in, first out, and MuJoCo registers its own with the first renderer: call this after that.
+    # MuJoCo shuts EGL down at exit. A renderer that was not closed before then fails noisily. Exit handlers run
+    # last in, first out, and MuJoCo registers its own with the first renderer, so call this after that.
     def close() -> None:
         for renderer in list(_renderers):
             renderer.close()
@@ -173,12 +173,12 @@ def _context_class() -> Callable[[int, int], Any]:
 
 
 def _first(attempt: Callable[[str], T]) -> T:
-    """What the attempt returns for the first library that it succeeds with."""
+    """The result of `attempt` for the first library for which it succeeds."""
     failures = []
     for name in _candidates():
         try:
             return attempt(name)
-        except Exception as error:  # PyOpenGL raises whatever comes: AttributeError, OSError, GLError, ...
+        except Exception as error:  # PyOpenGL raises many types: AttributeError, OSError, GLError, ...
             failures.append(f"{name}: {type(error).__name__}: {error}")
             _unload()
     raise RenderingError(
@@ -188,10 +188,10 @@ def _first(attempt: Callable[[str], T]) -> T:
 
 
 def _candidates() -> tuple[str, ...]:
-    """MuJoCo's modules for OpenGL to try, those that MUJOCO_GL asks for.
+    """MuJoCo's OpenGL modules to try, as MUJOCO_GL says.
 
     Raises:
-        RenderingError: if it asks for none, or for one that does not exist.
+        RenderingError: if MUJOCO_GL turns rendering off or names an unknown library.
     """
     asked = _asked()
     if asked in OFF:
@@ -204,7 +204,7 @@ def _candidates() -> tuple[str, ...]:
         return (LIBRARIES[asked],)
     if asked not in DEFAULT:
         raise RenderingError(
-            f"MUJOCO_GL is {asked!r}; expected {', '.join(LIBRARIES)} or disable; unset, what works is found."
+            f"MUJOCO_GL is {asked!r}; expected {', '.join(LIBRARIES)} or disable; if unset, a working one is searched."
         )
     return ("glfw", "egl", "osmesa") if os.environ.get("DISPLAY") else ("egl", "osmesa")
 
@@ -225,7 +225,7 @@ def _load(name: str) -> Callable[[int, int], Any]:
 
 
 def _tried(name: str) -> Callable[[int, int], Any]:
-    """The library's class of contexts, once one was created."""
+    """The library's context class, after a context was created successfully."""
     global _has_rendered
     _has_rendered = True
     context_class = _load(name)
@@ -238,7 +238,7 @@ def _tried(name: str) -> Callable[[int, int], Any]:
 
 
 def _unload() -> None:
-    """Forget a library that does not work: PyOpenGL loads one, and holds on to it for good."""
+    """Forget a library that does not work, because PyOpenGL loads only one and keeps it."""
     for module in _loaded:
         sys.modules.pop(module, None)
     _loaded.clear()
@@ -249,8 +249,8 @@ def _unload() -> None:
 
 
 PYOPENGL_PLATFORM = os.environ.get("PYOPENGL_PLATFORM")
-_loaded: set[str] = set()  # modules that loading a library has brought
-_has_rendered = False  # this process, or one that it was forked from
+_loaded: set[str] = set()  # modules imported by loading a library
+_has_rendered = False  # whether this process, or one that it was forked from, has rendered
 _parent_has_rendered = False
 
 
@@ -264,7 +264,7 @@ def _check_fork() -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child: let go of the parent's OpenGL. Any call of it may wait for threads that the child lacks."""
+    """In a forked child, drop the parent's OpenGL. Any OpenGL call may wait for threads that the child lacks."""
     global _parent_has_rendered
     loaded = [sys.modules[name] for name in EGL_MODULES if name in sys.modules]
     displays = [module for module in loaded if getattr(module, "EGL_DISPLAY", None)]

@@ -1,8 +1,7 @@
 """Motion library of the scripted experts: live poses, a servo through OSC_POSE deltas, and phases.
 
-A phase is a generator of actions: each `next()` looks at the simulation as it is now and yields the action for
-the next control step; the phase ends, yielding nothing more, when its goal is reached. An expert strings phases
-together with `yield from`.
+A phase is a generator of actions. Each `next()` reads the present state of the simulation and yields the action for
+the next control step. The phase ends when its goal is reached. An expert chains phases with `yield from`.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ RADIANS_PER_UNIT = 0.5
 MAX_SHIFT = 0.02  # metres
 OPEN, CLOSE = -1.0, 1.0
 DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-"""The vertical gripper at yaw 0: fingers open along world y, approach direction along -z."""
+"""The vertical gripper at yaw 0: the fingers open along world y, the approach direction is -z."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Pose:
 
 
 LivePose = Callable[[], Pose]
-"""A pose that is looked up, or computed, anew at each call."""
+"""A pose that is computed anew at each call."""
 
 
 class Arm:
@@ -47,7 +46,7 @@ class Arm:
 
     Args:
         sim: robosuite's environment, after its reset.
-        index: which of its single-arm robots.
+        index: index of the arm among robosuite's single-arm robots.
     """
 
     def __init__(self, sim: Any, index: int = 0):
@@ -57,7 +56,7 @@ class Arm:
         self._world_to_base = Rotation.from_matrix(robot.part_controllers["right"].origin_ori).inv()
 
     def pose(self) -> Pose:
-        """Pose of the grip site: x along the fingers' opening, z along the approach."""
+        """Pose of the grip site: x along the opening of the fingers, z along the approach."""
         rotation = self._data.site_xmat[self._site].reshape(3, 3)
         return Pose(self._data.site_xpos[self._site].copy(), Rotation.from_matrix(rotation))
 
@@ -97,15 +96,15 @@ class Arm:
         close_steps: int,
         settle_steps: int = 1,
     ) -> Iterator[Action]:
-        """Come to `hover` metres before the goal, go on to it along the approach direction, and close the fingers.
+        """Move to `hover` metres before the goal, then to the goal along the approach direction, and close the fingers.
 
         Args:
-            goal: the grasp.
-            hover: where to stop first, in metres back along the goal's approach.
+            goal: the pose of the grasp.
+            hover: distance of the first stop, in metres back along the goal's approach.
             tolerance: metres and radians within which the grasp is reached.
-            speeds: fractions of full speed, to the hover and from there.
-            close_steps: control steps to close.
-            settle_steps: control steps in a row that the hand must be there before it closes, to be at rest.
+            speeds: fractions of full speed, to the hover pose and from there.
+            close_steps: control steps to close the fingers.
+            settle_steps: consecutive control steps that the hand must be within tolerance before it closes.
         """
         back = backed_off(goal, hover)
         fast, slow = speeds
@@ -115,11 +114,11 @@ class Arm:
         yield from self.wait(never, grip=CLOSE, max_steps=close_steps)
 
     def wait(self, until: Condition, *, grip: float, max_steps: int) -> Iterator[Action]:
-        """Keep the present pose, against whatever pulls at the arm, until the condition holds."""
+        """Hold the present pose against external forces until the condition holds."""
         return self.move(fixed(self.pose()), until, speed=0.5, grip=grip, max_steps=max_steps)
 
     def hold(self, steps: int, grip: float) -> Iterator[Action]:
-        """Ask for no motion, only open or close the gripper; the arm may drift, where `wait` returns it to its pose."""
+        """Command no motion, only open or close the gripper. Unlike with `wait`, the arm may drift."""
         for _ in range(steps):
             yield np.array([0.0] * 6 + [grip])
 
@@ -135,7 +134,7 @@ def body_pose(sim: Any, body: str) -> LivePose:
 
 
 def carrying(hand: LivePose, carried: LivePose, goal: LivePose) -> LivePose:
-    """The hand pose that brings the carried object to `goal`, from where the object now sits in the hand."""
+    """The hand pose that brings the carried object to `goal`, given the object's present pose in the hand."""
 
     def hand_goal() -> Pose:
         target, held, pose = goal(), carried(), hand()
@@ -156,9 +155,9 @@ def backed_off(goal: LivePose, metres: float) -> LivePose:
 
 
 def without_offset(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
-    """The goal, shifted by `gain` times the errors of `pose` so far (at most 2 cm): pulls out the servo's offset.
+    """The goal, shifted by `gain` times the summed errors of `pose`, at most 2 cm: integral control.
 
-    It adds up one error per look: look at it once per control step.
+    Each call adds one error, so call it once per control step.
     """
     total = np.zeros(3)
 
@@ -172,7 +171,7 @@ def without_offset(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
 
 
 def eagerly(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
-    """The goal, shifted and turned on by `gain` times what `pose` still lacks to it: a stiffer servo."""
+    """The goal, moved further by `gain` times the remaining error of `pose`: a stiffer servo."""
 
     def beyond() -> Pose:
         now, target = pose(), goal()
@@ -183,7 +182,7 @@ def eagerly(pose: LivePose, goal: LivePose, gain: float) -> LivePose:
 
 
 def descending(pose: LivePose, goal: LivePose, step: float) -> LivePose:
-    """The goal, but at most `step` metres below `pose`: or the descent would take all of a limited action."""
+    """The goal, but at most `step` metres below `pose`, so that the descent does not use up a limited action."""
 
     def below() -> Pose:
         target = goal()
@@ -216,7 +215,7 @@ def near(pose: LivePose, goal: LivePose, metres: float, radians: float) -> Condi
 
 
 def steadily(condition: Condition, steps: int) -> Condition:
-    """Whether the condition has held at the last `steps` looks."""
+    """Whether the condition has held at the last `steps` calls."""
     held = 0
 
     def steady() -> bool:
@@ -233,7 +232,7 @@ def either(first: Condition, second: Condition) -> Condition:
 
 
 def never() -> bool:
-    """The condition of a phase that ends by its number of steps."""
+    """The condition of a phase that ends after its number of steps."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""Delta actions as the target poses that they stand for."""
+"""Converts delta actions to target poses."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from envs.spec import ARM_ACTION_DIM
 
 
 def to_pose_action(env: Any, action: NDArray[np.floating[Any]], frame: str) -> NDArray[np.float64]:
-    """The pose action with the same effect as a delta action, in the state that the environment is in now.
+    """The pose action with the same effect as a delta action in the environment's present state.
 
     Args:
         env: the robosuite environment.
-        action: (7,) for each arm, side by side; position and rotation are clipped to [-1, 1] as the controller does.
-        frame: of the poses, "base" or "world".
+        action: (7,) for each arm, concatenated; position and rotation are clipped to [-1, 1], as by the controller.
+        frame: the frame of the poses, "base" or "world".
 
     Returns:
-        of the same shape: position in metres, axis times angle in radians, gripper.
+        the same shape: position in metres, axis times angle in radians, gripper.
     """
-    # Between steps, poses lag one physics step behind the joints; the controller will see them up to date.
+    # Between steps, poses lag one physics step behind the joints. The controller will read updated ones.
     mujoco.mj_kinematics(env.sim.model._model, env.sim.data._data)
     arms = action.reshape(-1, ARM_ACTION_DIM)
     return np.concatenate([_arm(env, robot, arm, frame) for robot, arm in zip(env.robots, arms, strict=True)])

@@ -1,4 +1,4 @@
-"""A robosuite task as a gymnasium environment with low-dimensional observations, and images if asked for."""
+"""A robosuite task as a gymnasium environment with vector observations and optional images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,24 +25,24 @@ class SimulationError(gymnasium.error.Error):
 
 
 class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
-    """One robosuite task at 20 Hz with OSC_POSE actions: deltas in [-1, 1] (values beyond are clipped), or poses.
+    """A robosuite task at 20 Hz with OSC_POSE actions: deltas, clipped to [-1, 1], or target poses.
 
-    Observations are a dict of float32 vectors with robomimic's keys in robomimic's order, and of each camera an image
-    `<camera>_image` (H, W, 3), uint8, the right way up as in robomimic's files. The reward is 1 on
-    every step that ends in success, else 0; `info["success"]` says the same. All randomness comes from
-    `env.np_random`: the same `reset(seed=...)` gives the same episode, bit for bit.
+    Observations are a dict of float32 vectors with robomimic's keys in robomimic's order, and for each camera an image
+    `<camera>_image` (H, W, 3), uint8, upright as in robomimic's files. The reward is 1 at every step that ends in
+    success, else 0; `info["success"]` is the same as a bool. All randomness comes from `env.np_random`: the same
+    `reset(seed=...)` gives the same episode, bit for bit.
 
     Args:
         task: a key of `envs.tasks.TASKS`.
         render_mode: None or "rgb_array", a (256, 256, 3) uint8 camera image.
         terminate_on_success: end the episode at the first success.
         actions: a key of `envs.tasks.ACTIONS`.
-        cameras: robosuite's names of cameras, such as agentview and robot0_eye_in_hand, and the height and width of
-            their images. Every step then waits for a rendering of each.
+        cameras: robosuite's camera names, such as agentview and robot0_eye_in_hand, with the height and width of their
+            images. Every step renders each of them.
 
     Raises:
-        gymnasium.error.Error: on an unknown name, or a size that is none.
-        RenderingError: if images are asked for where they cannot be rendered; see `envs.graphics`.
+        gymnasium.error.Error: on an unknown name, or an invalid image size.
+        RenderingError: if images are requested but cannot be rendered; see `envs.graphics`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's declaration)
@@ -87,7 +87,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         if self._renders:
             graphics.prepare()
         self._close_renderers()  # robosuite rebuilds the model
-        # robosuite's samplers hold on to its generator, so it is lent the state of ours, not replaced by ours.
+        # robosuite's samplers keep a reference to its generator, so it is given the state of ours, not replaced.
         rng = self.robosuite.rng.bit_generator
         rng.state = self.np_random.bit_generator.state
         self.robosuite.reset()
@@ -127,7 +127,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
             self._cameras[camera] = (size[0], size[1])
 
     def _picture(self, camera: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """What a camera sees, (H, W, 3) uint8."""
+        """Render a camera's image, (H, W, 3) uint8."""
         sim = self.robosuite.sim
         if size not in self._renderers:
             self._renderers[size] = graphics.Renderer(sim.model._model, *size)
@@ -142,8 +142,8 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         self._renderers.clear()
 
     def _refresh_observables(self) -> None:
-        # Relative poses are computed from the poses sampled before, which at reset do not exist: robosuite
-        # returns zeros for them. A second sample, taken without advancing the sampling clocks, fills them in.
+        # Relative poses are computed from the previously sampled poses. At reset there are none, and robosuite returns
+        # zeros. A second sample, without advancing the sampling clocks, computes them.
         for observable in self.robosuite._observables.values():
             observable.update(timestep=0.0, obs_cache=self.robosuite._obs_cache, force=True)
 
@@ -165,7 +165,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
         return checked
 
     def _check_physics(self) -> None:
-        # MuJoCo resets a diverged simulation by itself and goes on: only its warning counters tell.
+        # MuJoCo resets a diverged simulation by itself and continues. Only its warning counters show this.
         warnings = self.robosuite.sim.data._data.warning
         for kind in ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC"):
             if warnings[getattr(mujoco.mjtWarning, kind)].number:
@@ -176,7 +176,7 @@ class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):
 
 
 def _checked_seed(seed: Any) -> int:
-    """A seed of Python's or numpy's integers, of any size, as Python's: gymnasium takes True for 1, and no numpy."""
+    """A seed of any size as a Python int. gymnasium would accept True as 1, and no NumPy integers."""
     if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise gymnasium.error.Error(f"The seed is {seed!r}; expected an integer, zero or more.")
     return int(seed)
@@ -196,7 +196,7 @@ def _make_robosuite(task: TaskSpec, actions: str) -> Any:
         use_camera_obs=False,
         use_object_obs=True,
         reward_shaping=False,
-        ignore_done=True,  # the time limit is gymnasium's
+        ignore_done=True,  # gymnasium has the time limit
         renderer="mujoco",  # the default one keeps old simulations alive
         **task.make_options,
     )

@@ -1,4 +1,4 @@
-"""What a task is made of: a spec, not a subclass."""
+"""`TaskSpec`: the description of a task."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,39 +16,39 @@ ARM_ACTION_DIM = 7
 """OSC_POSE: position (3), rotation (3), gripper (1)."""
 
 ACTIONS = {"delta": "", "base": "BasePose", "world": "WorldPose"}
-"""Kind of actions -> what it adds to the environment's name.
+"""Kind of actions -> suffix of the environment's name.
 
 "delta": changes of the achieved pose; 1 is 0.05 m or 0.5 rad. "base", "world": a target pose, position in metres and
 rotation vector in radians, in the frame of the arm's base (robomimic 0.5) or of the world (real-stanford's files).
 """
 
 Action = NDArray[np.float64]
-"""(7,) for each arm, side by side, in [-1, 1]."""
+"""(7,) for each arm, concatenated, in [-1, 1]."""
 
 Expert = Callable[[Any, np.random.Generator], Iterator[Action]]
 """`expert(sim, rng)` demonstrates one episode.
 
-It is called after the reset of `sim`, robosuite's environment. Each `next()` looks at the simulation and answers with
-the action of the coming step; the caller steps the environment in between, with that action or a disturbed one. All
+Call it after the reset of `sim`, robosuite's environment. Each `next()` reads the state of the simulation and returns
+the action of the coming step. The caller steps the environment in between, with that action or a disturbed one. All
 randomness comes from `rng`. The iterator ends a few steps after success.
 """
 
 Misses = Callable[[Any, float, np.random.Generator], Iterator[Action | None]]
-"""`misses(sim, rate, rng)` leads an expert past its goal now and then: per step an action to execute, or None.
+"""`misses(sim, rate, rng)` sometimes leads an expert past its goal: at each step an action to execute, or None.
 
-`rate` is `Exploration.misses`. None leaves the expert's own action.
+`rate` is `Exploration.misses`. None executes the expert's own action.
 """
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What disturbs an expert while it demonstrates (see `envs.exploration`).
+    """The disturbances of an expert during demonstrations (see `envs.exploration`).
 
     Attributes:
         noise: standard deviation of white noise on the actions, as a fraction of a full action.
         pushes: probability per step and arm that a push begins.
         closings: probability per step and arm that the fingers begin to close.
-        misses: probability of a miss each time that the expert could be led past its goal (see `Misses`).
+        misses: probability of a miss at each opportunity to lead the expert past its goal (see `Misses`).
     """
 
     noise: float = 0.05
@@ -59,7 +59,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One manipulation task: how robosuite builds it, what a policy sees of it, and who demonstrates it.
+    """One manipulation task: its robosuite environment, observations and expert.
 
     Attributes:
         name: key in `envs.tasks.TASKS`.
@@ -67,14 +67,14 @@ class TaskSpec:
         robosuite_name: robosuite's environment class.
         object_dim: size of the `object` observation.
         horizon: time limit in control steps (20 per second).
-        robots: one robosuite robot name per arm.
+        robots: robosuite's robot name for each arm.
         make_options: further arguments of `robosuite.make`.
-        expert: demonstrates the task; None if nobody does. A function of a module, so that specs can be pickled.
-        misses: leads the expert past its goal; None if the task has no place to miss.
-        exploration: what disturbs the expert while demonstrations are collected.
+        expert: demonstrates the task; None if there is none. A module-level function, so that specs can be pickled.
+        misses: leads the expert past its goal; None if the task has no misses.
+        exploration: the disturbances of the expert during demonstrations.
 
     Raises:
-        gymnasium.error.Error: on values that make no task.
+        gymnasium.error.Error: on invalid values.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""The tasks: one file each, with its spec, its expert, and its misses if it has them.
+"""The tasks: one file each, with its spec, its expert, and its misses if there are any.
 
-To add one, write `envs/tasks/NAME.py` and name its spec below; in another package, call `envs.register`.
+To add a task, write `envs/tasks/NAME.py` and list its spec below. From another package, call `envs.register`.
 """
 
 from envs.spec import ACTIONS, ARM_ACTION_DIM, ARM_OBSERVATIONS, Exploration, TaskSpec

@@ -25,15 +25,15 @@ from envs.motion import (
 from envs.spec import Action, TaskSpec
 
 PEG_XY = np.array([0.23, 0.10])
-HANDLE = np.array([0.060, 0.0, 0.0])  # where to grip, in the nut's frame: nearer, the fingers meet its corners
+HANDLE = np.array([0.060, 0.0, 0.0])  # grip point in the nut's frame; nearer to the nut, the fingers hit its corners
 TRANSFER_Z, INSERTED_Z = 1.0, 0.868
 MAX_GRASPS = 4
-MAX_FLIP_COST = 0.6  # either grasp is taken while the handle is within about 20 degrees of where they are equal
+MAX_FLIP_COST = 0.6  # either grasp may be taken up to about 20 degrees from the handle's yaw of equal costs
 
 
 @dataclass(frozen=True)
 class Style:
-    """What varies from one demonstration to the next (metres, radians, fractions of full speed, control steps)."""
+    """The variation between demonstrations (metres, radians, fractions of full speed, control steps)."""
 
     speed: float
     descent_speed: float
@@ -64,7 +64,7 @@ class Style:
 
 
 def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
-    """Actions of one episode, from just after reset to a few steps after the release."""
+    """Actions of one episode, from the reset to a few steps after the release."""
     style = Style.sample(rng)
     arm, nut = Arm(sim), body_pose(sim, "SquareNut_main")
     for _ in range(MAX_GRASPS):
@@ -80,9 +80,9 @@ def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
 def choose_grasp(nut: Pose, flip_cost: float) -> tuple[float, float]:
     """The gripper's yaw relative to the nut (0 or pi), and the nut's yaw on the peg (a multiple of pi / 2).
 
-    Prefers small gripper yaws at both ends and little turning between them: the wrist stays off its limits. Where both
-    grasps are about as good, either is taken: a policy that has begun to turn the other way than the expert would must
-    know how to go on.
+    Prefers small gripper yaws at both ends and little turning between them, so that the wrist stays off its limits. If
+    both grasps are about equally good, either is taken: a policy that has begun to turn the other way must know how to
+    continue.
     """
 
     def cost(choice: tuple[float, float]) -> float:
@@ -128,7 +128,7 @@ def grasp(arm: Arm, nut: LivePose, flip: float, style: Style) -> Iterator[Action
 
 
 def carry(arm: Arm, nut: LivePose, peg_yaw: float, style: Style) -> Iterator[Action]:
-    """Bring the nut over the peg and align it; stop when it is lost."""
+    """Bring the nut over the peg and align it. Stops if the nut is lost."""
 
     def move(z: float, metres: float, radians: float, speed: float) -> Iterator[Action]:
         goal = fixed(Pose(np.array([*PEG_XY, z]), Rotation.from_euler("z", peg_yaw)))
@@ -144,8 +144,8 @@ def insert(arm: Arm, nut: LivePose, peg_yaw: float, style: Style) -> Iterator[Ac
     """Lower the nut around the peg."""
 
     def below() -> Pose:
-        # Just below the nut, or the descent would take all the action; and beyond the peg's axis by as much as
-        # the nut is off it, because descending drags the hand toward the robot.
+        # Just below the nut, so that the descent does not use up the action. And beyond the peg's axis by the nut's
+        # distance from it, because descending drags the hand toward the robot.
         x, y, z = nut().position
         step = style.insertion_speed * METRES_PER_UNIT
         return Pose(np.array([2 * PEG_XY[0] - x, 2 * PEG_XY[1] - y, z - step]), Rotation.from_euler("z", peg_yaw))
@@ -158,7 +158,7 @@ def insert(arm: Arm, nut: LivePose, peg_yaw: float, style: Style) -> Iterator[Ac
 
 
 def release(arm: Arm) -> Iterator[Action]:
-    """Let go, then rise a little."""
+    """Open the fingers, then rise a little."""
     yield from arm.hold(8, OPEN)
     pose = arm.pose()
     up = fixed(Pose(pose.position + np.array([0.0, 0.0, 0.1]), pose.rotation))

@@ -31,31 +31,31 @@ from envs.motion import (
 )
 from envs.spec import Action, Exploration, TaskSpec
 
-GRIP = np.array([0.04375, 0.0, 0.0525])  # middle of the frame's grip; like the next two, in the frame's coordinates
+GRIP = np.array([0.04375, 0.0, 0.0525])  # centre of the frame's grip; like the next two, in the frame's coordinates
 TIP = np.array([0.04375, 0.0, -0.13445])
 HOOK = np.array([-0.04375, 0.0, 0.102])  # top of the upturned end
 RING = np.array([-0.0945, 0.0, 0.0])  # centre of the ring that goes over the hook, in the tool's coordinates
 MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's cavity, in the stand's coordinates
-UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame standing, its hook toward world +x
+UPRIGHT = Rotation.from_euler("z", np.pi)  # the frame upright, its hook toward world +x
 ENTERED_Z, INSERTED_Z = 0.945, 0.8165  # of the tip
 LIFTED_Z = 0.95  # of the frame and of the tool
-MAX_OFF = 0.003  # of the tip from over the mouth, to go on into it
-MAX_OFF_INSIDE = 0.008  # as far as the cavity lets it; further off, the tip is beside the stand
+MAX_OFF = 0.003  # largest distance of the tip from the mouth's axis for entering
+MAX_OFF_INSIDE = 0.008  # largest distance inside the cavity; further off, the tip is beside the stand
 VIA = np.array([0.02, -0.10, 1.12])  # between the frame and the tool
 MAX_GRASPS, MAX_ENTRIES = 3, 4
-EAGERNESS = 0.7  # of the servo over the stand
+EAGERNESS = 0.7  # gain of the servo over the stand
 
 MISS_SPEED, MISS_DROP = (0.15, 0.6), (0.3, 0.9)  # of a full action, aside and down
-MISS_STEPS, MISS_Z = 4, (0.875, 0.940)  # aside; where the tip is let go at, beside the stand
+MISS_STEPS, MISS_Z = 4, (0.875, 0.940)  # control steps aside; height at which the tip is released beside the stand
 
 TILTS = np.deg2rad([0.0, 25.0, 50.0])
-RING_OUTWARD = np.array([-0.002, -0.003, -0.0045])  # of the hook's top, so that the ring slides down its inner side
+RING_OUTWARD = np.array([-0.002, -0.003, -0.0045])  # from the hook's top, so that the ring slides down its inner side
 RING_UP = np.array([-0.0065, -0.0105, -0.0143])
 
 
 @dataclass(frozen=True)
 class Style:
-    """What varies from one demonstration to the next (metres, radians, fractions of full speed, control steps)."""
+    """The variation between demonstrations (metres, radians, fractions of full speed, control steps)."""
 
     speed: float
     descent_speed: float
@@ -104,7 +104,7 @@ class Style:
 
 
 def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
-    """Actions until the tool hangs still: from just after reset, or from where a policy has come, short of the hook."""
+    """Actions until the tool hangs still, from the reset or from a state reached by a policy before the hook."""
     style = Style.sample(rng)
     arm, frame, tool = Arm(sim), body_pose(sim, "frame_root"), body_pose(sim, "tool_root")
     mouth = body_pose(sim, "stand_root")().apply(MOUTH)
@@ -121,25 +121,25 @@ def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
         if tool().position[2] > LIFTED_Z:
             break
         yield from take_tool(arm, tool, style)
-    standing = frame()  # and not as it moves from here on: the tool would chase a frame that turns in its stand
+    standing = frame()  # fixed, because the tool would otherwise chase a frame that turns in its stand
     yield from bring_tool(arm, tool, standing, style)
     yield from hang_tool(arm, tool, standing, style)
 
 
 def placed(point: NDArray[np.float64], target: NDArray[np.float64], rotation: Rotation) -> Pose:
-    """The pose of this rotation that puts a point of the body (3,) at the target (3,) in the world."""
+    """The pose with this rotation that places the body's point (3,) at the target (3,) in the world."""
     return Pose(target - rotation.apply(point), rotation)
 
 
 def lift(arm: Arm, z: float, style: Style) -> Iterator[Action]:
-    """Take what is held straight up."""
+    """Lift the held object straight up."""
     pose = arm.pose()
     goal = fixed(Pose(np.array([*pose.position[:2], z]), pose.rotation))
     yield from arm.reach(goal, (0.02, 0.2), speed=style.descent_speed, grip=CLOSE, max_steps=50)
 
 
 def take_frame(arm: Arm, frame: LivePose, style: Style) -> Iterator[Action]:
-    """Grasp the lying frame so that the hand, once the frame stands, points forward and down."""
+    """Grasp the lying frame so that the hand points forward and down once the frame is upright."""
     across, approach = np.array([1.0, 0.0, 0.0]), np.array([0.0, np.cos(style.lean), -np.sin(style.lean)])
     hand = Rotation.from_matrix(np.column_stack([across, np.cross(approach, across), approach]))
 
@@ -154,7 +154,7 @@ def take_frame(arm: Arm, frame: LivePose, style: Style) -> Iterator[Action]:
 
 
 def tip_at(position: NDArray[np.float64], rotation: Rotation = UPRIGHT) -> LivePose:
-    """The frame's pose with its tip there, in the world."""
+    """The frame's pose with its tip at this position in the world."""
     return fixed(placed(TIP, position, rotation))
 
 
@@ -163,7 +163,7 @@ def near_upright(frame: LivePose) -> bool:
 
 
 def bring_frame(arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style) -> Iterator[Action]:
-    """Stand the frame up over the stand, unless it is there."""
+    """Bring the frame upright over the stand, unless it is there."""
     if near_upright(frame) and np.linalg.norm((frame().apply(TIP) - mouth)[:2]) < 0.06:
         return
     place = np.array([*(mouth[:2] + style.upright_beside), style.upright_z])
@@ -174,13 +174,13 @@ def bring_frame(arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: St
 def mount_frame(
     arm: Arm, frame: LivePose, mouth: NDArray[np.float64], style: Style, rng: np.random.Generator
 ) -> Iterator[Action]:
-    """Lower the upright frame's tip into the stand's cavity; try a little beside when it is stuck.
+    """Lower the upright frame's tip into the stand's cavity. If it is stuck, try a little beside.
 
-    It is aligned close above the mouth, without summing up errors, and from a little off on every side: a policy
-    that sees two observations must learn from what it sees how far off it is, and does so from large corrections.
-    It enters slowly, so that the policy looks more than once on the way, and that a tip on the rim can slide in; and
-    whenever it is off the mouth on the way, or beside the stand, it rises again: how to go on shows in where the tip
-    is, and nowhere else.
+    The tip is aligned close above the mouth, without integral control, and from a small offset on every side: a policy
+    with two observations must infer the offset from them, and learns that from large corrections. The tip enters
+    slowly, so that the policy observes it several times on the way, and a tip on the rim can slide in. Whenever the tip
+    is off the mouth on the way, or beside the stand, it rises again. So the tip's position alone determines the next
+    action.
     """
 
     def over(z: float, beside: NDArray[np.float64]) -> LivePose:
@@ -228,10 +228,10 @@ def mount_frame(
 
 
 def misses(sim: Any, rate: float, rng: np.random.Generator) -> Iterator[Action | None]:
-    """What replaces the expert's actions when the frame, come over the mouth, is led down beside it; None in between.
+    """At each step an action that leads the frame down beside the stand, from above the mouth; None otherwise.
 
-    So does a policy that has misjudged the mouth, and from there the expert shows the way back. Pushes hardly ever lead
-    there.
+    A policy that misjudges the mouth does the same, and from there the expert demonstrates the recovery. Pushes rarely
+    lead there.
     """
     frame = body_pose(sim, "frame_root")
     mouth = body_pose(sim, "stand_root")().apply(MOUTH)
@@ -257,7 +257,7 @@ def misses(sim: Any, rate: float, rng: np.random.Generator) -> Iterator[Action |
 
 
 def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:
-    """Let go of the frame and back off, then up."""
+    """Release the frame, back off, then rise."""
     yield from arm.wait(never, grip=OPEN, max_steps=8)
     away = fixed(backed_off(fixed(arm.pose()), style.retreat)())
     yield from arm.reach(away, (0.02, 0.3), speed=style.descent_speed, grip=OPEN, max_steps=40)
@@ -267,7 +267,7 @@ def leave_frame(arm: Arm, style: Style) -> Iterator[Action]:
 
 
 def take_tool(arm: Arm, tool: LivePose, style: Style) -> Iterator[Action]:
-    """Grasp the lying tool across its handle, from above."""
+    """Grasp the lying tool from above, across its handle."""
     yaw = tool().rotation.as_euler("xyz")[2]
     turn = np.pi if yaw < np.deg2rad(-125.0) else 0.0  # keeps the wrist off its limit
 
@@ -276,7 +276,7 @@ def take_tool(arm: Arm, tool: LivePose, style: Style) -> Iterator[Action]:
         point = tool().apply(np.array([along, 0.0, 0.0])) + np.array([0.0, 0.0, up])
         return Pose(point, gripper_down(tool().rotation.as_euler("xyz")[2] + turn))
 
-    # By way of the home orientation: straight from the frame's, the wrist would turn the other way round.
+    # Via the home orientation: directly from the frame's orientation, the wrist would turn the other way.
     via = fixed(Pose(VIA, gripper_down(0.0)))
     yield from arm.reach(via, (0.05, 0.3), speed=style.speed, grip=OPEN, max_steps=80)
     speeds = style.speed, style.descent_speed
@@ -285,7 +285,7 @@ def take_tool(arm: Arm, tool: LivePose, style: Style) -> Iterator[Action]:
 
 
 def ring_over_hook(frame: Pose, outward: float, up: float, tilt: float) -> Pose:
-    """The tool's pose with its ring's centre beside the hook's top, its handle pointing outward and down by `tilt`."""
+    """The tool's pose with the ring's centre beside the hook's top and the handle pointing outward, down by `tilt`."""
     x, y, _ = frame.rotation.apply([-1.0, 0.0, 0.0])
     turned = Rotation.from_euler("z", np.arctan2(y, x))
     target = frame.apply(HOOK) + turned.apply([outward, 0.0, up])
@@ -293,7 +293,7 @@ def ring_over_hook(frame: Pose, outward: float, up: float, tilt: float) -> Pose:
 
 
 def bring_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[Action]:
-    """Turn the handle outward and bring the ring over the hook, at last straight down or it catches from the side."""
+    """Turn the handle outward and bring the ring over the hook, finally straight down: from the side it catches."""
     turned = Pose(tool().position, ring_over_hook(frame, 0.0, 0.0, 0.0).rotation)
     stations = (
         (turned, 0.03, 0.15, 1, style.speed),
@@ -309,7 +309,7 @@ def bring_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[
 
 
 def hang_tool(arm: Arm, tool: LivePose, frame: Pose, style: Style) -> Iterator[Action]:
-    """Lower the ring around the hook, tilt the handle down so that the ring slides in, and let go."""
+    """Lower the ring around the hook, tilt the handle down so that the ring slides in, and release."""
 
     tilt = 0.0
 

@@ -1,6 +1,7 @@
-"""Transport: one arm uncovers a bin and hands the hammer in it over; the other drops it into a bin it has cleared.
+"""Transport: the first arm uncovers a bin and hands over the hammer in it; the second drops it into another.
 
-The arms run side by side and tell each other how far they are through a shared `Handover`.
+The second arm first clears its target bin. The two experts run in parallel and report their progress in a shared
+`Handover`.
 """
 
 from collections.abc import Iterator
@@ -32,22 +33,22 @@ GIVER_YAW, RECEIVER_YAW = np.pi / 2, -np.pi / 2  # home orientations: fingers op
 LID_HANDLE = np.array([0.0, 0.0, 0.005])  # in the lid's frame
 LID_PLACE = np.array([-0.20, -0.45])
 LID_ON_TABLE_Z = 0.832  # of its handle
-CLEAR_Z = 0.985  # of the hammer: it may now move sideways, over the bin's rim
-# Nearer to its own base (0.41 m), a vertical hand above z 1.03 runs into the arm's joint limits.
+CLEAR_Z = 0.985  # of the hammer: above it, it may move sideways over the bin's rim
+# Nearer to its own base (0.41 m), a vertical hand above z 1.03 reaches the arm's joint limits.
 AROUND_BASE = np.array([0.0, -0.36, 1.05])
 BETWEEN_BINS = np.array([0.0, 0.38])
 READY = np.array([0.0, 0.28, 1.22])
 OVER_BIN_Z = 1.05
-DROP_OFFSET = np.array([0.0, -0.02])  # from the bin's middle, away from the arm's own base
+DROP_OFFSET = np.array([0.0, -0.02])  # from the bin's centre, away from the arm's own base
 MAX_GRASPS = 4
-RECEIVER_BESIDE = 0.012  # metres of the handle from the middle of the fingers: it fell from grips 13 and 16 mm off
-# A hand that comes down fast drifts 3 cm sideways before it returns: closed on the way past, it half misses the cube.
+RECEIVER_BESIDE = 0.012  # metres from the handle to the middle of the fingers: it fell from grips at 13 and 16 mm
+# A hand that descends fast drifts 3 cm sideways before it returns. If it closes meanwhile, it half misses the cube.
 SETTLE_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Style:
-    """What varies from one demonstration to the next (metres, radians, fractions of full speed, control steps)."""
+    """The variation between demonstrations (metres, radians, fractions of full speed, control steps)."""
 
     speeds: tuple[float, float]  # of the giver and of the receiver
     slow_down: float
@@ -55,7 +56,7 @@ class Style:
     close_steps: int
     lid_grasp: tuple[float, float]  # along its handle, and up
     lid_lift_z: float
-    giver_grip: float  # from the handle's middle
+    giver_grip: float  # from the handle's centre
     receiver_grip: float
     present: tuple[float, float, float]
     lean: float
@@ -88,7 +89,7 @@ class Style:
 
 @dataclass
 class Handover:
-    """How far the arms are: each flag is raised by one arm and waited for by the other."""
+    """The progress of the arms. One arm sets each flag and the other waits for it."""
 
     presented: bool = False
     gripped: bool = False
@@ -97,7 +98,7 @@ class Handover:
 
 
 def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
-    """Actions (14,) of one episode, from just after reset to a few steps after the hammer is dropped."""
+    """Actions (14,) of one episode, from the reset to a few steps after the hammer is dropped."""
     style, handover = Style.sample(rng), Handover()
     giver, receiver = give(sim, style, handover), receive(sim, style, handover)
     for left, right in zip(giver, receiver, strict=False):  # the receiver ends the episode
@@ -105,7 +106,7 @@ def expert(sim: Any, rng: np.random.Generator) -> Iterator[Action]:
 
 
 def give(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
-    """The first arm's part."""
+    """The actions of the first arm."""
     arm, hammer = Arm(sim, 0), body_pose(sim, "payload_root")
     yield from remove_lid(arm, body_pose(sim, "transport_start_bin_lid_root"), style)
     for _ in range(MAX_GRASPS):
@@ -113,7 +114,7 @@ def give(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
         yield from present(arm, hammer, style)
         if held(arm, hammer, -style.giver_grip):
             break
-        # Let it fall before following it: else it is chased upward while it hangs on the fingers.
+        # Let it fall before following it: otherwise it is chased upward while it hangs on the fingers.
         yield from arm.wait(never, grip=OPEN, max_steps=10)
     handover.presented = True
     yield from arm.wait(lambda: handover.gripped, grip=CLOSE, max_steps=400)
@@ -125,7 +126,7 @@ def give(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
 
 
 def receive(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
-    """The second arm's part."""
+    """The actions of the second arm."""
     arm, hammer = Arm(sim, 1), body_pose(sim, "payload_root")
     bins = {name: sim.transport.objects[name].root_body for name in ("target_bin", "trash_bin")}
     yield from remove_trash(arm, body_pose(sim, "trash_main"), body_pose(sim, bins["trash_bin"])().position, style)
@@ -143,25 +144,25 @@ def receive(sim: Any, style: Style, handover: Handover) -> Iterator[Action]:
 
 
 def heading(hammer: Pose) -> float:
-    """The yaw of the hammer's handle from world y, in [-pi / 2, pi / 2): which end is the head does not matter."""
+    """The yaw of the hammer's handle from world y, in [-pi / 2, pi / 2), whichever end is the head."""
     x, y, _ = hammer.rotation.apply([0.0, 0.0, 1.0])
     return float(np.arctan(-x / y))
 
 
 def straightened(hammer: Pose) -> Rotation:
-    """The hammer's rotation once its handle lies along world y."""
+    """The hammer's rotation with its handle along world y."""
     return Rotation.from_euler("z", -heading(hammer)) * hammer.rotation
 
 
 def along_handle(hammer: Pose, distance: float) -> NDArray[np.float64]:
-    """The point of the handle's axis at this distance from its middle, positive toward the receiver."""
+    """The point on the handle's axis at this distance from its centre, positive toward the receiver."""
     along: NDArray[np.float64] = Rotation.from_euler("z", heading(hammer)).apply([0.0, distance, 0.0])
     return hammer.position + along
 
 
 def held(arm: Arm, hammer: LivePose, distance: float, beside: float = 0.04) -> bool:
-    """Whether the handle is between the fingers, at most `beside` metres off their middle, and gripped within 5 cm of
-    that distance from its own middle: it may have slipped along."""
+    """Whether the handle is between the fingers, at most `beside` metres from their middle, and gripped within 5 cm of
+    `distance` from its own centre: it may have slipped along."""
     off = arm.pose().position - along_handle(hammer(), distance)
     across, along, up = Rotation.from_euler("z", -heading(hammer())).apply(off)
     return bool(abs(along) < 0.05 and np.hypot(across, up) < beside)
@@ -175,7 +176,7 @@ def rise(arm: Arm, shift: NDArray[np.float64], speed: float, steps: int = 40) ->
 
 
 def remove_lid(arm: Arm, lid: LivePose, style: Style) -> Iterator[Action]:
-    """Take the lid by its handle and lay it on the table beside the bin."""
+    """Take the lid by its handle and put it on the table beside the bin."""
     speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
 
     def handle() -> Pose:
@@ -207,7 +208,7 @@ def remove_lid(arm: Arm, lid: LivePose, style: Style) -> Iterator[Action]:
 
 
 def take_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
-    """Grasp the hammer in the bin and lift it straight up: sideways, the rim would pivot it in the grip."""
+    """Grasp the hammer in the bin and lift it straight up; moved sideways, it would pivot at the rim."""
     speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
 
     def handle() -> Pose:
@@ -228,7 +229,7 @@ def take_hammer(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
 
 
 def present(arm: Arm, hammer: LivePose, style: Style) -> Iterator[Action]:
-    """Hold the hammer out, pointing at the receiver; stop when it is lost."""
+    """Hold the hammer out toward the receiver. Stops if the hammer is lost."""
     speed, slow = style.speeds[0], style.speeds[0] * style.slow_down
     start = hammer()
     x, y, _ = start.position
@@ -249,7 +250,7 @@ def remove_trash(arm: Arm, trash: LivePose, trash_bin: NDArray[np.float64], styl
     speed, slow = style.speeds[1], style.speeds[1] * style.slow_down
 
     def cube() -> Pose:
-        # A cube looks the same every quarter turn: which of them to take depends on the episode's taste.
+        # A cube looks the same at every quarter turn. The style chooses the turn.
         yaw = trash().rotation.as_euler("xyz")[2]
         turn = wrap(4 * (yaw - style.trash_turn)) / 4 + style.trash_turn
         return Pose(trash().position, gripper_down(RECEIVER_YAW + turn))
