@@ -12,7 +12,7 @@ from typing import Any
 from asd_policy.errors import AsdPolicyError
 
 COMPLETE, INCOMPLETE, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses: all is done; an error, or episodes with errors; arguments that make no sense; stopped by Ctrl-C."""
+"""Exit statuses: success; an error, or episodes with errors; an invalid command line; interrupted."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Command:
     """One command.
 
     Attributes:
-        module: where it is.
-        told: what it does, in one line.
-        extra: the extra of this package that installs what it needs.
+        module: the module with its `Arguments` and `main`.
+        told: its help line.
+        extra: the extra of this package that it needs.
     """
 
     module: str
@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the process's exit status."""
+    """Run a command. Returns the process's exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = _named(argv)
     if name is None:
@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script(name: str) -> None:
-    """Run a command as a script of its own, and exit with its status."""
+    """Run a command as a script, and exit with its status."""
     raise SystemExit(run(name, sys.argv[1:], sys.argv[0]))
 
 
 def run(name: str, argv: Sequence[str], prog: str) -> int:
-    """Run the command `name` with these arguments; its exit status. Errors are printed in one line."""
+    """Run the command `name` with these arguments. Returns its exit status; errors are printed in one line."""
     command = COMMANDS[name]
     try:
         module: Any = import_module(command.module)
@@ -93,12 +93,12 @@ def _parse(module: Any, argv: list[str], prog: str) -> Any:
 
 
 def _named(argv: Sequence[str]) -> str | None:
-    """The command that the arguments begin with; of two words before one."""
+    """The command at the start of the arguments; two-word commands are tried first."""
     return next((name for n in (2, 1) if (name := " ".join(argv[:n])) in COMMANDS), None)
 
 
 def _overview(argv: Sequence[str]) -> int:
-    """Print what there is."""
+    """Print the list of commands. Returns the exit status."""
     asked = not argv or argv[0] in ("-h", "--help")
     width = max(map(len, COMMANDS), default=0)
     lines = [f"  {name:{width}}  {command.told}" for name, command in COMMANDS.items()]

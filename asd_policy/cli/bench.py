@@ -1,9 +1,9 @@
-"""Time samplers of a policy, eager and compiled, beside diffusers' loop around the same network.
+"""Time the samplers of a policy, eager and compiled, and diffusers' loop around the same network.
 
     asd-policy bench --checkpoint square --out results/latency
 
-All samplers are timed in turn, with the same weights, on the same observations, recorded along episodes of the task.
-Writes results.json and latency.png.
+All samplers are timed in turn, with the same weights, on the same observations, which are recorded along episodes of
+the task. Writes results.json and latency.png.
 """
 
 import json
@@ -34,7 +34,7 @@ CALIBRATION_OBSERVATIONS = 32
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to time."""
+    """The samplers to time, and how."""
 
     checkpoint: Path
     """Folder with config.json and model.safetensors, or another library's file."""
@@ -47,15 +47,15 @@ class Arguments:
     conditions: int = 100
     """Observations to time each sampler on."""
     seed: int = 200000
-    """Seed of the first episode that observations are recorded in."""
+    """Seed of the first episode along which observations are recorded."""
     steps: tuple[int, ...] = (25, 50, 100, 200, 1000)
-    """Numbers of denoising steps at which rounds are counted, on a few observations."""
+    """Numbers of denoising steps for which rounds are counted, on a few observations."""
     out: Path = Path("results/latency")
     """Folder for results.json and latency.png."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     threads: int = 1
-    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
     modules: tuple[str, ...] = ()
     """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
 
@@ -106,7 +106,7 @@ def main(arguments: Arguments) -> int:
 
 
 def calibrate(policies: dict[str, DiffusionPolicy], histories: Histories, console: Console) -> None:
-    """Choose the windows of every sampler with window=auto, and keep them beside the checkpoint."""
+    """Choose the windows of every sampler with window=auto, and save them beside the checkpoint."""
     some = histories.latest[:: max(1, len(histories.latest) // CALIBRATION_OBSERVATIONS)]
     for label, policy in policies.items():
         if isinstance(policy.spec, Asd) and policy.spec.is_automatic:
@@ -133,6 +133,6 @@ def measure(
 
 
 def save(result: dict[str, Any], out: Path, **more: Any) -> None:
-    """Add to the result, and write all of it so far."""
+    """Add to the result, and write all of it."""
     result |= more
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")

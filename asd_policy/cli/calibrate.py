@@ -1,10 +1,10 @@
-"""Choose the windows of window=auto for a checkpoint on this machine, and keep them beside it.
+"""Choose the windows of window=auto for a checkpoint on this machine, and save them beside it.
 
     asd-policy calibrate square
     asd-policy calibrate square --sampler asd:path:auto:cuda_graph --device cuda
 
-Observations are recorded along episodes of the checkpoint's environment. The windows hold for the weights, batch size,
-device, number of threads, draft and capture that they were measured with.
+Observations are recorded along episodes of the checkpoint's environment. The windows are valid only for the weights,
+batch size, device, number of threads, draft and capture of the measurement.
 """
 
 from contextlib import closing
@@ -32,22 +32,22 @@ from asd_policy.threads import check_threads
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to calibrate."""
+    """The sampler to calibrate, and how."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Folder with config.json and model.safetensors, where the windows are kept."""
+    """Folder with config.json and model.safetensors, where the windows are saved."""
     sampler: str = "asd:path:auto"
-    """asd:DRAFT:auto[:CAPTURE], the sampler that the windows are for."""
+    """The sampler of the windows, as asd:DRAFT:auto[:CAPTURE]."""
     observations: int = 32
-    """Observations to record; drafts are tested on one chunk of each."""
+    """Observations to record. Acceptance is measured on one chunk for each."""
     seed: int = 200000
-    """Seed of the first episode that observations are recorded in."""
+    """Seed of the first episode along which observations are recorded."""
     batch_size: int = 1
     """Environments that will run together."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     threads: int = 1
-    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
     modules: tuple[str, ...] = ()
     """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
 

@@ -2,10 +2,10 @@
 
     asd-policy collect --task square --num-episodes 200 --out data/square.zarr --workers 2
 
-Seeds are tried upward from --seed-start until enough of them succeed; failures are recorded, not stored. The same
-command continues where it stopped. Ctrl-C finishes the episodes in flight first; a second one quits at once. The
-store's content depends on neither the backend nor the number of workers. Exit status: 0 complete, 1 an error, 130
-interrupted.
+Seeds are tried in ascending order from --seed-start until enough of them succeed. Failures are recorded, not stored.
+The same command continues an interrupted collection. Ctrl-C first finishes the running episodes; a second one quits at
+once. The store's content does not depend on the backend or the number of workers. Exit status: 0 complete, 1 an error,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ from asd_policy.interrupt import stop_requests
 from envs.tasks import TASKS, Exploration, TaskSpec
 
 WORKERS = 2
-"""Of the processes backend, by default."""
+"""Default number of workers of the processes backend."""
 LAST_TAKEOVER = 300
-"""Last step at which the expert takes over, by default, in episodes that are longer."""
+"""Default last step of the takeover, in episodes that are longer."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to collect, and where."""
+    """The demonstrations to collect, and where."""
 
     task: str = "square"
     """A task of envs.tasks; MODULE:NAME imports MODULE first, which registers the task NAME with envs.register."""
     num_episodes: int = 200
-    """Successful episodes that the store shall hold."""
+    """Number of successful episodes to store."""
     out: Path | None = None
-    """Folder of the store; an existing one is continued. By default data/NAME.zarr."""
+    """Folder of the store. An existing store is continued. By default data/NAME.zarr."""
     backend: Annotated[str, tyro.conf.arg(constructor=literal_type_from_choices(BACKENDS))] = "processes"
     """Where to run: serial (in this process), processes (of this machine), or ray (a Ray cluster)."""
     address: str | None = None
-    """Address of a Ray cluster, whose nodes find --policy under the same path. By default, one is started here."""
+    """Address of a Ray cluster, whose nodes find --policy at the same path. By default a cluster is started here."""
     workers: int | None = None
-    """Episodes that run at once. By default 2, and on a Ray cluster one per CPU."""
+    """Episodes that run at once. By default 2; on a Ray cluster one per CPU."""
     seed_start: int = 0
-    """First seed to try. Evaluation uses the seeds from 100000 on, demonstrations those below."""
+    """First seed to try. Evaluation uses the seeds from 100000 on, demonstrations use those below."""
     noise: float | None = None
-    """Standard deviation of white noise on the expert's actions, as a fraction of a full action. By default the
-    task's, as are the next three."""
+    """Standard deviation of white noise on the expert's actions, as a fraction of a full action. The defaults of this
+    and the next three options are the task's."""
     pushes: float | None = None
-    """Probability per step and arm that a push begins."""
+    """Probability at each step and arm that a push begins."""
     closings: float | None = None
-    """Probability per step and arm that the fingers begin to close."""
+    """Probability at each step and arm that the fingers begin to close."""
     misses: float | None = None
-    """Probability that the expert is led past its goal each time that it comes there (Tool Hang)."""
+    """Probability of leading the expert past its goal at each opportunity (Tool Hang)."""
     policy: Path | None = None
-    """Checkpoint of a policy that acts first, until the expert takes over. Tool Hang's expert goes on from the state
-    that the policy has reached; the others begin anew there. The label of the policy's steps is zero, because the
-    expert's action is unknown there: train with --foreseeable 0."""
+    """Checkpoint of a policy that acts first, until the expert takes over. Tool Hang's expert continues from the state
+    that the policy has reached; the other experts start their task again from there. The labels of the policy's steps
+    are zeros, because the expert's action there is unknown: train with --foreseeable 0."""
     takeover: tuple[int, int] | None = None
     """First and last step at which the expert takes over from --policy. By default 0 and 300."""
     actions: str = "delta"
@@ -101,7 +101,7 @@ def main(arguments: Arguments) -> int:
         make_worker = partial(Demonstrator, collection)
         with closing(collect(store, arguments.num_episodes, backend, make_worker, stop_requested)) as outcomes:
             for _ in outcomes:
-                label = "finishing what is in flight" if stop_requested() else arguments.name
+                label = "finishing running episodes" if stop_requested() else arguments.name
                 shown.update(row, store.num_episodes, f"{len(failed_seeds(store))} failed", label)
     report(store, arguments.num_episodes, console)
     if store.num_episodes >= arguments.num_episodes:
@@ -121,7 +121,7 @@ def make_collection(arguments: Arguments) -> Collection:
 
 
 def find_task(text: str) -> TaskSpec:
-    """The task called NAME, or MODULE:NAME, which a module registers when it is imported."""
+    """The task NAME, or MODULE:NAME, whose module registers it on import."""
     module, _, name = text.rpartition(":")
     if module:
         try:

@@ -14,7 +14,7 @@ from asd_policy.cli import COMPLETE
 
 @dataclass(frozen=True)
 class Arguments:
-    """The demonstrations, and where to put them."""
+    """The demonstrations to download, and where."""
 
     task: str = "square"
     """A task of robomimic."""
@@ -25,8 +25,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    """Download the file and print its path. Raises DataError or ConfigError if that is impossible."""
-    from asd_policy.data.download import download  # here, so that --help does not wait for robomimic
+    """Download the file and print its path. Raises DataError or ConfigError on failure."""
+    from asd_policy.data.download import download  # here, so that --help is fast
 
     target = download(arguments.task, arguments.type, arguments.out)
     print(f"Wrote {target}; train on it with: asd-policy train new --data {target} --out runs/{arguments.task}")

@@ -1,4 +1,4 @@
-"""Shows a sweep's episodes as they finish."""
+"""Prints a sweep's episodes as they finish."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tally:
 
 @contextmanager
 def show_episodes(plan: Plan, records: Sequence[Record], console: Console) -> Iterator[Callable[[Record], None]]:
-    """Progress of each task and sampler and of all of them; the yielded function takes each new record.
+    """Progress of each task and sampler, and of all together. Yields a function to call with each new record.
 
     Args:
         records: the episodes on file.
@@ -63,7 +63,7 @@ def show_episodes(plan: Plan, records: Sequence[Record], console: Console) -> It
 
 
 def print_errors(records: Sequence[Record], console: Console) -> None:
-    """The first few errors."""
+    """Print the first few errors."""
     for record in records[:SHOWN_ERRORS]:
         console.print(
             f"{record.sampler}, env seed {record.env_seed}, repeat {record.repeat}: {record.error}",

@@ -1,9 +1,9 @@
-"""Evaluate one policy with several samplers on the same seeds: success, latency, network calls, a video of each.
+"""Evaluate one policy with several samplers on the same seeds: success, latency, network calls, and videos.
 
     asd-policy evaluate --checkpoint square --samplers ddpm asd:reuse:24 --seeds 100000-100049
 
-The episodes go to OUT/episodes.jsonl, which asd-policy report reads. Exit status: 0 complete, 1 complete but for
-episodes with errors, 130 interrupted.
+The episodes go to OUT/episodes.jsonl, the input of asd-policy report. Exit status: 0 complete, 1 complete with errors
+in some episodes, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from asd_policy.threads import check_threads
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to evaluate."""
+    """The policy to evaluate, and how."""
 
     checkpoint: Path
     """Folder with config.json and model.safetensors, another library's file, or the name of a shipped checkpoint."""
@@ -54,20 +54,20 @@ class Arguments:
     seeds: str = "100000-100002"
     """Environment seeds, such as 100000-100049 or 1,5,7."""
     repeat: int = 0
-    """Which noise the policy gets: another number, other noise on the same environment seeds."""
+    """The repeat's number, which chooses the policy's noise: another number gives other noise on the same seeds."""
     out: Path = Path("results/evaluation")
-    """Folder for episodes.jsonl, results.json, acceptance.png and the videos. An earlier run there is kept,
-    and a number is added to the name."""
+    """Folder for episodes.jsonl, results.json, acceptance.png and the videos. If it holds an earlier run, that is kept,
+    and a number is appended to the folder's name."""
     overwrite: bool = False
     """Replace an earlier run in the folder."""
     video: bool = True
-    """Record the first seed's episode of each sampler, as an mp4."""
+    """Record the first seed's episode of each sampler as an mp4 file."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     threads: int = 1
-    """torch's threads on the CPU. Two that share a busy core wait for each other: slower than one by far."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
     success: str | None = None
-    """For environments from outside: the key of info that means success, or "terminated" if every episode that
+    """For environments from outside: the key of info that reports success, or "terminated" if every episode that
     terminates has succeeded. By default "success" or "is_success"."""
     max_steps: int | None = None
     """Time limit in control steps. By default the environment's."""
@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> int:
     for label in plan.samplers:
         with console.status(f"preparing {label}: tens of seconds where it compiles"):
             policies[label] = loaded.make_policy(label)
-    made = [loaded.make_env()]  # before the folder: an environment that cannot be made leaves none
+    made = [loaded.make_env()]  # before the folder is made: if this fails, no folder is left
     parts = Parts(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)
     out = choose_folder(arguments.out, arguments.overwrite)
     if out != arguments.out:
@@ -105,10 +105,10 @@ def main(arguments: Arguments) -> int:
 
 
 def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
-    """What to run, checked before anything is loaded or written."""
+    """The plan and the loader, checked before anything is loaded or written."""
     check_counts(1, arguments.threads)
     check_threads(arguments.threads)
-    noise_seed(0, arguments.repeat)  # refuses a negative one
+    noise_seed(0, arguments.repeat)  # raises on a negative number
     seeds = parse_seeds(arguments.seeds)
     import_modules(arguments.modules)
     check_samplers(arguments.samplers)
@@ -127,10 +127,10 @@ def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
 def run_episodes(
     plan: Plan, parts: Parts, path: Path, console: Console
 ) -> tuple[list[Record], dict[str, Episode], bool]:
-    """Run the plan in this process. The first Ctrl-C finishes the episode in flight; a second one quits at once.
+    """Run the plan in this process. The first Ctrl-C finishes the running episode; a second one quits at once.
 
     Returns:
-        The finished records; each sampler's episode on the first seed, with its actions; whether it was stopped.
+        the finished records; each sampler's episode on the first seed, with its actions; and whether it was stopped.
     """
     first: dict[str, Episode] = {}
 
@@ -176,7 +176,7 @@ def report(arguments: Arguments, plan: Plan, records: list[Record], console: Con
 def record_videos(
     make_env: Callable[[], gymnasium.Env[Any, Any]], episodes: dict[str, Episode], out: Path, console: Console
 ) -> None:
-    """An mp4 of each episode, replayed from its seed and actions, if this machine renders."""
+    """Write an mp4 file of each episode, replayed from its seed and actions, if this machine can render."""
     try:
         env = make_env()
         env.reset()

@@ -1,10 +1,10 @@
-"""Measure latency, kernels, a wide network and precisions on a GPU, and run the tests that need one.
+"""Measure latency, kernels, a wide network and precisions on a GPU, and run the tests that need a GPU.
 
     asd-policy gpu-check --out results/gpu
 
 Rewrites gpu_check.json and gpu_check.md after every row; pytest's output goes to tests.txt. Sections run in order of
-importance, each until its share of --minutes is over; a row without time is marked as skipped. Needs torch with Triton
-and the extra `policy`, for the tests pytest and a clone of the repository; diffusers is timed too where it is
+importance, each until its share of --minutes is used up. Rows without time are marked as skipped. Needs torch with
+Triton and the extra `policy`; for the tests also pytest and a clone of the repository. diffusers is timed too if it is
 installed. See docs/gpu.md.
 """
 
@@ -28,10 +28,10 @@ from asd_policy.evaluation.provenance import commit
 
 
 def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
-    """The command line, by argparse: tyro is not among the packages that this command needs.
+    """Parse the command line with argparse, because tyro is not among the packages that this command needs.
 
     Raises:
-        SystemExit: with status 2 if it cannot be read, or without a GPU unless --dry-run is given.
+        SystemExit: with status 2 on an invalid command line, or without a GPU unless --dry-run is given.
     """
     names = list(sections(Plan()))
     parser = argparse.ArgumentParser(

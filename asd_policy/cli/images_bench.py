@@ -3,8 +3,8 @@
     asd-policy images bench --model checkpoints/digits \\
         --features checkpoints/digits/features.safetensors --out results/images
 
-Every measurement is appended to measurements.jsonl as soon as it is made. The same command again makes those that are
-missing. At the end it prints tables, and writes results.json and speedup.png, the paper's figure 2 for this model.
+Every measurement is appended to measurements.jsonl at once. The same command makes the missing measurements. At the
+end it prints tables and writes results.json and speedup.png, the paper's figure 2 for this model.
 """
 
 import json
@@ -25,11 +25,11 @@ Arguments = ImageBenchmark
 
 
 def main(arguments: ImageBenchmark) -> int:
-    """Make the measurements that are missing, print the tables, and write the files."""
+    """Make the missing measurements, print the tables, and write the files."""
     arguments.check()
     console = Console()
     torch.set_num_threads(arguments.threads)
-    load_reference(arguments.features)  # refuses now what would fail after hours
+    load_reference(arguments.features)  # raises now what would fail after hours
     samplers = Samplers(arguments)
     settings = arguments.settings()
     with closing(MeasurementFile(arguments.out / "measurements.jsonl", settings)) as file:
@@ -47,7 +47,7 @@ def main(arguments: ImageBenchmark) -> int:
 
 
 def make_missing(samplers: Samplers, arguments: ImageBenchmark, file: MeasurementFile, console: Console) -> bool:
-    """Make the measurements that the file lacks; whether a Ctrl-C stopped that."""
+    """Make the measurements that the file lacks. Returns whether Ctrl-C stopped it."""
     known = {measurement.trial for measurement in file.measurements}
     missing = [trial for trial in arguments.trials() if trial not in known]
     with stop_requests() as stop_requested, progress(console) as shown:

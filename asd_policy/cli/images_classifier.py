@@ -1,9 +1,9 @@
-"""Train the small digit classifier whose features measure generated digits.
+"""Train the small digit classifier whose features define the Frechet distance of generated digits.
 
     asd-policy images classifier --data mnist.npz --out checkpoints/digits/features.safetensors
 
-The file also holds the statistics of the data's features. The accuracy is that on a tenth of the images, held back from
-training; the statistics are those of all images.
+The file also holds the statistics of the data's features, over all images. The accuracy is measured on a tenth of the
+images, held out from training.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from asd_policy.images.frechet import DigitClassifier, accuracy, frechet_distanc
 from asd_policy.threads import check_threads
 from asd_policy.training.files import write_checkpoint
 
-SHIFT = 2  # pixels that a training image may be moved by
+SHIFT = 2  # largest random shift of a training image, in pixels
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to train on."""
+    """The data, the output file and the training settings."""
 
     data: Path
     """An .npz file with images (N, 28, 28) uint8 and labels (N,), or torchvision's root folder of MNIST."""
@@ -35,11 +35,11 @@ class Arguments:
     steps: int = 1500
     """Updates."""
     batch_size: int = 128
-    """Images in an update."""
+    """Images in a batch."""
     seed: int = 0
-    """Seed of the weights, the batches and the images held back."""
+    """Seed of the weights, the batches and the held-out images."""
     threads: int = 1
-    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
 
 
 def fit(images: Tensor, labels: Tensor, arguments: Arguments, done: Callable[[], object]) -> DigitClassifier:

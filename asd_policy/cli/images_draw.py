@@ -3,8 +3,8 @@
     asd-policy images draw --model digits --labels 0 1 2 3 4 --out digits.png
     asd-policy images draw --model google/ddpm-cifar10-32 --count 16 --out cifar.png
 
-Image i is drawn from a generator seeded with --seed plus i, whatever the sampler and the batch: `ddpm` and `asd` get
-the same noise at the start and at each step. Seeds have 32 bits, as many as torch's generator on the CPU reads.
+Image i is drawn from a generator with seed --seed + i, whatever the sampler and batch size. `ddpm` and `asd` get the
+same noise at the start and at each step. Seeds have 32 bits, like those of torch's CPU generator.
 """
 
 import math
@@ -27,10 +27,10 @@ from asd_policy.threads import check_threads
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to draw."""
+    """The images to draw, and how."""
 
     model: str
-    """Folder of a DDPMPipeline, its name on the Hugging Face hub, or digits, the shipped one."""
+    """A DDPMPipeline: a folder, a name on the Hugging Face hub, or the shipped digits."""
     out: Path
     """PNG file to write."""
     sampler: str = "asd:path:64"
@@ -38,29 +38,29 @@ class Arguments:
     count: int = 10
     """Images to draw."""
     labels: tuple[int, ...] = ()
-    """Classes for a class-conditional model, repeated until there is one for each image."""
+    """Classes for a class-conditional model, repeated cyclically over the images."""
     guidance: float = 1.0
-    """Classifier-free guidance; above 1 it needs --negative-label."""
+    """Scale of classifier-free guidance. Above 1 it needs --negative-label."""
     negative_label: int | None = None
     """Class to move away from, trained as "no class"; 10 for the digits."""
     steps: int | None = None
-    """Denoising steps of ddpm and asd; as many as in training unless given."""
+    """Denoising steps of ddpm and asd. By default as many as in training."""
     seed: int = 0
     """Seed of the first image."""
     columns: int = 10
-    """Images in a row of the grid."""
+    """Images in each row of the grid."""
     batch_size: int = 10
     """Images drawn together."""
     max_states: int | None = None
-    """Most states that one call of the network evaluates, which bounds the memory of a wide window."""
+    """Most rows in one call of the network, which limits the memory of a wide window."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     threads: int = 1
-    """torch's threads on the CPU. Two threads on a busy core wait for each other, which is far slower than one."""
+    """CPU threads of torch. Two threads on a busy core wait for each other, which is far slower than one."""
 
 
 def check(arguments: Arguments) -> None:
-    """Raise ConfigError on what would fail, or mean nothing, after images were drawn."""
+    """Raise ConfigError on arguments that would fail, or be meaningless, after images were drawn."""
     for name in ("count", "columns", "batch_size", "threads"):
         whole(name, getattr(arguments, name))
     if not 0 <= arguments.seed <= 2**32 - arguments.count:
@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> int:
 
 
 def draw(pipeline: AsdImagePipeline, arguments: Arguments, shown: Progress) -> list[int]:
-    """Draw the images in batches, writing the grid after each; the rounds of each image."""
+    """Draw the images in batches, and write the grid after each batch. Returns the rounds of each image."""
     labels = [arguments.labels[i % len(arguments.labels)] for i in range(arguments.count)] if arguments.labels else None
     images: list[Image.Image] = []
     rounds: list[int] = []
@@ -105,13 +105,13 @@ def draw(pipeline: AsdImagePipeline, arguments: Arguments, shown: Progress) -> l
         ).images
         assert pipeline.stats is not None
         rounds += pipeline.stats.rounds.tolist()
-        save_grid(images, arguments.columns, arguments.out)  # what is finished is not lost
+        save_grid(images, arguments.columns, arguments.out)  # an interruption keeps the finished images
         shown.update(row, len(images))
     return rounds
 
 
 def save_grid(images: list[Image.Image], columns: int, path: Path) -> None:
-    """Write the images in rows; the last one is filled up with black ones."""
+    """Write the images in rows. The last row is padded with black images."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     empty = Image.new(images[0].mode, images[0].size)

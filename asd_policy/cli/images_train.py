@@ -1,4 +1,4 @@
-"""Train a class-conditional DDPM on MNIST, or continue a run that was stopped.
+"""Train a class-conditional DDPM on MNIST, or continue a stopped run.
 
 Examples:
 
@@ -30,7 +30,7 @@ from asd_policy.training.run import Machine, check_new, check_same_data, make_ru
 from asd_policy.training.settings import TrainSettings
 
 GRID_ROWS = 2
-GRID_STEPS = 50  # of DDIM, which is enough to look at
+GRID_STEPS = 50  # DDIM steps, enough for a preview
 SCHEDULER = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
 
@@ -60,7 +60,7 @@ Arguments: Any = New | Resume
 
 
 def prepare(command: New | Resume) -> Trainer:
-    """The trainer of a new or a resumed run, with its directory made and its files written."""
+    """Make the trainer of a new or resumed run, and the files of a new run."""
     out, device = command.out, command.machine.device
     if isinstance(command, New):
         check_new(out)
@@ -79,13 +79,13 @@ def prepare(command: New | Resume) -> Trainer:
     )
     if isinstance(command, New):
         make_run(out, lambda folder: replace(run, fingerprint=found).save(folder / "train.json"))
-    elif (out / "last.pt").exists():  # else it was killed before its first snapshot, and begins anew
+    elif (out / "last.pt").exists():  # otherwise the run was killed before its first snapshot, and starts anew
         trainer.load(out / "last.pt")
     return trainer
 
 
 def draw_grid(pipe: DDPMPipeline, folder: Path) -> None:
-    """Two samples of each digit, always from the same noise, beside a snapshot."""
+    """Write two samples of each digit beside a snapshot, always from the same noise."""
     pipe.set_progress_bar_config(disable=True)
     count = GRID_ROWS * CLASSES
     generators = [step_generator(0, row, pipe.device) for row in range(count)]
@@ -95,7 +95,7 @@ def draw_grid(pipe: DDPMPipeline, folder: Path) -> None:
 
 
 def main(command: New | Resume) -> int:
-    """Run the command; its exit status tells whether the run is over."""
+    """Run the command. Returns 0 if the run is complete, 1 if it was stopped."""
     console = Console()
     check_threads(command.machine.threads or 1)
     command.machine.set_threads()

@@ -45,11 +45,11 @@ class Arguments:
     env_id: str | None = None
     """The environment, if the checkpoint does not name it."""
     trust_pickle: bool = False
-    """Run whatever code the file's pickle contains, with your rights on this machine. Only for files you made."""
+    """Run any code in the file's pickle, with your rights on this machine. Only for files that you trust."""
 
 
 def main(arguments: Arguments) -> int:
-    """Show the checkpoint, and write it if asked to. Raises CheckpointError or ConfigError if that is impossible."""
+    """Show the checkpoint, and write it if requested. Raises CheckpointError or ConfigError on failure."""
     console = Console()
     if (arguments.out is None) != arguments.inspect:
         raise ConfigError("Pass either --inspect or --out PATH.")

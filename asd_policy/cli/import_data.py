@@ -34,15 +34,15 @@ class Arguments:
     filter_key: str | None = None
     """A mask in the file, such as train. All demonstrations by default."""
     absolute: bool = False
-    """Take the target poses that the file has beside its delta actions."""
+    """Convert the target poses that the file holds beside its delta actions."""
     obs_keys: tuple[str, ...] = ()
-    """Observations to take, vectors or images. By default the vectors that robomimic's policies use."""
+    """Observations to convert, vectors or images. By default the vectors that robomimic's policies use."""
     clip_actions: bool = False
-    """Clip delta actions outside [-1, 1], with a note. Without it they are an error."""
+    """Clip delta actions outside [-1, 1], with a note. Without this option they are an error."""
 
 
 def main(arguments: Arguments) -> int:
-    """Show the file, and convert it if asked to. Raises DataError or ConfigError if that is impossible."""
+    """Show the file, and convert it if requested. Raises DataError or ConfigError on failure."""
     console = Console()
     if (arguments.out is None) != arguments.inspect:
         raise ConfigError("Pass either --inspect or --out FOLDER.")

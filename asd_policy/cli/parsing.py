@@ -1,4 +1,4 @@
-"""Command lines read by tyro, with help that fits the terminal and unknown options that are answered."""
+"""Parses command lines with tyro: help that fits the terminal, and suggestions for unknown options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, cast
 from asd_policy.errors import UnknownNameError
 
 DESCRIPTION = "DESCRIPTION"
-"""Stands for the description in tyro's help, which does not wrap it."""
+"""A placeholder for the description in tyro's help, because tyro does not wrap it."""
 
 
 def parse(arguments: Any, description: str, argv: Sequence[str], prog: str) -> Any:
-    """An object of the type `arguments` (a dataclass, or a union of them, which become subcommands).
+    """Parse an object of the type `arguments`: a dataclass, or a union of dataclasses, which become subcommands.
 
     Raises:
-        SystemExit: with status 0 after --help; with 2 if the command line cannot be read, after a message.
+        SystemExit: with status 0 after --help; with status 2 and a message on an invalid command line.
     """
     import tyro
 
@@ -35,7 +35,7 @@ def parse(arguments: Any, description: str, argv: Sequence[str], prog: str) -> A
         raise SystemExit(0)
     try:
         found, unknown = cast(tuple[Any, list[str]], read(args=list(argv), return_unknown_args=True))
-    except SystemExit:  # tyro has said what is missing or wrong, but not what was meant
+    except SystemExit:  # tyro has printed the mistake, but no suggestion
         _tell_unknown(read, argv, [word for word in argv if word.startswith("--")])
         raise
     if unknown:
@@ -47,7 +47,7 @@ def parse(arguments: Any, description: str, argv: Sequence[str], prog: str) -> A
 
 
 def wrapped(text: str) -> str:
-    """A docstring in lines as long as the terminal's; a shell command that is longer goes on after a backslash."""
+    """Wrap a docstring to the terminal's width. Longer shell commands continue after a backslash."""
     paragraphs = re.split(r"\n\s*\n", textwrap.dedent(text).strip())
     return "\n\n".join(
         "\n".join(_wrapped_commands(paragraph)) if paragraph[0].isspace() else _filled(paragraph)
@@ -60,12 +60,12 @@ def _width() -> int:
 
 
 def _filled(paragraph: str, indent: int = 0) -> str:
-    """A paragraph in lines that fit, all but the first indented."""
+    """Wrap a paragraph, with all lines but the first indented."""
     return textwrap.fill(paragraph, _width(), subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _wrapped_commands(paragraph: str) -> list[str]:
-    """Shell commands in lines that fit: their own lines, if they do."""
+    """Wrap shell commands. Their own line breaks are kept if the lines fit."""
     lines = paragraph.splitlines()
     if max(map(len, lines)) <= _width():
         return lines
@@ -85,9 +85,9 @@ def _wrapped_commands(paragraph: str) -> list[str]:
 
 
 def _help(read: Callable[..., Any], argv: Sequence[str]) -> str:
-    """What tyro prints for --help after the same subcommand."""
+    """tyro's --help for the same subcommand."""
     printed = io.BytesIO()
-    # In the terminal's encoding, by which tyro chooses the characters of its boxes.
+    # In the terminal's encoding, which selects tyro's box characters.
     with redirect_stdout(io.TextIOWrapper(printed, sys.stdout.encoding, write_through=True)) as text:
         with suppress(SystemExit):
             read(args=[*argv, "--help"])
@@ -95,9 +95,9 @@ def _help(read: Callable[..., Any], argv: Sequence[str]) -> str:
 
 
 def _tell_unknown(read: Callable[..., Any], argv: Sequence[str], options: Sequence[str]) -> bool:
-    """Print which options do not exist, and which do; whether there was one to print."""
+    """Print the unknown options and the known ones. Returns whether there was an unknown one."""
     subcommand = [word for word in argv[:1] if not word.startswith("-")]
-    # An option begins right behind the border of its box, and its text after two spaces.
+    # An option begins right after the border of its box, and its text after two spaces.
     named = re.findall(r"^[│| ] ?(-.*?)(?:  |$)", _help(read, subcommand), re.MULTILINE)
     available = {name for names in named for name in re.findall(r"--[a-z][\w.-]*", names)}
     written = [word.partition("=")[0].replace("_", "-") for word in options]

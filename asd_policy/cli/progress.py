@@ -1,4 +1,4 @@
-"""The progress of a command: bars on a terminal, elsewhere a line now and then."""
+"""The progress of a command: bars on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 LINES = 20
-"""Lines that a row prints over its course where there is no terminal."""
+"""Lines that each row prints in all, without a terminal."""
 
 
 class Progress(Protocol):
     """Rows of work, each with a number of units."""
 
     def add(self, label: str, total: int, done: int = 0, detail: bool = False) -> int:
-        """A new row; its number.
+        """Add a row. Returns its number.
 
         Args:
-            done: units that were done before.
-            detail: whether the row is part of another one; it gets a bar, but no lines.
+            done: units that are already done.
+            detail: whether the row is part of another row. It then gets a bar, but no lines.
         """
         ...
 
     def update(self, row: int, done: int, note: str = "", label: str | None = None) -> None:
-        """Set how many units of the row are done, the text beside them, and the row's label, if it changes."""
+        """Set the number of finished units, the note beside them, and a new label if it is given."""
         ...
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
-    """Shows rows of work on the console while the block runs."""
+    """A context that shows rows of work on the console."""
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -46,13 +46,13 @@ def progress(console: Console) -> Iterator[Progress]:
 
 
 def counter(shown: Progress, label: str, total: int) -> Callable[[], None]:
-    """A new row; the function that it returns says that one more unit is done."""
+    """Add a row. The returned function counts one more finished unit."""
     row, units = shown.add(label, total), count(1)
     return lambda: shown.update(row, next(units))
 
 
 class _Rows:
-    """Bars of rich."""
+    """Bars, by rich."""
 
     def __init__(self, bars: Bars):
         self._bars = bars
@@ -71,7 +71,7 @@ class _Rows:
 class _Row:
     label: str
     total: int
-    before: int  # units done when it was added
+    before: int  # units done when the row was added
     told: int  # units done at its last line
     detail: bool
     started: float = field(default_factory=monotonic)

@@ -1,4 +1,4 @@
-"""Report results files: a self-contained HTML page, a Markdown table, videos of chosen episodes.
+"""Report results files: a self-contained HTML page, a Markdown table, and videos of chosen episodes.
 
 asd-policy report results/square.jsonl --out results/report --videos 2 --checkpoints square
 """
@@ -26,25 +26,25 @@ from asd_policy.importers.shipped import find_checkpoint
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to report."""
+    """The results to report, and how."""
 
     results: tyro.conf.Positional[tuple[Path, ...]]
-    """Files that asd-policy sweep or evaluate wrote."""
+    """Files written by asd-policy sweep or evaluate."""
     out: Path = Path("results/report")
     """Folder for index.html, report.md and the videos."""
     margin: float = 5.0
-    """The largest difference of success that does not matter, in points. Choose it before you see the results."""
+    """The largest negligible difference of success rates, in points. Choose it before you see the results."""
     baseline: str = "ddpm"
     """The sampler to compare the others with."""
     videos: tuple[str, ...] = ()
-    """A number of successes and of failures to film, the first of each sampler. Or episodes, as
+    """A number N, to film the first N successes and N failures of each sampler; or episodes, as
     TASK:SAMPLER:SEED[:REPEAT]. They are run again from their seeds."""
     checkpoints: tuple[Path, ...] = ()
-    """For the videos: the checkpoints that the episodes were run with."""
+    """For the videos: the checkpoints of the episodes."""
     modules: tuple[str, ...] = ()
     """For the videos: modules to import first, which register environments, drafts or networks."""
     device: str = "cpu"
-    """For the videos. On another device than the results' the actions differ by rounding, and the page says so."""
+    """For the videos: the device. On another device than the results', actions differ by rounding; the page says so."""
 
 
 def main(arguments: Arguments) -> int:
@@ -67,10 +67,10 @@ def main(arguments: Arguments) -> int:
 
 
 def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[str, tuple[Path, bool]]:
-    """SHA-256 -> the checkpoint, and whether the SHA-256 includes its calibrated windows; for the episodes to film.
+    """SHA-256 -> the checkpoint, and whether the hash includes its calibrated windows; for the episodes to film.
 
     Raises:
-        ConfigError: if one is not among the paths.
+        ConfigError: if a checkpoint is not among the paths.
     """
     folders = [find_checkpoint(path) for path in paths]
     found = {fingerprint(path, windows): (path, windows) for path in folders for windows in (True, False)}

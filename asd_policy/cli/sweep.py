@@ -1,11 +1,11 @@
-"""Run samplers over seeds, in parallel, into a file that survives interruptions.
+"""Run samplers over many seeds in parallel, into a file that survives interruptions.
 
     asd-policy sweep --checkpoints square --samplers ddpm asd:path:16 --seeds paper \\
         --out results/square.jsonl --workers 8
 
-The same command continues an interrupted sweep. The first Ctrl-C finishes the episodes in flight; a second one quits
-at once. Results do not depend on the backend or the number of workers. Exit status: 0 complete, 1 complete but for
-episodes with errors, 130 interrupted.
+The same command continues an interrupted sweep. The first Ctrl-C finishes the running episodes; a second one quits at
+once. Results do not depend on the backend or the number of workers. Exit status: 0 complete, 1 complete with errors
+in some episodes, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ from asd_policy.threads import check_threads
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to run, and where."""
+    """The episodes to run, and where."""
 
     checkpoints: tuple[Path, ...]
-    """One for each task: folders with config.json and model.safetensors, or other libraries' files."""
+    """One for each task: a folder with config.json and model.safetensors, or another library's file."""
     samplers: tuple[str, ...]
     """ddpm[:CAPTURE], ddim[:STEPS], asd[:DRAFT[:WINDOW[:CAPTURE]]]; WINDOW is a number or "all"."""
     out: Path
-    """Results file, such as results/NAME.jsonl; an existing one is continued."""
+    """Results file, such as results/NAME.jsonl. An existing file is continued."""
     seeds: str = "smoke"
     """smoke (100000-100002), dev (200000-200019), paper (100000-100099, three times), or seeds such as 1,5,7-9."""
     repeats: int | None = None
-    """How often each seed is run, with other noise each time. By default the seed set's, else once."""
+    """Runs of each seed, each with other noise. By default the seed set's number, else 1."""
     backend: Annotated[str, tyro.conf.arg(constructor=literal_type_from_choices(BACKENDS))] = "processes"
     """Where to run: serial (in this process), processes (of this machine), or ray (a Ray cluster)."""
     address: str | None = None
     """Address of a Ray cluster. Its nodes must find the checkpoints at the same paths. By default a cluster is started
     on this machine."""
     workers: int | None = None
-    """By default as many as there are CPUs for."""
+    """Number of workers. By default as many as the CPUs allow."""
     threads: int = 1
-    """Threads of each worker. Another number changes rounding."""
+    """CPU threads of each worker. Another number changes rounding."""
     batch: int = 1
-    """Episodes that a worker runs at once: one policy for many environments, each in a process. For GPUs."""
+    """Episodes that a worker runs at once: one policy for several environments, each in its own process. For GPUs."""
     device: str = "cpu"
-    """Where to sample, such as cpu or cuda."""
+    """Device to sample on, such as cpu or cuda."""
     success: str | None = None
-    """For environments from outside: the key of info that means success, or "terminated" if every episode that
+    """For environments from outside: the key of info that reports success, or "terminated" if every episode that
     terminates has succeeded. By default "success" or "is_success"."""
     max_steps: int | None = None
     """Time limit in control steps. By default the environment's."""
     modules: tuple[str, ...] = ()
     """Modules to import first, which register environments, drafts or networks, such as gym_pusht."""
     dry_run: bool = False
-    """Print the plan and its duration, measured on a few chunks of each sampler, and run nothing."""
+    """Print the plan and its duration, estimated from a few chunks of each sampler, and run nothing."""
 
 
 def main(arguments: Arguments) -> int:
@@ -116,7 +116,7 @@ def resources(arguments: Arguments) -> Resources:
 
 
 def report(plan: Plan, file: ResultsFile, stopped: bool, console: Console) -> int:
-    """Print how much of the plan the file holds; the exit status."""
+    """Print how much of the plan the file holds. Returns the exit status."""
     missing, planned = plan.missing(file.records), set(plan.keys)
     errors = [record for record in file.records if record.error is not None and record.key in planned]
     print_errors(errors, console)
@@ -133,7 +133,7 @@ def report(plan: Plan, file: ResultsFile, stopped: bool, console: Console) -> in
 
 
 def dry_run(plan: Plan, load: TaskLoader, arguments: Arguments, console: Console) -> int:
-    """Print the plan with an estimate of its duration, measured here with one worker."""
+    """Print the plan and its estimated duration, measured on this machine with one worker."""
     records = read_records([arguments.out]) if arguments.out.exists() else []
     table = Table("task", "sampler", "on file", "to run", "s a step", "steps", "hours", box=box.SIMPLE_HEAD)
     estimates = list(estimate(plan, records, load, arguments.batch))

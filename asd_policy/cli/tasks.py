@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_samplers(labels: Sequence[str]) -> None:
-    """Raise ConfigError on a label that is no sampler."""
+    """Raise ConfigError on a label that names no sampler."""
     from asd_policy.core import parse_sampler
 
     for label in labels:
@@ -40,7 +40,7 @@ def uses_windows_file(labels: Sequence[str]) -> bool:
 def run_settings(
     device: str, threads: int, batch: int = 1, success: str | None = None, max_steps: int | None = None
 ) -> dict[str, Any]:
-    """The settings that go on record. Those of environments from outside are left out unless given."""
+    """The settings that are recorded. Those of environments from outside are left out unless given."""
     given = {"success": success, "max_steps": max_steps}
     return {"device": device, "threads": threads, "batch": batch} | {
         name: value for name, value in given.items() if value is not None
@@ -48,12 +48,12 @@ def run_settings(
 
 
 def read_checkpoints(paths: Sequence[Path], windows: bool, modules: Sequence[str] = ()) -> dict[str, tuple[Path, str]]:
-    """Task -> its checkpoint and that one's SHA-256, with its calibrated windows if they matter.
+    """Task -> its checkpoint and SHA-256. With `windows` the hash includes the calibrated windows.
 
     Raises:
-        ConfigError: if two checkpoints are for one task, or one needs a module that is not among `modules`.
+        ConfigError: if two checkpoints are for one task, or a checkpoint needs a module that is not in `modules`.
         CheckpointError: if one cannot be read.
-        gymnasium.error.Error: if there is no such environment.
+        gymnasium.error.Error: if an environment does not exist.
     """
     from asd_policy.importers.checkpoint import fingerprint
     from asd_policy.importers.registry import read_checkpoint
@@ -78,9 +78,9 @@ class TaskLoader:
     Attributes:
         checkpoints: task -> path and SHA-256.
         windows: whether the SHA-256 includes the calibrated windows.
-        settings: as `run_settings` makes them.
+        settings: from `run_settings`.
         render: whether the environment renders.
-        modules: imported first; those that register environments, drafts or networks.
+        modules: modules to import first, which register environments, drafts or networks.
     """
 
     checkpoints: Mapping[str, tuple[Path, str]]
@@ -90,10 +90,10 @@ class TaskLoader:
     modules: tuple[str, ...] = ()
 
     def __call__(self, task: str) -> Parts:
-        """The environment, and the policy by sampler, captured ones warmed up.
+        """The task's environment, and its policy for each sampler. Policies that compile are warmed up.
 
         Raises:
-            CheckpointError: if the checkpoint is not the one that the sweep began with.
+            CheckpointError: if the checkpoint has changed since the sweep began.
         """
         import torch
 
@@ -110,7 +110,7 @@ class TaskLoader:
         def make_policy(label: str) -> DiffusionPolicy:
             own = policy.with_sampler(label)
             if own.needs_warm_up:
-                own.warm_up(self.settings["batch"])  # or the first chunk's latency would include compilation
+                own.warm_up(self.settings["batch"])  # otherwise the first chunk's latency would include compilation
             return own
 
         return Parts(task_env(policy.config, self.settings, self.render, self.modules), make_policy)
@@ -132,7 +132,7 @@ def check_module(env_id: str, modules: Sequence[str]) -> None:
 def task_env(
     config: PolicyConfig, settings: Mapping[str, Any], render: bool = False, modules: tuple[str, ...] = ()
 ) -> Callable[[], gymnasium.Env[Any, Any]]:
-    """Makes the policy's environment; picklable. Raises ConfigError as `check_module`."""
+    """A picklable factory of the policy's environment. Raises ConfigError as `check_module`."""
     check_module(config.env_id, modules)
     return partial(
         make_env,
@@ -146,7 +146,7 @@ def task_env(
 
 
 def as_recorded(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """A record's settings, to run its episode again here, by itself: on `device`, with at most this machine's CPUs."""
+    """A record's settings, changed to run its episode again here: batch 1, `device`, at most this machine's CPUs."""
     threads = settings.get("threads")
     fits = isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1)
     return {**settings, "device": device, "threads": threads if fits else _threads_now(), "batch": 1}

@@ -1,4 +1,4 @@
-"""Train a diffusion policy on demonstrations, or resume a run that was stopped.
+"""Train a diffusion policy on demonstrations, or resume a stopped run.
 
 Examples:
 
@@ -42,30 +42,30 @@ class New:
     """Run directory to make."""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
     episodes: int | None = None
-    """Read this many episodes, from the first on; by default all."""
+    """Number of episodes to read, from the first on. By default all."""
     held_out: int = 0
-    """Reserve this many of the last episodes for validation: the averaged weights' loss on them is logged with each
-    snapshot, and rises when the run overfits."""
+    """Reserve this many of the last episodes for validation. The loss of the averaged weights on them is logged with
+    each snapshot. It rises when the run overfits."""
     foreseeable: float | None = None
-    """Leave out training windows in which the expert is disturbed by more than this after the policy's last
-    observation; the policy cannot predict the expert's answer. For stores collected with --pushes or --closings; 0.2
+    """Leave out training windows whose expert is disturbed by more than this after the policy's last observation,
+    because the policy cannot predict the expert's reaction. For stores collected with --pushes or --closings; 0.2
     ignores white noise of 0.05."""
     filter_key: str | None = None
-    """Mask of the HDF5 file that names the demonstrations to train on, such as train."""
+    """Mask of the HDF5 file that selects demonstrations, such as train."""
     absolute: bool = False
-    """Train on the target poses that robomimic's files keep beside their delta actions."""
+    """Train on the target poses that robomimic's files hold beside their delta actions."""
     clip_actions: bool = False
-    """Clip delta actions outside [-1, 1], with a note, instead of refusing them."""
+    """Clip delta actions outside [-1, 1], with a note. Without this option they are an error."""
     obs_keys: tuple[str, ...] = ()
-    """Observations of the policy, in this order, such as agentview_image robot0_eef_pos. All images of all episodes are
-    held in memory. By default all of a store, and of an HDF5 file the vectors that robomimic's policies use."""
+    """Observations of the policy, in this order, such as agentview_image robot0_eef_pos. Images of all episodes are
+    held in memory. By default all of a store; of an HDF5 file the vectors that robomimic's policies use."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations to hide from the policy: a key and its indices."""
     quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Quaternions in observations whose sign flips: a key and the index of each one's first entry."""
+    """Quaternions in observations to normalise the sign of: a key and the index of each one's first entry."""
     network: Architecture = field(default_factory=NetworkConfig)
     octaves: int = 0
-    """Add this many sines and cosines of each observed value to the condition, for tasks of millimetres; try 4."""
+    """Number of sines and cosines of each observed value in the condition, for tasks that need millimetres; try 4."""
     init: Path | None = None
     """Checkpoint to start from: its weights, network and observations. Replaces --obs-keys, --ignore, --quaternions and
     --network; --octaves are added to a U-Net that has none."""
@@ -85,7 +85,7 @@ Arguments = New | Resume
 
 
 def parse(module: Any, argv: Sequence[str], prog: str) -> Arguments:
-    """The command's arguments. `--network.name` chooses the network, whose sizes are the other --network options."""
+    """Parse the command's arguments. `--network.name` chooses the network; other --network options set its sizes."""
     name = _network(argv)
     network = ("network", NETWORKS[name], field(default_factory=NETWORKS[name]))
     told = f"{New.__doc__}\n\nThe network is one of {', '.join(NETWORKS)}. Below are the sizes of {name}."
@@ -95,7 +95,7 @@ def parse(module: Any, argv: Sequence[str], prog: str) -> Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    """Run the command: 0 when the run is over, 1 when it was stopped."""
+    """Run the command. Returns 0 if the run is complete, 1 if it was stopped."""
     console = Console()
     check_threads(arguments.machine.threads or 1)
     arguments.machine.set_threads()
@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> int:
 
 
 def prepare(arguments: Arguments) -> Prepared:
-    """The trainer of a new or a resumed run, with the run's directory made."""
+    """Make the trainer of a new or resumed run, and the directory of a new run."""
     if isinstance(arguments, Resume):
         return resume(arguments.out, arguments.machine, load_policy)
     info = RunInfo(
@@ -143,7 +143,7 @@ def prepare(arguments: Arguments) -> Prepared:
 
 
 def _network(argv: Sequence[str]) -> str:
-    """The name of the network that the arguments choose. Raises UnknownNameError if there is none."""
+    """The name of the network chosen by the arguments. Raises UnknownNameError if there is none."""
     name = NetworkConfig.name
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         option, given, value = word.partition("=")

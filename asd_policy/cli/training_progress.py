@@ -1,4 +1,4 @@
-"""Training with its progress on the console."""
+"""Trains and shows the progress on the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asd_policy.training.loop import Trainer, train
 
 
 def train_with_progress(trainer: Trainer, out: Path, console: Console) -> bool:
-    """`train`, shown on the console. Keeps `log.jsonl` and `loss.png` up to date.
+    """`train` with progress on the console. Updates `log.jsonl` and `loss.png`.
 
     Returns:
         Whether all steps are done.
