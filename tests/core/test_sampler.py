@@ -199,7 +199,7 @@ def test_on_round_of_the_plain_samplers():
 @pytest.mark.gpu
 def test_on_round_needs_a_loop_in_python():
     captured = sampler(capture="cuda_graph", device="cuda")
-    with pytest.raises(ConfigError, match="to watch them"):
+    with pytest.raises(ConfigError, match="to watch rounds"):
         captured.draw(1, generator=generator(), on_round=lambda frontier, x: None)
 
 

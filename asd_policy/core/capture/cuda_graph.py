@@ -130,7 +130,7 @@ class CudaGraph:
                 "Move the denoiser there, or take capture='compile'."
             )
         if on_round is not None:
-            raise ConfigError("capture='cuda_graph' cannot call on_round: take 'eager' or 'compile' to watch them.")
+            raise ConfigError("capture='cuda_graph' cannot call on_round: take 'eager' or 'compile' to watch rounds.")
         key = *what, structure, *map(_key_of, tensors)
         with self._turn, torch.cuda.device(device):
             self._forget_replaced_weights(denoiser)
