@@ -133,9 +133,9 @@ def _entry(path: Path, number: int, line: bytes) -> Entry:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {number} is no JSON object: {error}.") from error
+        raise DataError(f"{path}, line {number} is not a JSON object: {error}.") from error
     if not isinstance(entry, dict):
-        raise DataError(f"{path}, line {number} is no JSON object: it is {entry!r:.80}.")
+        raise DataError(f"{path}, line {number} is not a JSON object: it is {entry!r:.80}.")
     return entry
 
 
@@ -160,7 +160,7 @@ def _lock(file: int, path: Path) -> None:
             f"Writing {path} needs a system where files can be locked: Linux or macOS. On Windows, run this in WSL."
         ) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):  # reading a device may never end
-        raise DataError(f"Cannot write to {path}: it is no regular file.")
+        raise DataError(f"Cannot write to {path}: it is not a regular file.")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked = os.path.samestat(os.fstat(file), os.stat(path))  # another writer may just have replaced it

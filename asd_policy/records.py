@@ -103,7 +103,7 @@ def _read(kind: type[T], data: Any, within: str = "") -> T:
         described = [_described(problem, within) for problem in found.errors(include_url=False)[:MAX_PROBLEMS]]
         raise _RefusedError(described, found.error_count() - MAX_PROBLEMS) from None
     except (pydantic_core.PydanticSerializationError, RecursionError, ValueError) as found:
-        raise _RefusedError([f"it is no JSON: {found!s:.200}"]) from None
+        raise _RefusedError([f"it is not JSON: {found!s:.200}"]) from None
     value: T = record
     return value
 

@@ -21,7 +21,7 @@ FRAME_SIZE = 256  # pixels
 
 
 class SimulationError(gymnasium.error.Error):
-    """The physics diverged: the episode cannot go on."""
+    """The physics diverged: the episode cannot continue."""
 
 
 class RobosuiteEnv(gymnasium.Env[Obs, NDArray[np.float32]]):

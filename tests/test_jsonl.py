@@ -160,7 +160,7 @@ def test_damaged_line_is_named(path, damage):
     path.write_bytes(b'{"a": 1}\n' + damage + b'\n{"a": 2}\n')
     content = path.read_bytes()
     for read in (read_json_lines, JsonLines):
-        with pytest.raises(DataError, match=r"lines\.jsonl, line 2 is no JSON object"):
+        with pytest.raises(DataError, match=r"lines\.jsonl, line 2 is not a JSON object"):
             read(path)
     assert path.read_bytes() == content
     path.write_bytes(b"")

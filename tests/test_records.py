@@ -44,8 +44,8 @@ def test_reads_nested_dataclasses():
         ({"keys": {}, "inner": {"size": [3]}}, "inner.size is an unknown field (its value is [3])"),
         ({"keys": {}, "inner": {"sizes": [0]}}, "sizes is (0,); expected no zeros"),
         ({"keys": {}, "bound": "1"}, "bound is '1'; expected a valid number"),
-        ({"keys": {"\ud800": 1}}, "it is no JSON"),
-        ({"keys": object()}, "it is no JSON"),
+        ({"keys": {"\ud800": 1}}, "it is not JSON"),
+        ({"keys": object()}, "it is not JSON"),
     ],
 )
 def test_refusals_name_the_field_and_what_was_got_and_expected(data, told):

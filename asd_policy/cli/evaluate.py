@@ -85,7 +85,7 @@ def main(arguments: Arguments) -> int:
     loaded = load(task)
     policies: dict[str, Any] = {}
     for label in plan.samplers:
-        with console.status(f"preparing {label}: tens of seconds where it compiles"):
+        with console.status(f"preparing {label}: tens of seconds if it compiles"):
             policies[label] = loaded.make_policy(label)
     made = [loaded.make_env()]  # before the folder is made: if this fails, no folder is left
     parts = Parts(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)

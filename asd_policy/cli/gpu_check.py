@@ -37,9 +37,7 @@ def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog, description=wrapped(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/gpu"), help="folder for what is written (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="output folder (%(default)s)")
     parser.add_argument("--minutes", type=float, default=7.0, help="time for everything (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, default=Path("square"), help="Square's policy (the shipped one)")
     parser.add_argument(

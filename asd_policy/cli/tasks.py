@@ -1,6 +1,6 @@
 """Loads checkpoints' policies and environments for evaluation."""
 
-# Worker processes import this module: torch is imported where it is used.
+# Worker processes import this module, so only functions import torch.
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TaskLoader:
         torch.set_num_threads(self.settings["threads"])
         path, expected = self.checkpoints[task]
         if fingerprint(path, self.windows) != expected:
-            raise CheckpointError(f"{path} is not what it was when the sweep began, or is another on this machine.")
+            raise CheckpointError(f"{path} has changed since the sweep began, or differs on this machine.")
         policy = load_policy(path, device=self.settings["device"])
 
         def make_policy(label: str) -> DiffusionPolicy:

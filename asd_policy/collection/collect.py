@@ -78,6 +78,6 @@ def _round(
     lost = [seed for seed in begun[recorded:] if seed not in waiting]
     if lost:
         raise WorkerError(
-            f"Seeds {', '.join(map(str, lost))} lost their worker {ATTEMPTS} times each, perhaps for want of memory. "
-            f"The seeds before {lost[0]} are in the store: run the command again to go on, with fewer --workers."
+            f"Seeds {', '.join(map(str, lost))} lost their worker {ATTEMPTS} times each, perhaps for lack of memory. "
+            f"The seeds before {lost[0]} are in the store: to continue, run the command again with fewer --workers."
         )

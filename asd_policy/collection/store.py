@@ -27,7 +27,7 @@ def open_store(path: Path, collection: Collection) -> EpisodeStore:
     store = EpisodeStore.open(path, writable=True)
     differing = {key: store.attrs.get(key) for key, value in settings.items() if store.attrs.get(key) != value}
     if differing:
-        raise DataError(f"{path} was collected with {differing}, which differs from what is asked: {settings}.")
+        raise DataError(f"{path} was collected with {differing}; the requested settings are {settings}.")
     return store
 
 

@@ -32,7 +32,7 @@ def as_seed(value: int) -> int:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """The device with its index, as tensors name it. Raises ConfigError where this machine has no such device."""
+    """The device with its index, as tensors name it. Raises ConfigError if this machine lacks it."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:

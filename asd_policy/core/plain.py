@@ -29,7 +29,7 @@ class PlainSampler:
         steps: the steps and their update rule.
         event_shape: E, the shape of one sample.
         capture: how the steps are run: a name in CAPTURES, or a capture; see `AsdSampler`.
-        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
+        device: the device for a denoiser that is a plain function; a module is sampled on its own device.
 
     Raises:
         ConfigError: on a capture that does not exist or is incomplete, or a device that this machine lacks.
@@ -228,7 +228,7 @@ def sample_ddpm(
         cond: (B, ...) or None, passed to the denoiser.
         generator: one for the batch or one per sample. `AsdSampler` draws the same tape from the same generator.
         on_round: called after each step.
-        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
+        device: the device for a denoiser that is a plain function; a module is sampled on its own device.
 
     Returns:
         x (B, *event_shape), float32, on that device.

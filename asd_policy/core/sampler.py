@@ -41,7 +41,7 @@ class AsdSampler:
             and `with_windows` returns a sampler that uses them.
         capture: how the loop of rounds is run: "eager" (a Python loop), "compile" (the same with compiled parts),
             "cuda_graph" (CUDA graphs of compiled parts), another name in CAPTURES, or a `Capture`.
-        device: where to sample if the denoiser is a plain function; a module is sampled where its parameters lie.
+        device: the device for a denoiser that is a plain function; a module is sampled on its own device.
 
     Raises:
         ConfigError: on a window below 1, an unknown name (the message lists the known ones), a draft or capture that

@@ -85,19 +85,19 @@ class UntrustedHdf5:
     def _dataset(self, name: str) -> h5py.Dataset:
         node = self._node(name)
         if not isinstance(node, h5py.Dataset) or node.shape is None or node.ndim == 0:
-            raise DataError(f"{self.path}: {name} is no array; expected one with a row for each step.")
+            raise DataError(f"{self.path}: {name} is not an array; expected one with a row for each step.")
         return node
 
     def _group(self, name: str) -> h5py.Group:
         node = self._node(name)
         if not isinstance(node, h5py.Group):
-            raise DataError(f"{self.path}: {name} is no group.")
+            raise DataError(f"{self.path}: {name} is not a group.")
         return node
 
     def _node(self, name: str) -> Any:
         node = self._find(name)
         if node is None:
-            raise DataError(f"{self.path} lacks {name!r}, so it is no robomimic file; it has {', '.join(self._file)}.")
+            raise DataError(f"{self.path} lacks {name!r}: it is not a robomimic file; it has {', '.join(self._file)}.")
         return node
 
     def _find(self, name: str) -> Any:

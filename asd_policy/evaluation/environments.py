@@ -78,7 +78,7 @@ def import_modules(modules: Sequence[str]) -> None:
     """Import modules that register environments, drafts or networks. Raises ConfigError if one is not installed."""
     for module in modules:
         if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", module, re.ASCII) is None:
-            raise ConfigError(f"{module!r} is no name of a module; expected one such as gym_pusht.")
+            raise ConfigError(f"{module!r} is not a module name; expected one such as gym_pusht.")
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:

@@ -136,6 +136,6 @@ def check_same_settings(records: Sequence[Record], checkpoints: Mapping[str, str
 
 def _records(path: str | Path, entries: Iterable[Entry]) -> list[Record]:
     return [
-        read_record(Record, entry, f"{path}, line {number} is no episode's record", DataError)
+        read_record(Record, entry, f"{path}, line {number} is not an episode's record", DataError)
         for number, entry in enumerate(entries, start=1)
     ]

@@ -113,8 +113,8 @@ def check_attention_options(options: Any) -> None:
     other = [name for name, value in options.items() if not isinstance(value, Number | str | None)]
     if other:
         raise ConfigError(
-            f"cross_attention_kwargs holds {', '.join(map(str, other))}, which is no number, string or None. The U-Net "
-            "gets many steps of an image in one batch, which tensors made for one step do not fit."
+            f"cross_attention_kwargs holds {', '.join(map(str, other))}, which is not a number, string or None. The "
+            "U-Net gets many steps of an image in one batch, which tensors made for one step do not fit."
         )
 
 

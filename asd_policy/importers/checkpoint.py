@@ -142,7 +142,7 @@ class Checkpoint:
             raise ConfigError(f"obs_keys are {len(obs_keys)}; expected at most {MAX_KEYS}.")
         sizes = isinstance(obs_keys, Mapping) and all(type(dim) is int and dim > 0 for dim in obs_keys.values())
         if not sizes or sum(obs_keys.values()) != config.obs_dim:
-            total = f"{sum(obs_keys.values())} entries" if sizes else "sizes that are no positive integers"
+            total = f"{sum(obs_keys.values())} entries" if sizes else "sizes that are not positive integers"
             raise ConfigError(f"obs_keys {obs_keys} have {total}, but {told}.")
         images = {_span(config.obs_keys, image.key): image for image in config.images}
         names = {images[span].key: key for key in obs_keys if (span := _span(obs_keys, key)) in images}

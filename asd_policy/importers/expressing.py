@@ -41,7 +41,7 @@ def spread_and_center(checkpoint: Checkpoint, *keys: str) -> tuple[Tensor, Tenso
 
 def require_common(config: PolicyConfig) -> None:
     """Raise ConfigError if the policy has features that no other library's format expresses."""
-    require(not config.quaternions, "observations", "with quaternions of steady sign", "unchanged quaternions")
+    require(not config.quaternions, "observations", "with quaternions of normalised sign", "unchanged quaternions")
     require(config.octaves == 0, "observations", "with octaves", "the values alone")
     expected = {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
     found = {name: getattr(config.scheduler, name) for name in expected}

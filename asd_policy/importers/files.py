@@ -81,7 +81,7 @@ def entry(data: Any, path: str | tuple[str, ...], where: str) -> Any:
             known = ", ".join(map(str, list(data)[:20])) if isinstance(data, Mapping) else type(data).__name__
             missing = ".".join(keys[: depth + 1])
             raise CheckpointError(
-                f"{where} lacks {missing!r}, so it is no file of the version read here; it has {known:.1000}."
+                f"{where} lacks {missing!r}, so it is not of a supported version; it has {known:.1000}."
             )
         data = data[key]
     return data

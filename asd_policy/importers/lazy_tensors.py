@@ -47,7 +47,7 @@ class Storage(NamedTuple):
         """
         kind, dtype, record, _, numel = pid
         if kind != "storage" or not isinstance(record, str) or not _is_count(numel):
-            raise ValueError("a storage that is none")
+            raise ValueError("an invalid storage")
         return cls(record, DTYPES[dtype.name], numel)
 
 
@@ -76,7 +76,7 @@ class LazyTensor:
         sizes = (shape, stride)
         right = isinstance(storage, Storage) and all(isinstance(x, tuple) and len(x) <= MAX_DIMS for x in sizes)
         if not right or len(shape) != len(stride) or not all(_is_count(x) for x in (offset, *shape, *stride)):
-            raise ValueError("a tensor of no storage, or with sizes that are no sizes")
+            raise ValueError("a tensor without storage, or with invalid sizes")
         return cls(storage, offset, shape, stride)
 
     @property

@@ -47,7 +47,7 @@ def numbers(value: Any, feature: str, where: str) -> Tensor:
             raise TypeError(f"they are {tensor.dtype}")
         return tensor.double()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{where}: the statistics of {feature!r} are no numbers: {error!s:.200}") from error
+        raise CheckpointError(f"{where}: the statistics of {feature!r} are not numbers: {error!s:.200}") from error
 
 
 def check_finite(values: Mapping[str, Tensor], feature: str, where: str) -> None:
@@ -55,7 +55,7 @@ def check_finite(values: Mapping[str, Tensor], feature: str, where: str) -> None
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(
-                f"{where}: {name} of {feature!r} is not finite ({value.flatten()[:8].tolist()}), as where it was never "
+                f"{where}: {name} of {feature!r} is not finite ({value.flatten()[:8].tolist()}), as if it was never "
                 "computed. Compute them from the training data and save the policy again."
             )
 

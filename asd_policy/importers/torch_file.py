@@ -58,7 +58,7 @@ class TorchFile:
         packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise CheckpointError(
-                f"{path} holds records that unpack to more than they are ({', '.join(packed[:3]) or 'overlapping'}): "
+                f"{path} holds records that unpack to more than their size ({', '.join(packed[:3]) or 'overlapping'}): "
                 "torch.save writes no such files, and it is not opened."
             )
         if len({entry.filename for entry in entries}) < len(entries):

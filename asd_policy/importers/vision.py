@@ -38,7 +38,7 @@ def visual_core(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for prefix, used in (("backbone.", backbone), ("pool.", softmax)):
         copy = pool.take_all(prefix)
         if copy.keys() != used.keys() or not all(torch.equal(copy[name], used[name]) for name in copy):
-            raise CheckpointError(f"{where}: {prefix}* is not what the encoder runs; expected the same tensors twice.")
+            raise CheckpointError(f"{where}: {prefix}* is not the encoder's; expected the same tensors twice.")
     pool.finish()
     softmax_pool = TensorPool(softmax, where)
     temperature = softmax_pool.take("temperature")

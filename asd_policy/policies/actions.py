@@ -1,4 +1,4 @@
-"""Conversion of a network's actions to the environment's: parts of the action vector, side by side."""
+"""Converts a network's actions to the environment's, part by part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

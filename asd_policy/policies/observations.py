@@ -47,12 +47,12 @@ def _tensor(value: Any, key: str, image: bool) -> Tensor:
             value = (value.float() if value.is_floating_point() else value).numpy()
         array = np.array(value)
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
-        raise ObservationError(f"Observation {key!r} is no array of numbers: {error}") from error
+        raise ObservationError(f"Observation {key!r} is not an array of numbers: {error}") from error
     if image and array.dtype != np.uint8:
         raise ObservationError(
             f"Observation {key!r} is of {array.dtype}; expected an image of uint8, pixels from 0 to 255."
         )
     if array.dtype.kind not in "fiub":  # NumPy would drop imaginary parts, and read text as numbers
-        raise ObservationError(f"Observation {key!r} is no array of numbers: its type is {array.dtype}.")
+        raise ObservationError(f"Observation {key!r} is not an array of numbers: its type is {array.dtype}.")
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
         return torch.from_numpy(array if image else array.astype(np.float32))

@@ -79,7 +79,7 @@ class Demonstrations:
                 return cls._read_hdf5(file, episodes)
         if filter_key is not None or absolute:
             raise DataError(
-                f"{path} is no HDF5 file: expected neither filter_key ({filter_key!r}) nor absolute ({absolute})."
+                f"{path} is not an HDF5 file: expected neither filter_key ({filter_key!r}) nor absolute ({absolute})."
             )
         return cls._read_store(EpisodeStore.open(path), episodes, obs_keys, clip_actions)
 

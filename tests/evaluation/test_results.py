@@ -68,8 +68,8 @@ def test_torn_last_line_is_ignored_and_then_cut_off(path, cut):
     ("change", "message"),
     [
         (lambda line: "", "Expecting value"),
-        (lambda line: "3", "line 2 is no JSON object: it is 3"),
-        (lambda line: line[:-30], "line 2 is no JSON object"),
+        (lambda line: "3", "line 2 is not a JSON object: it is 3"),
+        (lambda line: line[:-30], "line 2 is not a JSON object"),
         (
             lambda line: line.replace('"repeat": 0', '"again": 0'),
             "record: repeat is missing; again is an unknown field",
@@ -256,7 +256,7 @@ def test_place_that_cannot_be_written(tmp_path):
 def test_lines_of_other_formats(path, line):
     path.parent.mkdir()
     path.write_bytes(line + b"\n")
-    with pytest.raises(DataError, match=r"square.jsonl, line 1 is no (JSON object|episode's record)"):
+    with pytest.raises(DataError, match=r"square.jsonl, line 1 is not (a JSON object|an episode's record)"):
         read_records([path])
 
 

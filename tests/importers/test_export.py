@@ -113,7 +113,7 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
 def test_no_other_format_steadies_quaternions(square, tmp_path, write):
     quaternions = (Quaternion("object", 3, (0, 0, 0, 1)),)
     steady = replace(square, config=replace(square.config, quaternions=quaternions))
-    with pytest.raises(ConfigError, match="cannot express observations with quaternions of steady sign"):
+    with pytest.raises(ConfigError, match="cannot express observations with quaternions of normalised sign"):
         write(steady, tmp_path / "out")
 
 

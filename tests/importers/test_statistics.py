@@ -84,7 +84,7 @@ def test_lerobots_statistics_are_finite(tmp_path, feature, statistic, dim, mode,
             "std of 'observation.environment_state' is -1 in entry 1",
         ),
         ({"action.max": torch.ones(6)}, r"statistics of action have shape \(6,\)"),
-        ({"action.max": torch.ones(7, dtype=torch.bool)}, "statistics of 'action' are no numbers"),
+        ({"action.max": torch.ones(7, dtype=torch.bool)}, "statistics of 'action' are not numbers"),
     ],
 )
 def test_lerobots_statistics_make_sense(tmp_path, stats, message):

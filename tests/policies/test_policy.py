@@ -186,7 +186,7 @@ def test_the_shape_of_observations_and_actions_is_that_of_the_last_reset(checkpo
         ({"robot0_eef_pos": np.zeros((1, 3))}, r"'robot0_eef_pos' has shape \(1, 3\)"),
         ({"robot0_eef_pos": np.array([0.0, np.nan, 0.0])}, "'robot0_eef_pos' has values that are not finite"),
         ({"object": np.full(5, np.inf)}, "'object' has values that are not finite"),
-        ({"object": np.array(["a"] * 5)}, "'object' is no array of numbers"),
+        ({"object": np.array(["a"] * 5)}, "'object' is not an array of numbers"),
     ],
 )
 def test_bad_observations(checkpoint, change, message):

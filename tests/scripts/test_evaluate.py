@@ -102,7 +102,7 @@ def test_device_is_no_results_file(checkpoint, tmp_path):
     arguments = ("--samplers", "ddim:1", "--seeds", "100000", "--no-video", "--overwrite")
     done = subprocess.run(command(checkpoint, tmp_path, *arguments), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "it is no regular file" in done.stderr
+    assert "it is not a regular file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -158,7 +158,7 @@ def test_damaged_measurements_are_named(model, features, tmp_path):
     arguments = ImageBenchmark(model, features, tmp_path, quality=("ddpm",))
     settings = json.dumps(arguments.settings())
     for lines, message in (
-        ("{}\n{\n", "is no JSON object"),
+        ("{}\n{\n", "is not a JSON object"),
         (settings + '\n{"kind": "cost", "sampler": "ddpm", "repeat": 0, "rounds": 3.0}\n', "lacks evaluations"),
         (settings + '\n{"kind": "price", "sampler": "ddpm", "repeat": 0}\n', "kind is 'price'"),
         (settings + '\n{"kind": "memory", "sampler": "ddpm", "repeat": 0, "peak_bytes": "1"}\n', "peak_bytes"),

@@ -116,7 +116,7 @@ def test_changes_are_refused(checkpoint, complete, tmp_path):
 def test_checkpoint_that_changes_under_way(checkpoint):
     settings = {"device": "cpu", "threads": 1, "batch": 1}
     load = TaskLoader({"asd/Square-v0": (checkpoint, "ab" * 32)}, windows=False, settings=settings)
-    with pytest.raises(CheckpointError, match="is not what it was when the sweep began"):
+    with pytest.raises(CheckpointError, match="has changed since the sweep began"):
         load("asd/Square-v0")
 
 

@@ -98,7 +98,7 @@ class _Job(Generic[T]):
 
 @dataclass(frozen=True)
 class _Done(Generic[R]):
-    """What a worker sends of a task that it has finished."""
+    """A worker's message about a finished task."""
 
     result: R
 
@@ -129,8 +129,8 @@ class _Todo(Generic[T]):
         how = f"killed by signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"
         if self._lost_in_a_row >= self._patience:
             raise WorkerError(
-                f"{self._lost_in_a_row} workers were lost and nothing was finished, the last one {how} (9 is what the "
-                "kernel sends when memory runs out: try fewer workers). Start again to continue."
+                f"{self._lost_in_a_row} workers were lost and nothing was finished, the last one {how} (the "
+                "kernel sends 9 when memory runs out: try fewer workers). Start again to continue."
             )
         again = job.losses < ATTEMPTS
         if again:
