@@ -129,7 +129,7 @@ def test_films(tmp_path, monkeypatch):
 )
 def test_files_of_other_formats(tmp_path, content):
     (tmp_path / "other").write_bytes(content)
-    with pytest.raises(AsdPolicyError, match=r"no finished episode|line 1 is no (episode|JSON object)"):
+    with pytest.raises(AsdPolicyError, match=r"no finished episode|line 1 is not (an episode|a JSON object)"):
         main(Arguments((tmp_path / "other",), tmp_path / "report"))
     with pytest.raises(AsdPolicyError, match="Cannot read "):
         main(Arguments((tmp_path,), tmp_path / "report"))

@@ -19,16 +19,16 @@ from asd_policy.core.verify import inner
 
 
 class PathMemory(NamedTuple):
-    """The last prediction at each step."""
+    """The last evaluation of each step."""
 
-    x0: Tensor  # (B, K, *E) the prediction; steps beyond every window so far hold the farthest step's
-    y: Tensor  # (B, K, *E) the state of that prediction
-    gain: Tensor  # (B, K) change of the prediction per change of the state
-    evaluated: Tensor  # (B, K) bool, whether x0 and y are the step's own, from the last round
+    x0: Tensor  # (B, K, *E) the prediction; steps that no window has reached hold the farthest one
+    y: Tensor  # (B, K, *E) the state it was made at
+    gain: Tensor  # (B, K) how the prediction follows a change of that state
+    evaluated: Tensor  # (B, K) bool, whether both are of the step itself, from the last round
 
 
 class PathDraft:
-    """The kept prediction of each step, corrected along the secant for the change of its state."""
+    """The kept prediction of each step, corrected along the secant for how its state has moved since."""
 
     calls = 1
 
@@ -52,11 +52,11 @@ class PathDraft:
     def learn(self, memory: PathMemory, verified: Verified) -> PathMemory:
         num_steps, window = memory.gain.shape[1], verified.step.shape[1]
         first = verified.step[:, :1]
-        position = torch.arange(num_steps, device=first.device) - first  # (B, K), each step's place in the window
+        position = torch.arange(num_steps, device=first.device) - first  # (B, K), of each step in the window
         rows = torch.arange(len(first), device=first.device).unsqueeze(1)
         source = position.clamp(0, window - 1)
         x0, y = verified.x0[rows, source], verified.y[rows, source]  # (B, K, *E)
-        # Beyond the first rejection the network may fail at states off the chain: such predictions are not kept.
+        # Beyond the first rejection the network may fail where the chain never goes: such predictions are not kept.
         kept = (position >= 0) & (inner(x0, x0) + inner(y, y)).isfinite()
         evaluated = kept & (position < window)
         gain = torch.where(evaluated & memory.evaluated, secant_gain(x0 - memory.x0, y - memory.y), 0)

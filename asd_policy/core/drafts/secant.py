@@ -11,9 +11,9 @@ MAX_GAIN = 1.5
 
 
 def secant_gain(dx0: Tensor, dy: Tensor) -> Tensor:
-    """Change of the predictions per change of their states: <dx0, dy> / <dy, dy>, clamped to [0, 1.5].
+    """How predictions changed by dx0 when their states changed by dy: <dx0, dy> / <dy, dy>, clamped to [0, 1.5].
 
-    dx0, dy (B, K, *E) -> (B, K). Zero if the state did not change.
+    dx0, dy (B, K, *E) -> (B, K). Zero where the state did not change.
     """
     slope = inner(dx0, dy) / inner(dy, dy).clamp(min=torch.finfo(dy.dtype).tiny)
     return slope.clamp(0, MAX_GAIN)
