@@ -113,8 +113,8 @@ def test_time_limits():
         ("no_such_module:Reach-v0", {}, "There is no module 'no_such_module'"),
         ("no_such_namespace/Reach-v0", {}, "MODULE:no_such_namespace/Reach-v0"),
         ("no_such_name-v0", {}, "MODULE:no_such_name-v0"),
-        ("pip.__main__:Reach-v0", {}, "'pip.__main__' is no name of a module"),
-        ("..relative:Reach-v0", {}, r"'..relative' is no name of a module"),
+        ("pip.__main__:Reach-v0", {}, "'pip.__main__' is not a module name"),
+        ("..relative:Reach-v0", {}, r"'..relative' is not a module name"),
     ],
 )
 def test_environments_that_cannot_be_used(env_id, options, told):
