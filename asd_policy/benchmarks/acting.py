@@ -18,7 +18,7 @@ SQUARE_OBSERVATIONS = Path(__file__).parent / "data" / "square_observations.npz"
 """Observations recorded along three episodes of the shipped Square policy."""
 
 
-class Recording:
+class RecordedEpisodes:
     """The last two observations before each of N chunks that a policy sampled along episodes.
 
     Attributes:
@@ -30,12 +30,12 @@ class Recording:
         self.first, self.values = first, values
 
     @staticmethod
-    def read(path: Path) -> Recording:
+    def read(path: Path) -> RecordedEpisodes:
         """Read an .npz file. Raises DataError if it cannot be read."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 values = {key: arrays[key] for key in arrays.files if key != "first"}
-                return Recording(arrays["first"], values)
+                return RecordedEpisodes(arrays["first"], values)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"Cannot read the recorded observations {path}: {error}.") from error
 
@@ -50,7 +50,7 @@ class Recording:
 class Acting:
     """A policy in a batch of recorded environments. Each environment is one chunk ahead of the previous one."""
 
-    def __init__(self, policy: DiffusionPolicy, recording: Recording, batch_size: int):
+    def __init__(self, policy: DiffusionPolicy, recording: RecordedEpisodes, batch_size: int):
         self.policy, self._recording = policy, recording
         self._index = np.arange(batch_size) % len(recording)
         self._begun = False

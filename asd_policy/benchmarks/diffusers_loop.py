@@ -14,7 +14,7 @@ from asd_policy.errors import ConfigError
 from asd_policy.policies.config import SchedulerConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 
-Step = Callable[[Tensor, int, Tensor, Generator], Tensor]
+LoopStep = Callable[[Tensor, int, Tensor, Generator], Tensor]
 """(the network's output (B, *E), timestep, x (B, *E), generator) -> the next x."""
 
 
@@ -72,7 +72,7 @@ class DiffusersLoop:
         return self.launch(batch_size, cond, generator).read()[0]
 
 
-def diffusers_step(config: SchedulerConfig) -> Step:
+def diffusers_step(config: SchedulerConfig) -> LoopStep:
     """diffusers' step. Raises ImportError if diffusers is not installed."""
     from diffusers import DDPMScheduler
 
@@ -101,7 +101,7 @@ class RestatedStep:
         self._timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1, device="cpu")
 
     def __call__(self, output: Tensor, t: int, x: Tensor, generator: Generator) -> Tensor:
-        """As `Step`."""
+        """As `LoopStep`."""
         prev_t = self._previous(t)
         alpha_prod, alpha_prod_prev = self._alphas_cumprod[t], self._alpha_prod(prev_t)
         beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev

@@ -14,8 +14,8 @@ import torch
 
 from asd_policy.benchmarks.gpu_chunks import Chunks
 from asd_policy.benchmarks.gpu_networks import compare_precisions, measure_wide_network
-from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench, Plan
-from asd_policy.benchmarks.gpu_table import Row
+from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench, GpuPlan
+from asd_policy.benchmarks.gpu_table import GpuRow
 from asd_policy.benchmarks.gpu_tests import gpu_tests, run_tests
 from asd_policy.core.capture.compiled import MAX_NETWORKS
 from asd_policy.core.capture.cuda_graph import has_while_nodes
@@ -24,7 +24,7 @@ NO_TESTS = "the installed package has no tests: run this from a clone of the rep
 MINIMUM_FOR_TESTS = 20  # seconds, a good part of which importing torch takes
 
 
-def sections(plan: Plan) -> dict[str, tuple[float, Callable[[Bench, Chunks, float], None]]]:
+def sections(plan: GpuPlan) -> dict[str, tuple[float, Callable[[Bench, Chunks, float], None]]]:
     """Section -> the share of the time at which it should end, and the function that measures it.
 
     Kernels are counted after all timings, because a profiler may slow everything that follows.
@@ -53,7 +53,7 @@ def run_sections(bench: Bench, only: Sequence[str] = (), without: Sequence[str] 
             bench.results.about["sections"][name] = "not asked for"
             continue
         bench.log(f"section {name}: {max(0.0, bench.budget.left(share)):.0f} s")
-        outcome: Row = {}
+        outcome: GpuRow = {}
         started = bench.budget.spent
         with bench.results.measuring(outcome):
             measure(bench, chunks, share)
@@ -83,9 +83,9 @@ def check_tests(bench: Bench, share: float) -> None:
         row |= run_tests(bench.root, bench.results.folder / "tests.txt", left, chosen)
 
 
-def machine(device: torch.device) -> Row:
+def machine(device: torch.device) -> GpuRow:
     """The hardware and software of the run."""
-    about: Row = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device.type}
+    about: GpuRow = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device.type}
     for package in ("triton", "numpy", "diffusers"):
         try:
             about[package] = version(package)

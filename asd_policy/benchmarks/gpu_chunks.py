@@ -9,7 +9,7 @@ from asd_policy.benchmarks.alone import Repeated, network_alone
 from asd_policy.benchmarks.diffusers_loop import has_diffusers, loop_policy
 from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, Bench
 from asd_policy.benchmarks.gpu_results import outcome
-from asd_policy.benchmarks.gpu_table import Row
+from asd_policy.benchmarks.gpu_table import GpuRow
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.work import round_cost
 from asd_policy.core import AsdSampler
@@ -47,7 +47,7 @@ class Chunks:
                 with bench.results.measuring(row):
                     self._compare_with_network(label, batch, row)
 
-    def _begin(self, label: str, batch: int, row: Row) -> None:
+    def _begin(self, label: str, batch: int, row: GpuRow) -> None:
         """Build a sampler and draw its first chunks."""
         bench = self._bench
         if label == LOOP:
@@ -64,7 +64,7 @@ class Chunks:
             acting.chunk()
         self._acting[label, batch] = acting
 
-    def _in_turn(self, rows: dict[str, Row], batch: int, share: float) -> None:
+    def _in_turn(self, rows: dict[str, GpuRow], batch: int, share: float) -> None:
         bench, measured = self._bench, {label: Timed() for label in rows}
         for turn in range(TURNS):
             for label, row in rows.items():
@@ -91,7 +91,7 @@ class Chunks:
                 self._alone[count, batch] = network_alone(self._bench.policy, count, cond)
         return [self._alone[count, batch] for count in rows]
 
-    def _compare_with_network(self, label: str, batch: int, row: Row) -> None:
+    def _compare_with_network(self, label: str, batch: int, row: GpuRow) -> None:
         network = self._network_of(label, batch)
         row["network_ms_a_round"] = sum(call.milliseconds(self._bench.plan.calls) for call in network)
         row["network_share"] = row["network_ms_a_round"] * row["rounds"] / len(network) / row["median_ms"]
@@ -107,7 +107,7 @@ class Chunks:
             with bench.results.measuring(row):
                 self._count(label, batch, acting, row)
 
-    def _count(self, label: str, batch: int, acting: Acting, row: Row) -> None:
+    def _count(self, label: str, batch: int, acting: Acting, row: GpuRow) -> None:
         def chunk() -> tuple[float, int]:
             seconds, stats = acting.sample()
             acting.finish()
@@ -148,7 +148,7 @@ class Timed:
         wanted = min(-(-chunks // TURNS), chunks - len(self._seconds))
         return max(1, min(wanted, int(TURN_SECONDS / self._seconds[-1]))) if self._seconds else wanted
 
-    def summary(self) -> Row:
+    def summary(self) -> GpuRow:
         """Median and 95th percentile of the time, number of chunks, and mean rounds."""
         milliseconds = 1e3 * np.array(self._seconds)
         return {

@@ -15,7 +15,7 @@ from asd_policy.benchmarks.alone import Repeated, network_alone, round_alone
 from asd_policy.benchmarks.gpu_chunks import Timed
 from asd_policy.benchmarks.gpu_plan import NO_TIME, Bench
 from asd_policy.benchmarks.gpu_results import outcome
-from asd_policy.benchmarks.gpu_table import Row
+from asd_policy.benchmarks.gpu_table import GpuRow
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
@@ -49,7 +49,7 @@ def measure_wide_network(bench: Bench, share: float) -> None:
         row["against_call"] = row.get("ms", float("nan")) / calls.get(steps, float("nan"))
 
 
-def _measure(bench: Bench, row: Row, make: Callable[[], Repeated], share: float) -> None:
+def _measure(bench: Bench, row: GpuRow, make: Callable[[], Repeated], share: float) -> None:
     if bench.budget.left(share) <= 0:
         row["skipped"] = NO_TIME
         return
@@ -87,7 +87,7 @@ def _with_dtype(bench: Bench, dtype: torch.dtype, sampler: str) -> DiffusionPoli
     )
 
 
-def _time(bench: Bench, policy: DiffusionPolicy) -> Row:
+def _time(bench: Bench, policy: DiffusionPolicy) -> GpuRow:
     acting, timed = Acting(policy, bench.recording, 1), Timed()
     for _ in range(1 + bench.plan.warm_up):
         acting.chunk()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.benchmarks.acting import Recording
-from asd_policy.benchmarks.gpu_results import Budget, Results
+from asd_policy.benchmarks.acting import RecordedEpisodes
+from asd_policy.benchmarks.gpu_results import Budget, GpuResults
 from asd_policy.policies.diffusion import DiffusionPolicy
 
 LOOP = "diffusers loop"
@@ -19,7 +19,7 @@ NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """The settings of all measurements, the most important first.
 
     Attributes:
@@ -54,7 +54,7 @@ class Plan:
     tests: tuple[str, ...] | None = None
 
 
-TINY = Plan(
+TINY = GpuPlan(
     batches=(1, 2),
     samplers=("asd:path:24", "ddim:10", LOOP),
     chunks=1,
@@ -80,9 +80,9 @@ class Bench:
     """
 
     policy: DiffusionPolicy
-    recording: Recording
-    plan: Plan
-    results: Results
+    recording: RecordedEpisodes
+    plan: GpuPlan
+    results: GpuResults
     budget: Budget
     root: Path | None
     log: Callable[[str], None]

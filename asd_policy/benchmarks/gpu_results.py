@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asd_policy.benchmarks.gpu_table import Row, table
+from asd_policy.benchmarks.gpu_table import GpuRow, table
 
 
 class Budget:
@@ -29,27 +29,27 @@ class Budget:
         return time.monotonic() - self._started
 
 
-class Results:
+class GpuResults:
     """Rows by section, in a folder as gpu_check.json and as the table gpu_check.md."""
 
-    def __init__(self, folder: Path, about: Row):
+    def __init__(self, folder: Path, about: GpuRow):
         self.folder, self.about = folder, about
-        self.rows: list[Row] = []
+        self.rows: list[GpuRow] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.save()
 
-    def add(self, section: str, name: str, **values: Any) -> Row:
+    def add(self, section: str, name: str, **values: Any) -> GpuRow:
         """Add a row, which may be filled later."""
         row = {"section": section, "row": name, **values}
         self.rows.append(row)
         return row
 
-    def of(self, section: str) -> list[Row]:
+    def of(self, section: str) -> list[GpuRow]:
         """The rows of a section."""
         return [row for row in self.rows if row["section"] == section]
 
     @contextmanager
-    def measuring(self, row: Row) -> Iterator[None]:
+    def measuring(self, row: GpuRow) -> Iterator[None]:
         """A context that records an exception as the row's error, so that the run continues."""
         try:
             yield
@@ -67,7 +67,7 @@ class Results:
             part.replace(self.folder / name)
 
 
-def outcome(row: Row, key: str, unit: str) -> str:
+def outcome(row: GpuRow, key: str, unit: str) -> str:
     """The log entry of a row: one of its values, or its error."""
     return str(row["error"]) if "error" in row else f"{row[key]:.3f} {unit}"
 

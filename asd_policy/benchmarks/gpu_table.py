@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Row = dict[str, Any]
+GpuRow = dict[str, Any]
 """One measurement: its section, name and values, or its error or the reason why it was skipped."""
 
 WIDTH = 120
@@ -16,7 +16,7 @@ MEASURED = Callable[[float], str]
 
 def table(results: Mapping[str, Any]) -> str:
     """All sections in lines of at most `WIDTH` columns; `results` as in gpu_check.json."""
-    rows: Sequence[Row] = results["rows"]
+    rows: Sequence[GpuRow] = results["rows"]
     parts = [_about(results)]
     batches = dict.fromkeys(row["section"] for row in rows if row["section"].startswith("batch "))
     for section in batches:
@@ -89,7 +89,7 @@ def _about(results: Mapping[str, Any]) -> str:
     return _wrapped(f"{dry}{head}; {versions}; commit {results['commit']}; {results['date']}.")
 
 
-def _section(rows: Sequence[Row], section: str, first: str, columns: Mapping[str, tuple[str, MEASURED]]) -> str:
+def _section(rows: Sequence[GpuRow], section: str, first: str, columns: Mapping[str, tuple[str, MEASURED]]) -> str:
     """The table of a section, followed by the reasons for empty cells."""
     found = [row for row in rows if row["section"] == section]
     lines = [[first, *columns]]
@@ -107,12 +107,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def _cell(row: Row, key: str, show: MEASURED) -> str:
+def _cell(row: GpuRow, key: str, show: MEASURED) -> str:
     value = row.get(key)
     return "-" if value is None or not math.isfinite(value) else show(value)
 
 
-def _note(row: Row) -> str:
+def _note(row: GpuRow) -> str:
     told = [f"error: {row['error']}"] if "error" in row else []
     told += [f"not measured: {row['skipped']}"] if "skipped" in row else []
     told += [f"kernels not counted: {row['counts_skipped']}"] if "counts_skipped" in row else []
@@ -120,7 +120,7 @@ def _note(row: Row) -> str:
     return "; ".join(told)
 
 
-def _tests(row: Row) -> str:
+def _tests(row: GpuRow) -> str:
     if "passed" not in row and _note(row):
         return _wrapped(f"`{row['row']}`: {_note(row)}")
     counts = ", ".join(f"{row[name]} {name}" for name in ("passed", "failed", "error", "skipped") if row.get(name))

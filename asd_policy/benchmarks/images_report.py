@@ -14,11 +14,11 @@ from rich.table import Table
 
 from asd_policy.benchmarks.images import BASELINE, MEASURED, Measurement
 
-Row = dict[str, Any]
+ImageRow = dict[str, Any]
 """Kind, sampler, number of measurements, and the means of the kind's values."""
 
 
-def summarize(measurements: Sequence[Measurement]) -> list[Row]:
+def summarize(measurements: Sequence[Measurement]) -> list[ImageRow]:
     """One row for each kind and sampler: means, and the standard deviation of the Frechet distance over repeats."""
     groups: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for measurement in measurements:
@@ -32,7 +32,7 @@ def summarize(measurements: Sequence[Measurement]) -> list[Row]:
     return rows
 
 
-def tables(rows: Sequence[Row]) -> Iterator[Table]:
+def tables(rows: Sequence[ImageRow]) -> Iterator[Table]:
     """A table of costs, and one of Frechet distances."""
     cost, memory = ({row["sampler"]: row for row in rows if row["kind"] == kind} for kind in ("cost", "memory"))
     base = cost.get(BASELINE)
@@ -50,14 +50,14 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
     yield table
 
 
-def plot(rows: Sequence[Row], num_steps: int, path: Path) -> None:
+def plot(rows: Sequence[ImageRow], num_steps: int, path: Path) -> None:
     """Plot the speed-up over the plain DDPM against the window, in rounds and in time: the paper's figure 2.
 
     Args:
         num_steps: K of the DDPM, where the window "all" is plotted.
     """
-    cost: Mapping[str, Row] = {row["sampler"]: row for row in rows if row["kind"] == "cost"}
-    drafts: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    cost: Mapping[str, ImageRow] = {row["sampler"]: row for row in rows if row["kind"] == "cost"}
+    drafts: dict[str, list[tuple[int, ImageRow]]] = defaultdict(list)
     for name, row in cost.items():
         if name != BASELINE:
             _, draft, window = name.split(":")

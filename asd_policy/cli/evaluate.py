@@ -38,7 +38,7 @@ from asd_policy.evaluation.seeds import noise_seed, parse_seeds
 from asd_policy.evaluation.summary import table
 from asd_policy.evaluation.sweep import Plan, sweep
 from asd_policy.evaluation.videos import write_video
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 from asd_policy.interrupt import stop_requests
 from asd_policy.threads import check_threads
 
@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> int:
         with console.status(f"preparing {label}: tens of seconds if it compiles"):
             policies[label] = loaded.make_policy(label)
     made = [loaded.make_env()]  # before the folder is made: if this fails, no folder is left
-    parts = Parts(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)
+    parts = LoadedTask(lambda: made.pop() if made else loaded.make_env(), policies.__getitem__)
     out = choose_folder(arguments.out, arguments.overwrite)
     if out != arguments.out:
         console.print(f"{arguments.out} holds an earlier run, which is kept: writing to {out}.", soft_wrap=True)
@@ -125,7 +125,7 @@ def prepare(arguments: Arguments) -> tuple[Plan, TaskLoader]:
 
 
 def run_episodes(
-    plan: Plan, parts: Parts, path: Path, console: Console
+    plan: Plan, parts: LoadedTask, path: Path, console: Console
 ) -> tuple[list[Record], dict[str, Episode], bool]:
     """Run the plan in this process. The first Ctrl-C finishes the running episode; a second one quits at once.
 

@@ -17,10 +17,10 @@ from types import ModuleType
 import torch
 
 from asd_policy import load_policy
-from asd_policy.benchmarks.acting import SQUARE_OBSERVATIONS, Recording
+from asd_policy.benchmarks.acting import SQUARE_OBSERVATIONS, RecordedEpisodes
 from asd_policy.benchmarks.gpu_check import machine, run_sections, sections
-from asd_policy.benchmarks.gpu_plan import TINY, Bench, Plan
-from asd_policy.benchmarks.gpu_results import Budget, Results
+from asd_policy.benchmarks.gpu_plan import TINY, Bench, GpuPlan
+from asd_policy.benchmarks.gpu_results import Budget, GpuResults
 from asd_policy.benchmarks.gpu_tests import clone
 from asd_policy.cli import COMPLETE
 from asd_policy.cli.parsing import wrapped
@@ -33,7 +33,7 @@ def parse(module: ModuleType, argv: list[str], prog: str) -> argparse.Namespace:
     Raises:
         SystemExit: with status 2 on an invalid command line, or without a GPU unless --dry-run is given.
     """
-    names = list(sections(Plan()))
+    names = list(sections(GpuPlan()))
     parser = argparse.ArgumentParser(
         prog, description=wrapped(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,14 +65,14 @@ def main(arguments: argparse.Namespace) -> int:
         **machine(device),
         "sections": {},
     }
-    results = Results(arguments.out, about)
+    results = GpuResults(arguments.out, about)
 
     def log(text: str) -> None:
         print(f"[{budget.spent:6.1f} s] {text}", file=sys.stderr, flush=True)
 
     policy = load_policy(arguments.checkpoint, device=device)
-    plan = TINY if arguments.dry_run else Plan()
-    bench = Bench(policy, Recording.read(SQUARE_OBSERVATIONS), plan, results, budget, clone(), log)
+    plan = TINY if arguments.dry_run else GpuPlan()
+    bench = Bench(policy, RecordedEpisodes.read(SQUARE_OBSERVATIONS), plan, results, budget, clone(), log)
     run_sections(bench, arguments.only, ["tests"] if arguments.skip_tests else [])
     print((arguments.out / "gpu_check.md").read_text())
     log(f"wrote gpu_check.json and gpu_check.md to {arguments.out}")

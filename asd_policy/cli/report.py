@@ -19,7 +19,7 @@ from asd_policy.evaluation.filming import choose, films
 from asd_policy.evaluation.render import to_html, to_markdown
 from asd_policy.evaluation.report import TaskReport, Video, analyze
 from asd_policy.evaluation.results import Record, read_records
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 from asd_policy.importers.checkpoint import fingerprint
 from asd_policy.importers.shipped import find_checkpoint
 
@@ -93,7 +93,7 @@ def record_videos(
 ) -> int:
     """Film the episodes, and write the page again with the finished videos. Returns the exit status."""
 
-    def load(record: Record) -> Parts:
+    def load(record: Record) -> LoadedTask:
         path, windows = checkpoints[record.checkpoint_sha256]
         task = {record.task: (path, record.checkpoint_sha256)}
         settings = as_recorded(record.settings, arguments.device)

@@ -15,7 +15,7 @@ import gymnasium
 
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.evaluation.environments import env_spec, import_modules, is_ours, make_env, module_of
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 
 if TYPE_CHECKING:
     from asd_policy.policies.config import PolicyConfig
@@ -89,7 +89,7 @@ class TaskLoader:
     render: bool = False
     modules: tuple[str, ...] = ()
 
-    def __call__(self, task: str) -> Parts:
+    def __call__(self, task: str) -> LoadedTask:
         """The task's environment, and its policy for each sampler. Policies that compile are warmed up.
 
         Raises:
@@ -113,7 +113,7 @@ class TaskLoader:
                 own.warm_up(self.settings["batch"])  # otherwise the first chunk's latency would include compilation
             return own
 
-        return Parts(task_env(policy.config, self.settings, self.render, self.modules), make_policy)
+        return LoadedTask(task_env(policy.config, self.settings, self.render, self.modules), make_policy)
 
 
 def check_module(env_id: str, modules: Sequence[str]) -> None:

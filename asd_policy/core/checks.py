@@ -49,7 +49,7 @@ def check_condition(cond: Tensor | None, batch_size: int) -> None:
         raise ConfigError(f"cond has {len(cond)} rows for batch_size {batch_size}; expected one row per sample.")
 
 
-def is_number(value: object) -> bool:
+def is_real(value: object) -> bool:
     """Whether the value is a real number, of Python or NumPy, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from asd_policy.core.checks import as_device, is_number
+from asd_policy.core.checks import as_device, is_real
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError, NumericalError
 
@@ -59,7 +59,7 @@ class AffineDenoiser(nn.Module):
 
     def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
         super().__init__()
-        if clip is not None and not (is_number(clip) and 0 < clip < math.inf):
+        if clip is not None and not (is_real(clip) and 0 < clip < math.inf):
             raise ConfigError(f"clip is {clip!r}; expected a positive number, or None for predictions without bounds.")
         self.net = net
         self.clip = clip

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from asd_policy.core.checks import is_number
+from asd_policy.core.checks import is_real
 from asd_policy.core.denoiser import AffineDenoiser, Context, Denoiser, Evaluate, clipped
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
@@ -88,7 +88,7 @@ def _rows(*columns: Tensor) -> list[tuple[float, ...]]:
 
 def check_eta(eta: float) -> None:
     """Raise ConfigError unless DDIM's `eta` is a finite number of at least 0."""
-    if not is_number(eta) or not 0 <= eta < math.inf:
+    if not is_real(eta) or not 0 <= eta < math.inf:
         raise ConfigError(f"eta is {eta!r}; expected a number of at least 0.")
 
 

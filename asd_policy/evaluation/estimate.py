@@ -16,7 +16,7 @@ from asd_policy.evaluation.results import Record, check_same_settings
 from asd_policy.evaluation.rollout import rollout
 from asd_policy.evaluation.sweep import Plan
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 
 MEASURED_STEPS = 32
 """Control steps measured for each sampler: four chunks of the shipped policies."""
@@ -39,7 +39,9 @@ class Estimate:
         return self.to_run * self.seconds * self.steps / 3600
 
 
-def estimate(plan: Plan, records: Sequence[Record], load: Callable[[str], Parts], batch: int) -> Iterator[Estimate]:
+def estimate(
+    plan: Plan, records: Sequence[Record], load: Callable[[str], LoadedTask], batch: int
+) -> Iterator[Estimate]:
     """Measure each sampler of each task on this machine, with one worker.
 
     Args:
@@ -66,7 +68,7 @@ def estimate(plan: Plan, records: Sequence[Record], load: Callable[[str], Parts]
             )
 
 
-def seconds_per_step(parts: Parts, sampler: str, env_seed: int, batch: int) -> float:
+def seconds_per_step(parts: LoadedTask, sampler: str, env_seed: int, batch: int) -> float:
     """Seconds for each control step of one episode, including the reset but not compilation."""
     make_env, policy = partial(_cut, parts.make_env), parts.make_policy(sampler)
     if batch == 1:

@@ -13,7 +13,7 @@ from asd_policy.evaluation.report import Video
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import Policy
 from asd_policy.evaluation.videos import film
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 
 
 def choose(records: Sequence[Record], wanted: Sequence[str]) -> list[Record]:
@@ -56,7 +56,7 @@ def find(records: Sequence[Record], name: str) -> Record:
 
 def films(
     chosen: Sequence[Record],
-    load: Callable[[Record], Parts],
+    load: Callable[[Record], LoadedTask],
     page: Path,
     started: Callable[[Record], object] = lambda record: None,
 ) -> Iterator[Video]:

@@ -13,7 +13,7 @@ from typing import Any
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends import Backend, check_backend
 from asd_policy.evaluation.results import EpisodeKey, Record, ResultsFile, check_same_settings
-from asd_policy.evaluation.worker import EpisodeWorker, Observer, Parts, Wave
+from asd_policy.evaluation.worker import EpisodeWorker, LoadedTask, Observer, Wave
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def sweep(
     plan: Plan,
     file: ResultsFile,
     backend: Backend,
-    load: Callable[[str], Parts],
+    load: Callable[[str], LoadedTask],
     stop_requested: Callable[[], bool] = lambda: False,
     observe: Observer | None = None,
 ) -> Generator[Record, None, None]:

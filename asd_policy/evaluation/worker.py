@@ -25,7 +25,7 @@ Observer = Callable[[EpisodeKey, Episode], object]
 
 
 @dataclass(frozen=True)
-class Parts:
+class LoadedTask:
     """Factories of one task's environment and policies.
 
     Attributes:
@@ -52,14 +52,14 @@ class EpisodeWorker:
 
     def __init__(
         self,
-        load: Callable[[str], Parts],
+        load: Callable[[str], LoadedTask],
         checkpoints: Mapping[str, str],
         settings: Mapping[str, Any],
         observe: Observer | None = None,
     ):
         self._load, self._observe = load, observe
         self._checkpoints, self._settings, self._software = checkpoints, settings, software()
-        self._parts: tuple[str, Parts] | None = None
+        self._parts: tuple[str, LoadedTask] | None = None
         self._policies: dict[str, Any] = {}  # sampler -> policy of the present task
         self._env: tuple[str, gymnasium.Env[Any, Any]] | None = None
         self._envs: tuple[str, AsyncVectorEnv] | None = None
@@ -98,7 +98,7 @@ class EpisodeWorker:
         noise_seeds = [noise_seed(key.env_seed, key.repeat) for key in full]
         return rollout_batch(envs, policy, [key.env_seed for key in full], noise_seeds)[: len(wave)]
 
-    def _task(self, task: str) -> Parts:
+    def _task(self, task: str) -> LoadedTask:
         if self._parts is None or self._parts[0] != task:
             self._parts = None  # memory holds one task; a plan runs its tasks one after the other
             self._policies.clear()

@@ -169,7 +169,7 @@ class Checkpoint:
         return tensors
 
     def _modules(self) -> nn.ModuleDict:
-        """The networks and the normaliser that the configuration describes."""
+        """The networks and the normalizer that the configuration describes."""
         normalizer = LinearNormalizer(self.config.normalizer_dims)
         parts = {"model": build_network(self.config), "normalizer": normalizer, "encoders": build_encoders(self.config)}
         return nn.ModuleDict(parts)
@@ -253,7 +253,7 @@ def fingerprint(source: Path, windows: bool = False) -> str:
 
 
 def field_name(key: str, kind: str) -> str:
-    """The name of a normaliser's tensor, `kind` one of `KINDS`."""
+    """The name of a normalizer's tensor, `kind` one of `KINDS`."""
     return f"{FIELDS}{module_name(key)}.{kind}"
 
 

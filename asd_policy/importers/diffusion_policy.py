@@ -150,7 +150,7 @@ def _sizes(cfg: Any, network: Mapping[str, Any], where: str) -> Sizes:
 
 
 def _take_tensors(pool: TensorPool, keys: Sequence[str]) -> dict[str, Any]:
-    """All tensors under native names: networks, and a normaliser with a field for each key and for the action."""
+    """All tensors under native names: networks, and a normalizer with a field for each key and for the action."""
     for prefix in DUMMIES:
         pool.take_all(prefix)
     tensors = {f"model.{name}": value for name, value in pool.take_all("model.").items()}

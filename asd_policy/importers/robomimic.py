@@ -101,10 +101,10 @@ def _checkpoint(
     obs_keys = {key: images[key][1] if key in images else shape[0] for key, shape in shapes.items()}
     for key, encoder in encoders.items():
         tensors |= encoder_tensors(key, encoder)
-    tensors |= _obs_normaliser(payload, shapes, where)
+    tensors |= _obs_normalizer(payload, shapes, where)
     keys = _action_keys(config, where)
     parts, action_dims = _actions(config, payload, keys, sizes.action_dim, where)
-    tensors |= _action_normaliser(payload, action_dims, where)
+    tensors |= _action_normalizer(payload, action_dims, where)
     scheduler, notes = _scheduler(entry(config, "algo", where), where)
     env, env_notes = _environment(entry(payload, "env_metadata", where), keys, where)
     policy = PolicyConfig(
@@ -192,7 +192,7 @@ def _statistics(stats: Any, key: str, dim: int, where: str, is_action: bool = Fa
     return Statistics(reciprocal(scale), torch.zeros(dim), offset)
 
 
-def _obs_normaliser(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
+def _obs_normalizer(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
     stats = payload.get("obs_normalization_stats")
     tensors: dict[str, Tensor] = {}
     for key, shape in shapes.items():
@@ -204,7 +204,7 @@ def _obs_normaliser(payload: Any, shapes: Mapping[str, tuple[int, ...]], where: 
     return tensors
 
 
-def _action_normaliser(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
+def _action_normalizer(payload: Any, dims: Mapping[str, int], where: str) -> dict[str, Tensor]:
     stats = payload.get("action_normalization_stats")
     if stats is None:
         return affine_field("action", *Statistics.identity(sum(dims.values())))

@@ -96,7 +96,7 @@ class DiffusionPolicy:
 
     @property
     def normalizer(self) -> LinearNormalizer:
-        """The normaliser of observations and actions. It may be replaced by another one of the same sizes."""
+        """The normalizer of observations and actions. It may be replaced by another one of the same sizes."""
         return self._model.normalizer
 
     @normalizer.setter

@@ -43,7 +43,7 @@ class History:
         return [{key: value[index] for key, value in step.items()} for step in self._steps]
 
 
-class Plan:
+class ActionPlan:
     """Planned actions. Each environment may be at another point of its chunk."""
 
     def __init__(self, batch_size: int, length: int, action_dim: int):
@@ -95,7 +95,7 @@ class Episodes:
     ):
         self.generators, self.batched = generators, batched
         self.history = History(len(generators), n_obs_steps)
-        self.plan = Plan(len(generators), n_action_steps, action_dim)
+        self.plan = ActionPlan(len(generators), n_action_steps, action_dim)
         self.warm: Tensor | None = None
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from asd_policy.policies.quaternions import with_steady_signs
 
 
 class PolicyModel:
-    """Networks and normaliser on a device, with the configuration that they were trained with.
+    """Networks and normalizer on a device, with the configuration that they were trained with.
 
     Each chunk uses the present weights of `network`, `normalizer` and `encoders`: a training step or `load_state_dict`
     takes effect at once, in every dtype and capture. They run in evaluation mode, and are then put back into their own.
@@ -157,7 +157,7 @@ class PolicyModel:
         if not bool(actions.isfinite().all()):
             bad = actions[~actions.isfinite()][:4].tolist()
             raise NumericalError(
-                f"The actions are not finite ({bad}), though the network's chunk is. Check the normaliser's statistics "
+                f"The actions are not finite ({bad}), though the network's chunk is. Check the normalizer's statistics "
                 "of actions."
             )
         if config.action_bound is not None:
@@ -169,7 +169,7 @@ class PolicyModel:
         return kinds_of_tensors(*self.modules)
 
     def _check_weights(self) -> None:
-        """Raise ConfigError if weights were moved or converted, or the normaliser has other sizes than the config."""
+        """Raise ConfigError if weights were moved or converted, or the normalizer has other sizes than the config."""
         now = self._kinds_now()
         if not now <= self._kinds:
             got, expected = (", ".join(sorted(f"{d} on {w}" for w, d in kinds)) for kinds in (now, self._kinds))

@@ -37,7 +37,7 @@ TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 """The network's training target by diffusers' `prediction_type`: the inverses of `asd_policy.core.DENOISERS`."""
 
-Draw = Callable[[torch.Generator], tuple[Any, Tensor]]
+DrawBatch = Callable[[torch.Generator], tuple[Any, Tensor]]
 """One training batch: the condition of B samples, and the clean samples (B, *E)."""
 Log = Callable[[int, float, float | None], None]
 """Called with a step, the mean loss since the last call, and the held-out loss if it was measured."""
@@ -100,12 +100,12 @@ class Trainer:
         self,
         net: nn.Module,
         settings: TrainSettings,
-        draw: Draw,
+        draw: DrawBatch,
         schedule: Schedule,
         write: Callable[[nn.Module, Path], None],
         forward: Callable[[Any, Tensor, Tensor, Any], Tensor],
         prediction_type: str,
-        held_out: Draw | None = None,
+        held_out: DrawBatch | None = None,
     ):
         if prediction_type not in TARGETS:
             raise UnknownNameError("prediction type", prediction_type, TARGETS)
@@ -136,7 +136,7 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
-    def _loss(self, net: nn.Module, draw: Draw, generator: torch.Generator) -> Tensor:
+    def _loss(self, net: nn.Module, draw: DrawBatch, generator: torch.Generator) -> Tensor:
         condition, clean = draw(generator)
         predict = partial(self._forward, net)
         return noise_prediction_loss(predict, condition, clean, self.alphas_cumprod, generator, self._prediction_type)

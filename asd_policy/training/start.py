@@ -143,7 +143,7 @@ def write_run(folder: Path, info: RunInfo, config: PolicyConfig, normalizer: Lin
 
 
 def read_normalizer(path: Path, config: PolicyConfig) -> LinearNormalizer:
-    """A run's normaliser. Raises CheckpointError if the file cannot be read or does not fit the policy."""
+    """A run's normalizer. Raises CheckpointError if the file cannot be read or does not fit the policy."""
     normalizer = LinearNormalizer(config.normalizer_dims)
     try:
         normalizer.load_state_dict(load_file(path))

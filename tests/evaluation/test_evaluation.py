@@ -15,7 +15,7 @@ from asd_policy.evaluation.seeds import noise_seed, parse_seeds
 from asd_policy.evaluation.summary import mean_acceptance, plot_acceptance, summarize, table
 from asd_policy.evaluation.sweep import Plan, sweep
 from asd_policy.evaluation.vector import rollout_batch
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 from tests.evaluation import records
 from tests.evaluation.toy import Push, Walk
 
@@ -57,7 +57,7 @@ def evaluate(folder, env, policies, env_seeds):
     settings = {"device": "cpu", "threads": 1, "batch": 1}
     plan = Plan({"walk": "ab" * 32}, tuple(policies), tuple(env_seeds), 1, settings)
     with ResultsFile(folder / "episodes.jsonl") as file:
-        return list(sweep(plan, file, Serial(), lambda task: Parts(lambda: env, policies.__getitem__)))
+        return list(sweep(plan, file, Serial(), lambda task: LoadedTask(lambda: env, policies.__getitem__)))
 
 
 def test_policies_take_turns_on_shared_seeds_and_noise(tmp_path):
@@ -163,7 +163,7 @@ def test_observer_gets_the_actions_of_each_episode(tmp_path):
     plan = Plan({"walk": "ab" * 32}, ("a", "b"), (1, 2), 1, {"device": "cpu", "threads": 1, "batch": 1}, first_repeat=4)
     observed = {}
     with ResultsFile(tmp_path / "episodes.jsonl") as file:
-        parts = Parts(Walk, lambda label: Push(0.9, 7))
+        parts = LoadedTask(Walk, lambda label: Push(0.9, 7))
         records = list(sweep(plan, file, Serial(), lambda task: parts, observe=observed.__setitem__))
     assert list(observed) == [record.key for record in records]
     assert {key.repeat for key in observed} == {4}

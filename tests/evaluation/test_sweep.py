@@ -19,7 +19,7 @@ from asd_policy.evaluation.results import EpisodeKey, ResultsFile, read_records
 from asd_policy.evaluation.seeds import parse_seed_set
 from asd_policy.evaluation.sweep import sweep
 from asd_policy.evaluation.vector import kill_envs, rollout_batch, vector_env
-from asd_policy.evaluation.worker import EpisodeWorker, Parts
+from asd_policy.evaluation.worker import EpisodeWorker, LoadedTask
 from tests.evaluation.toy import Push, Toy, Walk, toy_plan
 
 
@@ -337,7 +337,7 @@ def test_worker_holds_one_task_and_its_policies():
             return Push(0.9, 7)
 
         loaded.append(task)
-        return Parts(Walk, make_policy)
+        return LoadedTask(Walk, make_policy)
 
     worker = EpisodeWorker(load, {"a": "", "b": ""}, {"device": "cpu", "threads": 1, "batch": 1})
     for task in ("a", "a", "b", "a"):

@@ -19,7 +19,7 @@ from asd_policy.evaluation.backends.ray_cluster import Ray
 from asd_policy.evaluation.results import ResultsFile
 from asd_policy.evaluation.seeds import parse_seeds
 from asd_policy.evaluation.sweep import Plan, sweep
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 from asd_policy.interrupt import stop_requests
 
 
@@ -118,7 +118,7 @@ class Toy:
         if self.folder:
             with (self.folder / "workers").open("a") as file:
                 file.write(f"{os.getpid()}\n")
-        return Parts(
+        return LoadedTask(
             partial(Walk, self.faults, self.folder, self.delay),
             lambda label: Push(float(label), 7, started, label, self.nan_above),
         )

@@ -319,7 +319,7 @@ def test_an_action_that_never_moves_survives_robomimics_format(all_originals, tm
 
 
 def without_centers(folder: Path) -> Path:
-    """The folder as it was written before normalisers had a center."""
+    """The folder as it was written before normalizers had a center."""
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if not k.endswith(".center")}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from asd_policy import load_policy
-from asd_policy.benchmarks.acting import SQUARE_OBSERVATIONS, Acting, Recording
+from asd_policy.benchmarks.acting import SQUARE_OBSERVATIONS, Acting, RecordedEpisodes
 from asd_policy.benchmarks.diffusers_loop import DiffusersLoop
 from asd_policy.benchmarks.gpu_check import NO_TESTS, machine, run_sections
-from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, TINY, Bench, Plan
-from asd_policy.benchmarks.gpu_results import Budget, Results
+from asd_policy.benchmarks.gpu_plan import LOOP, NO_TIME, TINY, Bench, GpuPlan
+from asd_policy.benchmarks.gpu_results import Budget, GpuResults
 from asd_policy.benchmarks.gpu_table import WIDTH
 from asd_policy.benchmarks.gpu_tests import clone, gpu_tests, run_tests
 from asd_policy.benchmarks.work import CHUNK, NETWORK, chunk_range, network_marked, profiled, work_on_gpu
@@ -45,10 +45,10 @@ def checkpoint(tmp_path_factory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("gpu") / "tiny", task.obs_dims, task.action_dim)
 
 
-def bench_of(checkpoint: Path, out: Path, plan: Plan, minutes: float = 5) -> Bench:
+def bench_of(checkpoint: Path, out: Path, plan: GpuPlan, minutes: float = 5) -> Bench:
     about = {"dry_run": True, "date": "today", "commit": "none", **machine(torch.device("cpu")), "sections": {}}
-    policy, recording = load_policy(checkpoint), Recording.read(SQUARE_OBSERVATIONS)
-    return Bench(policy, recording, plan, Results(out, about), Budget(minutes), ROOT, lambda text: None)
+    policy, recording = load_policy(checkpoint), RecordedEpisodes.read(SQUARE_OBSERVATIONS)
+    return Bench(policy, recording, plan, GpuResults(out, about), Budget(minutes), ROOT, lambda text: None)
 
 
 def test_dry_run_with_the_packages_of_a_bare_machine(checkpoint, tmp_path):
@@ -121,14 +121,14 @@ def test_a_section_that_fails_leaves_the_others(checkpoint, tmp_path, monkeypatc
 
 
 def test_everything_planned_exists():
-    specs = [parse_sampler(label) for label in Plan().samplers if label != LOOP]
+    specs = [parse_sampler(label) for label in GpuPlan().samplers if label != LOOP]
     captured = {(s.draft, s.window) for s in specs if isinstance(s, Asd) and s.capture == "cuda_graph"}
     assert captured == {(draft, window) for draft in ("frozen", "reuse", "path") for window in (16, 24, 48, None)}
-    assert len(set(Plan().samplers)) == len(Plan().samplers)
+    assert len(set(GpuPlan().samplers)) == len(GpuPlan().samplers)
 
 
 def test_recording_is_what_the_shipped_policy_sees():
-    recording, policy = Recording.read(SQUARE_OBSERVATIONS), load_policy(ROOT / "checkpoints" / "square")
+    recording, policy = RecordedEpisodes.read(SQUARE_OBSERVATIONS), load_policy(ROOT / "checkpoints" / "square")
     assert {key: value.shape[2:] for key, value in recording.values.items()} == policy.config.obs_shapes
     assert recording.first.sum() == 3
     for key, value in recording.values.items():
@@ -140,12 +140,12 @@ def test_recording_is_what_the_shipped_policy_sees():
 def test_unreadable_recording(tmp_path):
     (tmp_path / "x.npz").write_text("no archive")
     with pytest.raises(DataError, match=r"x\.npz"):
-        Recording.read(tmp_path / "x.npz")
+        RecordedEpisodes.read(tmp_path / "x.npz")
 
 
 def test_acting_gives_the_policy_the_recorded_histories(checkpoint):
     """Through several chunks and an episode's end, in a batch whose rows are at different places."""
-    recording = Recording.read(SQUARE_OBSERVATIONS)
+    recording = RecordedEpisodes.read(SQUARE_OBSERVATIONS)
     policy = load_policy(checkpoint, sampler="ddim", num_steps=2)
     seen: list[torch.Tensor] = []
     launch = policy.sampler.launch
@@ -257,6 +257,6 @@ def test_tests_that_take_too_long_are_stopped_and_counted(tmp_path):
     (tmp_path / "test_a.py").write_text(
         "import time\ndef test_good(): pass\ndef test_slow():\n    time.sleep(100)\ndef test_late(): pass\n"
     )
-    found = run_tests(tmp_path, tmp_path / "report.txt", 15, ["-c", "/dev/null", "."])
+    found = run_tests(tmp_path, tmp_path / "report.txt", 10, ["-c", "/dev/null", "."])
     assert (found["passed"], found["finished"]) == (1, False)
     assert math.isfinite(found["exit_code"])

@@ -20,7 +20,7 @@ from asd_policy.errors import AsdPolicyError, CheckpointError
 from asd_policy.evaluation.estimate import seconds_per_step
 from asd_policy.evaluation.results import Record, read_records
 from asd_policy.evaluation.sweep import Plan
-from asd_policy.evaluation.worker import Parts
+from asd_policy.evaluation.worker import LoadedTask
 from asd_policy.importers.checkpoint import fingerprint
 from envs.tasks import TASKS
 from tests.evaluation.toy import Push, Walk
@@ -215,5 +215,5 @@ class Slow(Push):
 def test_estimate_leaves_compilation_out(first):
     policy = Slow(0.0, 7)
     policy.compiled = first == 0.0
-    seconds = seconds_per_step(Parts(Walk, lambda label: policy), "ddpm", env_seed=1, batch=1)
+    seconds = seconds_per_step(LoadedTask(Walk, lambda label: policy), "ddpm", env_seed=1, batch=1)
     assert 0 < seconds < 0.05  # a second in twelve steps would be 0.08

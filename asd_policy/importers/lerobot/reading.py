@@ -120,8 +120,8 @@ def read(path: Path) -> Checkpoint:
     encoders = _encoders(pool, config, [name for name, shape in shapes.items() if len(shape) == 3], where)
     found = _legacy_stats(pool, shapes) or _processor_stats(path, shapes)
     pool.finish()
-    normaliser = _normaliser(config, features, found, where)
-    checkpoint = _checkpoint(path, config, shapes, network, encoders, normaliser)
+    normalizer = _normalizer(config, features, found, where)
+    checkpoint = _checkpoint(path, config, shapes, network, encoders, normalizer)
     return replace(checkpoint, notes=checkpoint.notes + _notes(path, config, found))
 
 
@@ -201,7 +201,7 @@ def _processor_stats(path: Path, features: Iterable[str]) -> Normalisation:
     eps, eps_out = (step.get("eps", DEFAULT_EPS) for step in (settings, others))
     for value in (eps, eps_out):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
-            raise CheckpointError(f"{path}: a normaliser's eps is {value!s:.100}; expected a number between 0 and 1.")
+            raise CheckpointError(f"{path}: a normalizer's eps is {value!s:.100}; expected a number between 0 and 1.")
     observed = settings.get("normalize_observation_keys")
     modes = tuple(step.get("norm_map") or {} for step in (settings, others))
     return Normalisation(stats, eps, eps_out, observed=None if observed is None else tuple(observed), modes=modes)
@@ -225,10 +225,10 @@ def _step_stats(path: Path, pipeline: str, step_name: str) -> tuple[dict[str, Te
     return read_safetensors(path / file), found[0].get("config") or {}
 
 
-def _normaliser(
+def _normalizer(
     config: dict[str, Any], features: Mapping[str, Any], found: Normalisation, where: str
 ) -> dict[str, Tensor]:
-    """The normaliser's tensors of every feature."""
+    """The normalizer's tensors of every feature."""
     modes = entry(config, "normalization_mapping", where)
     names = _names(features)
     tensors: dict[str, Tensor] = {}
@@ -301,7 +301,7 @@ def _checkpoint(
     shapes: Mapping[str, tuple[int, ...]],
     network: dict[str, Tensor],
     encoders: Mapping[str, Mapping[str, Tensor]],
-    normaliser: dict[str, Tensor],
+    normalizer: dict[str, Tensor],
 ) -> Checkpoint:
     where = str(path)
     names = _names(shapes)
@@ -324,7 +324,7 @@ def _checkpoint(
         action_parts=sidecar.action_parts,
         images=tuple(image for image, _ in images.values()),
     )
-    tensors = {f"model.{name}": value for name, value in network.items()} | normaliser
+    tensors = {f"model.{name}": value for name, value in network.items()} | normalizer
     for name, encoder in encoders.items():
         tensors |= encoder_tensors(names[name], encoder)
     checkpoint = Checkpoint(path, NAME, policy, tensors, notes)
