@@ -11,21 +11,23 @@ from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerCon
 from asd_policy.policies.normalizer import LinearNormalizer
 
 
-def tiny_checkpoint(folder: Path, obs_keys: Mapping[str, int], action_dim: int) -> Path:
+def tiny_checkpoint(
+    folder: Path, obs_keys: Mapping[str, int], action_dim: int, down_dims: tuple[int, ...] = (8, 16)
+) -> Path:
     """Write the folder, whose second action never moves in the "demonstrations" and whose chain has 12 steps."""
     folder.mkdir()
     config = PolicyConfig(
         env_id="asd/Square-v0",
         obs_keys=obs_keys,
         action_dim=action_dim,
-        network=NetworkConfig(down_dims=(8, 16), diffusion_step_embed_dim=8, kernel_size=3),
+        network=NetworkConfig(down_dims=down_dims, diffusion_step_embed_dim=8, kernel_size=3),
         scheduler=SchedulerConfig(num_train_timesteps=12),
     )
     config.save(folder / "config.json")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ConditionalUnet1D(
-            action_dim, config.global_cond_dim, (8, 16), kernel_size=3, diffusion_step_embed_dim=8
+            action_dim, config.global_cond_dim, down_dims, kernel_size=3, diffusion_step_embed_dim=8
         )
     normalizer = LinearNormalizer({**obs_keys, "action": action_dim})
     low, high = -torch.ones(action_dim), 0.7 * torch.ones(action_dim)

@@ -26,6 +26,12 @@ def checkpoint(tmp_path_factory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", OBS_KEYS, action_dim=2)
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """A U-Net of one level, which takes half as long to compile."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("shallow") / "tiny", OBS_KEYS, action_dim=2, down_dims=(8,))
+
+
 def observation(step: int, batch: int | None = None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     one = {key: rng.standard_normal(dim) for key, dim in OBS_KEYS.items()}
@@ -274,18 +280,18 @@ def test_missing_and_foreign_tensors(checkpoint, tmp_path):
         load_policy(tmp_path)
 
 
-def test_captured_ddpm_takes_every_step_in_turn(checkpoint):
+def test_captured_ddpm_takes_every_step_in_turn(shallow):
     """Its law is in the sampler's tests, whose captures are run at window 1 too."""
-    policy = load_policy(checkpoint, sampler="ddpm", capture="compile")
+    policy = load_policy(shallow, sampler="ddpm", capture="compile")
     policy.reset(seed=0)
     policy.act(observation(0))
     assert policy.stats.rounds.tolist() == policy.stats.evaluations.tolist() == [12]
 
 
 @pytest.mark.parametrize("capture", ["eager", "compile"])
-def test_bfloat16_weights_are_another_network_close_by(checkpoint, capture):
+def test_bfloat16_weights_are_another_network_close_by(shallow, capture):
     policy, half = (
-        load_policy(checkpoint, window=4, capture=capture, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+        load_policy(shallow, window=4, capture=capture, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
     x, cond = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 16)
     denoisers = [p.sampler.denoiser for p in (policy, half)]

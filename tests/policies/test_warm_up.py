@@ -20,7 +20,7 @@ COMPILED = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("warm_up") / "tiny", {"a": 3}, 2)
+    return tiny_checkpoint(tmp_path_factory.mktemp("warm_up") / "tiny", {"a": 3}, 2, down_dims=(8,))
 
 
 def observation(step: int, batch: int | None = None) -> dict[str, np.ndarray]:
