@@ -96,10 +96,10 @@ def test_measurements_go_on_where_they_stopped(model, features, tmp_path):
     assert rows["quality", "ddpm"]["frechet"] > 0
     assert (tmp_path / "speedup.png").exists()
 
-    record.write_text("".join(lines[:8]) + lines[8][:10])  # as a kill leaves it
+    record.write_text("".join(lines[:12]) + lines[12][:10])  # as a kill leaves it
     assert images_bench.main(arguments(model, features, tmp_path)) == 0
     again = record.read_text().splitlines(keepends=True)
-    assert again[:8] == lines[:8]
+    assert again[:12] == lines[:12]
     first, second = ([json.loads(line).get("frechet") for line in some[1:]] for some in (lines, again))
     assert first == second  # the same noise for the same measurement, whenever it is made
     with pytest.raises(ConfigError, match="Choose another --out"):
