@@ -27,6 +27,21 @@ def read_json_lines(path: str | Path) -> list[Entry]:
     return _parse(path, _content(path))
 
 
+def clear(path: Path) -> None:
+    """Empty a file, or make an empty one.
+
+    Raises:
+        ConfigError: if another process is writing it.
+        OSError: if it cannot be written.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(file, path)
+        os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+
+
 class JsonLines:
     """Appends objects to a file. It is locked until `close`: one process at a time may write it.
 

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from asd_policy.core import Calibration
-
-
-def expected_seconds(windows: Sequence[int], acceptance: Sequence[float], seconds: Mapping[int, float]) -> float:
-    """The expected time of a chunk, if each draft is kept independently with its step's probability.
-
-    Args:
-        windows: (K,) the window of a round that begins at each step.
-        acceptance: (K,) the probability that each step's draft is kept.
-        seconds: window -> seconds of a round.
-    """
-    num_steps = len(windows)
-    remaining = [0.0] * (num_steps + 1)  # expected seconds from each step to the end
-    for step in reversed(range(num_steps)):
-        last = min(step + windows[step], num_steps) - 1
-        remaining[step], reached = seconds[windows[step]], 1.0
-        for rejected in range(step, last):  # the round ends after the first rejected draft, whose step is exact too
-            remaining[step] += reached * (1 - acceptance[rejected]) * remaining[rejected + 1]
-            reached *= acceptance[rejected]
-        remaining[step] += reached * remaining[last + 1]
-    return remaining[0]
+from asd_policy.core.window import expected_seconds
 
 
 def stretches(windows: Sequence[int]) -> str:

@@ -81,7 +81,7 @@ def run(name: str, argv: Sequence[str], prog: str) -> int:
     except AsdPolicyError as error:
         return _failed(f"{type(error).__name__}: {error}")
     except Exception as error:
-        if not type(error).__module__.startswith("gymnasium.error"):
+        if not any(base.__module__ == "gymnasium.error" for base in type(error).__mro__):  # without importing gymnasium
             raise
         return _failed(f"{type(error).__name__}: {error}")
 

@@ -27,6 +27,7 @@ from asd_policy.cli.episodes import print_errors, show_episodes
 from asd_policy.cli.tasks import TaskLoader, check_samplers, read_checkpoints, run_settings, uses_windows_file
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.backends.registry import BACKENDS, Resources, make_backend
+from asd_policy.evaluation.environments import import_modules
 from asd_policy.evaluation.estimate import MEASURED_STEPS, estimate
 from asd_policy.evaluation.results import ResultsFile, check_same_settings, read_records
 from asd_policy.evaluation.seeds import parse_seed_set
@@ -75,6 +76,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     console = Console()
+    import_modules(arguments.modules)  # samplers may use a draft or capture that they register
     windows = uses_windows_file(arguments.samplers)
     checkpoints = read_checkpoints(arguments.checkpoints, windows, arguments.modules)
     plan = make_plan(arguments, {task: sha256 for task, (_, sha256) in checkpoints.items()})

@@ -85,6 +85,15 @@ def cheapest_windows(acceptance: Sequence[float], seconds: Mapping[int, float]) 
     return tuple(windows)
 
 
+def expected_seconds(windows: WindowTable, acceptance: Sequence[float], seconds: Mapping[int, float]) -> float:
+    """The expected time of a sample with a table of windows (K,); the other arguments as in `cheapest_windows`."""
+    remaining = [0.0] * (len(windows) + 1)  # expected seconds from each frontier to the end
+    for frontier in reversed(range(len(windows))):
+        window = windows[frontier]
+        remaining[frontier] = seconds[window] + _expected(remaining, acceptance, frontier, window)
+    return remaining[0]
+
+
 def _expected(remaining: Sequence[float], acceptance: Sequence[float], frontier: int, window: int) -> float:
     """The expected value of `remaining` after a round, which ends after its first rejected step (exact too)."""
     last = min(frontier + window, len(acceptance)) - 1

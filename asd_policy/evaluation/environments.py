@@ -83,7 +83,7 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module.partition(".")[0]:
-                raise  # a module that this module imports
+                raise ConfigError(f"Module {module!r} needs {error.name!r}, which is not installed.") from error
             raise ConfigError(f"There is no module {module!r}. Install it, or put its folder on PYTHONPATH.") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from statistics import mean
 from time import monotonic
 from typing import Any
@@ -54,6 +54,7 @@ def estimate(
     left = Counter((key.task, key.sampler) for key in plan.missing(records))
     for task in plan.checkpoints:
         parts = load(task)
+        time_limit = cache(partial(_time_limit, parts.make_env))  # it makes an environment, at most once
         for sampler in plan.samplers:
             lengths = [r.length for r in records if (r.task, r.sampler) == (task, sampler) and r.error is None]
             to_run = left[task, sampler]
@@ -63,7 +64,7 @@ def estimate(
                 len(plan.env_seeds) * plan.repeats - to_run,
                 to_run,
                 seconds_per_step(parts, sampler, plan.env_seeds[0], batch) if to_run else 0.0,
-                mean(lengths) if lengths else _time_limit(parts.make_env),
+                mean(lengths) if lengths else time_limit(),
                 not lengths,
             )
 

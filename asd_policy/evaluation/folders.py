@@ -12,6 +12,7 @@ from typing import Any
 from asd_policy.errors import DataError
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.summary import Row, plot_acceptance, summarize
+from asd_policy.jsonl import clear
 
 EPISODES = "episodes.jsonl"
 
@@ -20,13 +21,17 @@ def choose_folder(out: Path, overwrite: bool) -> Path:
     """Make and return the folder `out`. If it holds an earlier run and `overwrite` is false, a number is appended.
 
     Raises:
+        ConfigError: if another process is writing the run to overwrite.
         DataError: if the folder cannot be written.
     """
     for number in count(1):
         folder = out if number == 1 else Path(f"{out}-{number}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / EPISODES).open("w" if overwrite else "x").close()
+            if overwrite:
+                clear(folder / EPISODES)
+            else:
+                (folder / EPISODES).open("x").close()
         except FileExistsError as error:
             if not folder.is_dir():
                 raise DataError(f"Cannot write to the folder {folder}: it is a file.") from error

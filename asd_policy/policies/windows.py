@@ -66,11 +66,11 @@ class WindowsFile:
         Raises:
             CheckpointError: if the file cannot be read.
         """
-        entry = self.read().get(calibrated.key, self)
-        if entry is self:
+        entries = self.read()
+        if calibrated.key not in entries:
             return None
         try:
-            return as_windows(read_record(Calibration, entry, "An entry").windows, num_steps)
+            return as_windows(read_record(Calibration, entries[calibrated.key], "An entry").windows, num_steps)
         except ConfigError as error:
             raise self._unreadable(error) from error
 

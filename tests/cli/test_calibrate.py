@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from asd_policy import load_policy
-from asd_policy.benchmarks.calibration import expected_seconds, stretches
+from asd_policy.benchmarks.calibration import stretches
 from asd_policy.cli import calibrate, run
-from asd_policy.core.window import cheapest_windows
+from asd_policy.core.window import cheapest_windows, expected_seconds
 from asd_policy.errors import ConfigError
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint

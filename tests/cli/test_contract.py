@@ -13,6 +13,7 @@ import pytest
 from asd_policy.cli import COMMANDS, INCOMPLETE, INTERRUPTED, USAGE, images_classifier, main, run
 from asd_policy.cli.parsing import parse, wrapped
 from asd_policy.errors import DataError
+from envs.graphics import RenderingError
 from envs.tasks import TASKS
 from tests.cli.command_lines import options
 from tests.tiny import tiny_checkpoint
@@ -115,7 +116,11 @@ def test_descriptions_are_wrapped_and_long_commands_continued(monkeypatch):
 @every_command
 @pytest.mark.parametrize(
     ("error", "expected", "said"),
-    [(DataError("It is\nso."), INCOMPLETE, "DataError: It is\nso.\n"), (KeyboardInterrupt(), INTERRUPTED, "")],
+    [
+        (DataError("It is\nso."), INCOMPLETE, "DataError: It is\nso.\n"),
+        (RenderingError("Dark."), INCOMPLETE, "RenderingError: Dark.\n"),
+        (KeyboardInterrupt(), INTERRUPTED, ""),
+    ],
 )
 def test_errors_are_one_message_and_a_status(name, error, expected, said, monkeypatch, capsys):
     def failing(arguments: object) -> int:

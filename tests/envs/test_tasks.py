@@ -46,6 +46,13 @@ def test_gymnasium_knows_the_tasks_after(first):
     assert (done.returncode, done.stdout) == (0, "(14,)\n"), done.stderr
 
 
+def test_another_package_called_envs_is_left_alone(tmp_path):
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text("raise RuntimeError('not for asd_policy')\n")
+    done = run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom asd_policy import load_policy")
+    assert done.returncode == 0, done.stderr
+
+
 def test_specs_are_read_without_the_simulator():
     code = (
         "import sys, envs.tasks\nfrom envs.tasks import TASKS\nassert TASKS['square'].expert\n"

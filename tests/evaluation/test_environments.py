@@ -18,6 +18,7 @@ from asd_policy.cli.evaluate import Arguments as EvaluateArguments
 from asd_policy.cli.evaluate import main as evaluate
 from asd_policy.cli.sweep import Arguments as SweepArguments
 from asd_policy.cli.sweep import main as sweep
+from asd_policy.core.drafts import DRAFTS
 from asd_policy.errors import ConfigError
 from asd_policy.evaluation.environments import make_env
 from asd_policy.evaluation.results import read_records
@@ -192,6 +193,22 @@ def test_modules_that_a_checkpoint_names_are_imported_with_consent_alone(run, tm
     with pytest.raises(ConfigError, match=r"module this registers. If you trust that module.*--modules this"):
         run(checkpoint, tmp_path / "out")
     assert "this" not in sys.modules
+
+
+def test_a_sweep_takes_the_drafts_of_a_module(tmp_path, monkeypatch):
+    code = "from asd_policy.core.drafts import DRAFTS, ReuseDraft\nDRAFTS['of_a_module'] = ReuseDraft\n"
+    (tmp_path / "a_module_of_drafts.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")  # for the worker
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = checkpoint_for(tmp_path / "tiny", REACH, {"state": 2})
+    file, samplers = tmp_path / "swept.jsonl", ("asd:of_a_module:4", "asd:reuse:4")
+    modules = (*MODULES, "a_module_of_drafts")
+    try:
+        assert sweep(SweepArguments((checkpoint,), samplers, file, "0", workers=1, modules=modules)) == 0
+    finally:
+        DRAFTS.pop("of_a_module", None)
+    mine, reuse = read_records([file])
+    assert mine.action_sha256 == reuse.action_sha256
 
 
 def test_options_are_recorded_only_if_given(tmp_path, capsys):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from asd_policy.errors import DataError
+from asd_policy.errors import ConfigError, DataError
 from asd_policy.evaluation.folders import choose_folder
 from asd_policy.evaluation.results import read_records
+from asd_policy.jsonl import JsonLines, read_json_lines
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
 
@@ -66,6 +67,15 @@ def test_earlier_run_is_kept_unless_told_otherwise(tmp_path):
         with pytest.raises(DataError, match="Cannot write to the folder"):
             choose_folder(place, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_is_being_written_is_not_overwritten(tmp_path):
+    choose_folder(tmp_path / "out", overwrite=False)
+    with JsonLines(tmp_path / "out" / "episodes.jsonl") as file:
+        file.append({"finished": 1})
+        with pytest.raises(ConfigError, match="Another process is writing"):
+            choose_folder(tmp_path / "out", overwrite=True)
+    assert len(read_json_lines(tmp_path / "out" / "episodes.jsonl")) == 1
 
 
 def test_second_run_writes_beside_the_first(checkpoint, tmp_path):
