@@ -22,7 +22,7 @@ from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
 from asd_policy.core.spec import label_of, object_word, read_window, read_words, window_word
-from asd_policy.core.speculative import Chain, begin
+from asd_policy.core.speculative import Batch, begin
 from asd_policy.core.transfer import moved
 from asd_policy.core.window import Window, WindowTable, as_windows, shortened
 from asd_policy.errors import ConfigError
@@ -142,18 +142,18 @@ class AsdSampler:
         if warm is not None and (not isinstance(warm, Tensor) or warm.shape != expected):
             got = f"shape {tuple(warm.shape)}" if isinstance(warm, Tensor) else f"type {type(warm).__name__}"
             raise ConfigError(f"warm has {got}; expected a tensor of shape {expected}, or None.")
-        chain = self.chain(batch_size, cond, generator)
-        state = begin(chain, self.draft, warm)
-        state = self.capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
+        batch = self.batch(batch_size, cond, generator)
+        state = begin(batch, self.draft, warm)
+        state = self.capture.run_rounds(batch, self.draft, state, self.windows_run(), on_round)
         record = state.since, state.accepted, state.evaluations
         return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
-    def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:
+    def batch(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Batch:
         """The constants of a batch; takes its noise from `generator`."""
         device, num_steps = device_of(self.denoiser, self._device), self.num_steps
         self._constants = moved(self._constants, device)
         a, b, s, timesteps = self._constants
-        return Chain(
+        return Batch(
             denoiser=self.denoiser,
             context=prepare(self.denoiser, timesteps, cond),
             tape=NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device),
