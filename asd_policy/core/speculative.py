@@ -26,10 +26,11 @@ class Batch(NamedTuple):
     denoiser: Denoiser
     context: Context
     tape: NoiseTape
-    a: Tensor  # (K,) float32, as in Schedule
+    a: Tensor  # (K,) float32, as in GaussianChain
     b: Tensor  # (K,)
     s: Tensor  # (K,)
     clip: float | None = None  # the denoiser's clip, for guesses too
+    start_std: float = 1.0  # as in GaussianChain
 
 
 class State(NamedTuple):
@@ -50,7 +51,7 @@ def begin(batch: Batch, draft: Draft, warm: Tensor | None = None) -> State:
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,
-        x=start.clone(),  # a capture updates it in place
+        x=batch.start_std * start,
         memory=separate(draft.begin(start, u.shape[1], warm), start),
         since=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
