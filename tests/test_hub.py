@@ -90,9 +90,7 @@ def test_without_a_network_the_cache_is_read(hub: FakeHub, monkeypatch):
         assert open_snapshot(HubId("me/it")).sizes == {"a.json": 1}
         with pytest.raises(HubError, match=r"has no file that matches b\.json; it has a\.json"):
             fetch("me/it", ["b.json"])
-        with pytest.raises(
-            HubError, match=r"offline.*me/other@v1 is not in the cache .*hf download me/other --revision v1"
-        ):
+        with pytest.raises(HubError, match=r"offline.*me/other@v1 is not in the cache .*hf download \S+ --revision v1"):
             fetch("me/other@v1", ["*"])
 
 
