@@ -104,7 +104,8 @@ def load_policy(
         device: the device to sample on.
         dtype: of the weights used in every network call; see `PolicyModel`.
         obs_keys, env_id, trust_pickle: see `read_checkpoint`.
-        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`. asd
+            takes `num_steps` and `eta` too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
         ConfigError: on an unknown sampler or option, or an invalid config.
