@@ -412,8 +412,8 @@ def make_policy(
         windows_file: the file of calibrated windows, written by `calibrate` and read for `window="auto"`; None keeps
             them in memory.
         options: sampler options. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's. asd takes those of
-            ddim too, to draw exactly from the law of DDIM with an `eta` above 0.
+            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's. asd takes
+            them too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
         ConfigError: on an unknown sampler or option, or a device that this machine lacks.
