@@ -46,7 +46,7 @@ class Net(nn.Module):
 def adapters(net):
     """Name -> (denoiser, chain) of the network in each of the adapters."""
     sigma = SigmaEpsilonDenoiser(net, SCHEDULE)
-    levels = edm_sigmas(12, 0.02, 20.0)
+    levels = edm_sigmas(12, 0.03, 20.0)
     return {
         "sigma": (sigma, ancestral_chain(levels, timesteps=sigma.timesteps(levels[:-1]))),
         "edm": (EdmDenoiser(net, clip=2.0), edm_chain(levels)),
