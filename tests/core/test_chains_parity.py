@@ -247,7 +247,7 @@ def test_ve_is_the_published_euler_maruyama():
         mean = x + g**2 * score(x, now.expand(B)) * dt
         x = mean + g * dt.sqrt() * tape.xi[:, k]
     ours = on_one_tape(ScoreDenoiser(score, path), sde_chain(path, times), tape)
-    torch.testing.assert_close(ours, mean, rtol=2e-4, atol=1e-4)  # score = (x0 - x) / sigma^2 loses digits at 50
+    torch.testing.assert_close(ours, mean, **CLOSE)
 
 
 def test_flow_is_the_published_sde():
