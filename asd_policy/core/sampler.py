@@ -272,9 +272,8 @@ class Asd:
     ) -> AsdSampler:
         """As `SamplerSpec.build`."""
         if self.eta is not None:
-            strided = as_schedule(schedule)
-            num_steps = strided.num_steps if self.num_steps is None else self.num_steps
-            ddim = strided, num_steps, self.eta, self.set_alpha_to_one is not False
+            num_steps = schedule.num_steps if self.num_steps is None else self.num_steps
+            ddim = as_schedule(schedule), num_steps, self.eta, self.set_alpha_to_one is not False
             denoiser = unclipped_ddim(denoiser, *ddim) if self.use_clipped_model_output is False else denoiser
             schedule = ddim_chain(*ddim)
         return AsdSampler(denoiser, schedule, event_shape, self.draft, self.window, self.capture, device)
