@@ -44,10 +44,10 @@ def test_many_steps_end_at_the_mixture(name):
     made = FAMILIES[name](100)
     if not made.ends_at_mixture:
         pytest.skip("its denoiser clips the mixture")
-    x = laws.speculated(AsdSampler(made.denoiser, made.chain, (2,), window=None), 5000)
+    x = laws.speculated(AsdSampler(made.denoiser, made.chain, (2,), window=16), 2500)
     true = laws.Mixture().samples(200_000, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(x.mean(0), true.mean(0), atol=0.04, rtol=0)
-    torch.testing.assert_close(x.T.cov(), true.T.cov(), atol=0.04, rtol=0)
+    torch.testing.assert_close(x.mean(0), true.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(x.T.cov(), true.T.cov(), atol=0.05, rtol=0)
 
 
 def test_every_constructor_of_chains_is_in_a_family():
