@@ -27,10 +27,12 @@ from asd_policy.images.arguments import (
     without_calibration,
 )
 from asd_policy.images.capture import PipelineSamplers
+from asd_policy.images.laws import DdpmOfBetas, StepsAsked
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
+
+BETAS = DdpmOfBetas(clips_by_default=True)
 
 
 class AsdImagePipeline:
@@ -69,7 +71,7 @@ class AsdImagePipeline:
     @property
     def scheduler(self) -> DDPMScheduler:
         """The DDPM with the betas of the pipeline's scheduler."""
-        return ddpm_scheduler(self.pipe.scheduler)
+        return BETAS.scheduler(self.pipe.scheduler)
 
     @classmethod
     def from_pretrained(
@@ -163,16 +165,15 @@ class AsdImagePipeline:
 
     def _sampler(self, num_steps: int | None, guidance_scale: float) -> Sampler:
         """The sampler for the present state of the pipeline."""
-        check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
+        check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",))
         network = UnetNetwork(self.pipe.unet, guidance_scale)
-        scheduler = self.scheduler
-        schedule = ddpm_schedule(scheduler, num_steps)
+        law = BETAS.law(self.pipe.scheduler, StepsAsked(num_steps))
         shape, device = self.event_shape, self.pipe._execution_device
 
         def make(denoiser: Denoiser, capture: Capture) -> Sampler:
-            return with_options(self._spec, capture=capture).build(denoiser, schedule, shape)
+            return with_options(self._spec, capture=capture).build(denoiser, law.chain, shape)
 
-        return self._samplers.get(network, scheduler, schedule, shape, device, make)
+        return self._samplers.get(network, law, shape, device, make)
 
     def _condition(
         self, batch_size: int, labels: Sequence[int] | None, guidance_scale: float, negative: int | None
