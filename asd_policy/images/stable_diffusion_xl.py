@@ -253,6 +253,11 @@ def _check_texts(pipe: StableDiffusionXLPipeline, texts: _Texts) -> None:
         pipe.check_inputs(
             texts.prompt, texts.prompt_2, 8, 8, None, texts.negative_prompt, texts.negative_prompt_2, **embeds, **pooled
         )
+    for whole_text, summary in zip(embeds.values(), pooled.values(), strict=True):
+        if whole_text is not None and summary is not None and len(whole_text) != len(summary):
+            raise ConfigError(
+                f"Got embeddings of {len(whole_text)} prompts and pooled embeddings of {len(summary)}; expected the same."
+            )
     zeros = texts.negative_prompt is None and pipe.config.force_zeros_for_empty_prompt
     if texts.negative_prompt_2 is not None and zeros:
         raise ConfigError(
@@ -270,8 +275,10 @@ def _check_texts(pipe: StableDiffusionXLPipeline, texts: _Texts) -> None:
 
 def _time_ids(pipe: StableDiffusionXLPipeline, sizes: _Sizes, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """diffusers' `add_time_ids` (1, 6), and those of the negative half."""
-    given = {name: _pair(name, value) for name, value in sizes._asdict().items() if value is not None}
-    negative = ("negative_original_size" in given, "negative_target_size" in given)
+    optional = ("negative_original_size", "negative_target_size")
+    asked = {name: value for name, value in sizes._asdict().items() if value is not None or name not in optional}
+    given = {name: _pair(name, value) for name, value in asked.items()}
+    negative = [name in given for name in optional]
     if any(negative) != all(negative):
         raise ConfigError(
             f"negative_original_size is {sizes.negative_original_size} and negative_target_size is "
