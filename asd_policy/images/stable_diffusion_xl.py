@@ -256,7 +256,7 @@ def _check_texts(pipe: StableDiffusionXLPipeline, texts: _Texts) -> None:
     for whole_text, summary in zip(embeds.values(), pooled.values(), strict=True):
         if whole_text is not None and summary is not None and len(whole_text) != len(summary):
             raise ConfigError(
-                f"Got embeddings of {len(whole_text)} prompts and pooled embeddings of {len(summary)}; expected the same."
+                f"Got embeddings of {len(whole_text)} prompts and pooled embeddings of {len(summary)}; expected as many."
             )
     zeros = texts.negative_prompt is None and pipe.config.force_zeros_for_empty_prompt
     if texts.negative_prompt_2 is not None and zeros:
