@@ -164,10 +164,10 @@ def test_guess_never_depends_on_its_own_row_or_later(draft):
     sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=None)
     recorder = Recorder(sampler.draft)
     coefficients = (c.float() for c in (denoiser.schedule.a, denoiser.schedule.b, denoiser.schedule.s))
-    chain = speculative.Chain(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
-    state = speculative.begin(chain, recorder)
+    batch = speculative.Batch(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
+    state = speculative.begin(batch, recorder)
     while int(state.frontier.min()) < K:
-        state = speculative.speculative_round(chain, recorder, state, K)
+        state = speculative.speculative_round(batch, recorder, state, K)
     guesses = {(key, chain): guess for key, chain, guess in recorder.log}
     compared = 0
     for ((round_, k), chain_), guess in guesses.items():
