@@ -78,18 +78,15 @@ class PipelineSamplers(Generic[S]):
         """
 
         def sampler() -> S:
-            denoiser = law.denoiser(network).to(device)
             with as_config_errors():
-                return make(denoiser, self._capture())
+                return make(law.denoiser(network).to(device), self._capture())
 
         if self._can.compiles(device):
             check_forward(network.unet, self._name)
         if not self._can.keeps_graphs:
             return sampler()
         autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-        columns = law.chain.a, law.chain.b, law.chain.s, law.chain.timesteps
-        coefficients = [column.tolist() for column in columns]
-        key = fingerprint((network, law.settings, coefficients, event_shape, device, autocast))
+        key = law.chain, fingerprint((network, law.settings, event_shape, device, autocast))
         if key not in self._kept:
             self._kept[key] = sampler()
         self._kept.move_to_end(key)

@@ -25,7 +25,7 @@ from asd_policy.images.arguments import (
 )
 from asd_policy.images.callbacks import Interrupted, StepEnd, check_callback, watch
 from asd_policy.images.capture import PipelineSamplers
-from asd_policy.images.laws import DdpmOfBetas, Law, StepsAsked
+from asd_policy.images.laws import DdpmOfBetas, Law, StepsAsked, law_at_construction, law_of, warn_of_ddim
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
 from asd_policy.images.unet import UnetNetwork
@@ -87,10 +87,9 @@ class LatentSampler:
         self._spec = Asd(draft, checked_window(window), capture)
         max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
-        table = self._spec.window if isinstance(self._spec.window, tuple) else None
+        network = self._network(1.0)
         # Raises now what would fail at the first prompt.
-        asked = StepsAsked(len(table) if table else None)
-        self._build(self._network(1.0), self.betas.law(pipe.scheduler, asked), (1,))
+        self._build(network, law_at_construction(pipe.scheduler, self._spec.window, self.betas), (1,))
 
     def begin(self, request: Request, height: int | None, width: int | None) -> AsdSampler:
         """Check the request against the present pipeline, set the attributes that diffusers sets, make the sampler.
@@ -107,8 +106,9 @@ class LatentSampler:
         check_callback(request.callback_on_step_end, inputs, self._kind.tensor_inputs)
         network = self._network(request.guidance_scale, request.guidance_rescale, request.cross_attention_kwargs)
         shape = self._event_shape(height, width, request.latents)
-        sampler = self._build(network, self.betas.law(self.pipe.scheduler, request.steps), shape)
         pipe = self.pipe
+        sampler = self._build(network, law_of(pipe.scheduler, request.steps, self.betas), shape)
+        warn_of_ddim(pipe.scheduler, request.steps)
         pipe._guidance_scale, pipe._guidance_rescale = network.guidance_scale, network.guidance_rescale
         pipe._clip_skip, pipe._cross_attention_kwargs = request.clip_skip, request.cross_attention_kwargs
         pipe._num_timesteps, pipe._interrupt = sampler.num_steps, False

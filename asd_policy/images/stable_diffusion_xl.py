@@ -253,16 +253,16 @@ def _check_texts(pipe: StableDiffusionXLPipeline, texts: _Texts) -> None:
         pipe.check_inputs(
             texts.prompt, texts.prompt_2, 8, 8, None, texts.negative_prompt, texts.negative_prompt_2, **embeds, **pooled
         )
-    for whole_text, summary in zip(embeds.values(), pooled.values(), strict=True):
-        if whole_text is not None and summary is not None and len(whole_text) != len(summary):
-            raise ConfigError(
-                f"Got embeddings of {len(whole_text)} prompts and pooled embeddings of {len(summary)}; expected as many."
-            )
+    for tokens, summary in zip(embeds.values(), pooled.values(), strict=True):
+        if tokens is not None and summary is not None and len(tokens) != len(summary):
+            raise ConfigError(f"Got {len(tokens)} embeddings and {len(summary)} pooled embeddings; expected as many.")
     zeros = texts.negative_prompt is None and pipe.config.force_zeros_for_empty_prompt
-    if texts.negative_prompt_2 is not None and zeros:
+    if zeros and texts.negative_prompt_2 is not None:
         raise ConfigError(
             "negative_prompt_2 has no effect without negative_prompt: pass both, or negative_prompt alone."
         )
+    if zeros and texts.negative_prompt_embeds is None and texts.negative_pooled_prompt_embeds is not None:
+        raise ConfigError("negative_pooled_prompt_embeds has no effect without negative_prompt_embeds: pass both.")
     guided = pipe.do_classifier_free_guidance and texts.negative_prompt_embeds is None and not zeros
     encoders = pipe.text_encoder_2, pipe.tokenizer_2
     pair = (pipe.text_encoder is None) == (pipe.tokenizer is None)
