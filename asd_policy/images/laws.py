@@ -86,6 +86,13 @@ class EulerAncestral:
         ready = copy.deepcopy(scheduler)  # the pipeline's own is not changed
         with as_config_errors():
             ready.set_timesteps(_kept_steps(asked))
+        total, first, last = len(schedule.alphas_cumprod), float(ready.timesteps[0]), float(ready.timesteps[-1])
+        if not 0 <= last <= first <= total - 1:
+            raise ConfigError(
+                f"steps_offset {schedule.steps_offset} with num_inference_steps {_kept_steps(asked)} and spacing "
+                f"{schedule.spacing!r} asks for timesteps {last:.0f} to {first:.0f} of {total} training timesteps. "
+                "Take another number of steps."
+            )
         chain = euler_ancestral_chain(ready)
         return Law(chain, scheduler.config, partial(SIGMA_DENOISERS[prediction], schedule=schedule))
 
