@@ -32,7 +32,7 @@ def ddim_chain(
     """
     check_noisy(eta)
     ddim = ddim_coefficients(schedule, num_steps, eta, set_alpha_to_one)
-    return GaussianChain(ddim.direction / ddim.noise, ddim.b, ddim.sigma, ddim.timesteps)
+    return GaussianChain(ddim.a, ddim.b, ddim.sigma, ddim.timesteps)
 
 
 def unclipped_ddim(
@@ -51,27 +51,31 @@ def unclipped_ddim(
         return denoiser
     assert isinstance(unclipped, AffineDenoiser)
     ddim = ddim_coefficients(schedule, num_steps, eta, set_alpha_to_one)
-    excess = torch.zeros(len(schedule.alphas_cumprod), device="cpu")
-    excess[ddim.timesteps] = (ddim.next_signal / ddim.b).float()
-    return UnclippedDdim(unclipped, bound, excess.to(device_of(denoiser)))
+    clipped_weight, weight = torch.zeros(2, len(schedule.alphas_cumprod), device="cpu")
+    clipped_weight[ddim.timesteps] = (ddim.next_signal / ddim.b).float()
+    weight[ddim.timesteps] = (ddim.a * ddim.signal / ddim.b).float()
+    device = device_of(denoiser)
+    return UnclippedDdim(unclipped, bound, clipped_weight.to(device), weight.to(device))
 
 
 class UnclippedDdim(NetworkDenoiser):
-    """X = x0 + excess[t] (clip(x0) - x0). Then b X = sqrt(abar') clip(x0) - a sqrt(abar) x0, as DDIM has it."""
+    """X = (sqrt(abar') clip(x0) - a sqrt(abar) x0) / b, with weights looked up by timestep."""
 
-    excess: Tensor
+    clipped_weight: Tensor
+    weight: Tensor
 
-    def __init__(self, unclipped: AffineDenoiser, bound: float, excess: Tensor):
+    def __init__(self, unclipped: AffineDenoiser, bound: float, clipped_weight: Tensor, weight: Tensor):
         super().__init__(unclipped.net, clip=None)
         self.unclipped, self.bound = unclipped, bound
-        self.register_buffer("excess", excess, persistent=False)
+        self.register_buffer("clipped_weight", clipped_weight, persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
 
     def check_timesteps(self, timesteps: Tensor) -> None:
         self.unclipped.check_timesteps(timesteps)
 
     def to_clean(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         x0 = self.unclipped.to_clean(x, t, output)
-        return x0 + per_sample(self.excess[t], x) * (clipped(x0, self.bound) - x0)
+        return per_sample(self.clipped_weight[t], x) * clipped(x0, self.bound) - per_sample(self.weight[t], x) * x0
 
 
 class DdimCoefficients(NamedTuple):
@@ -85,9 +89,14 @@ class DdimCoefficients(NamedTuple):
     sigma: Tensor
 
     @property
+    def a(self) -> Tensor:
+        """(K,) the weight of x."""
+        return self.direction / self.noise
+
+    @property
     def b(self) -> Tensor:
-        """(K,) the weight of x0 in all."""
-        return (self.next_signal - self.direction * self.signal / self.noise).clamp(min=SMALLEST_B)
+        """(K,) the weight of x0."""
+        return (self.next_signal - self.a * self.signal).clamp(min=SMALLEST_B)
 
 
 def ddim_coefficients(schedule: Schedule, num_steps: int, eta: float, set_alpha_to_one: bool) -> DdimCoefficients:
