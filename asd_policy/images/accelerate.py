@@ -20,7 +20,10 @@ def accelerate_pipeline(
     max_states: int | None = None,
     capture: str | Capture = "eager",
 ) -> AsdStableDiffusion | AsdStableDiffusionXL | AsdImagePipeline:
-    """A pipeline that samples the DDPM of `pipe`'s noise schedule exactly, in few sequential U-Net calls.
+    """A pipeline with the call of `pipe` that samples exactly, in few sequential U-Net calls.
+
+    What is sampled: the chain of an EulerAncestralDiscreteScheduler as it is; that of a DDIMScheduler in calls with
+    eta > 0; for any other scheduler the DDPM with its betas. docs/images.md says more.
 
     Args:
         pipe: a StableDiffusionPipeline, StableDiffusionXLPipeline or DDPMPipeline. It is neither moved nor changed, and
@@ -32,7 +35,7 @@ def accelerate_pipeline(
             `AsdSampler` and docs/images.md.
 
     Raises:
-        ConfigError: on another pipeline, a U-Net or scheduler that is not a DDPM's, or bad options.
+        ConfigError: on another pipeline, a U-Net or scheduler that is not sampled exactly, or bad options.
     """
     if isinstance(pipe, DDPMPipeline):
         return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window, capture=capture)

@@ -25,7 +25,7 @@ from asd_policy.images.arguments import (
 )
 from asd_policy.images.callbacks import Interrupted, StepEnd, check_callback, watch
 from asd_policy.images.capture import PipelineSamplers
-from asd_policy.images.laws import DdpmOfBetas, Law, StepsAsked, law_at_construction, law_of, warn_of_ddim
+from asd_policy.images.laws import DdpmOfBetas, Law, StepsAsked, law_at_construction, law_of
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
 from asd_policy.images.unet import UnetNetwork
@@ -108,7 +108,6 @@ class LatentSampler:
         shape = self._event_shape(height, width, request.latents)
         pipe = self.pipe
         sampler = self._build(network, law_of(pipe.scheduler, request.steps, self.betas), shape)
-        warn_of_ddim(pipe.scheduler, request.steps)
         pipe._guidance_scale, pipe._guidance_rescale = network.guidance_scale, network.guidance_rescale
         pipe._clip_skip, pipe._cross_attention_kwargs = request.clip_skip, request.cross_attention_kwargs
         pipe._num_timesteps, pipe._interrupt = sampler.num_steps, False

@@ -189,7 +189,7 @@ def warn_of_ddim(scheduler: SchedulerMixin, asked: StepsAsked) -> None:
             "The pipeline's DDIMScheduler draws no noise with eta=0, so its steps cannot be speculated on. The DDPM "
             "with its betas is sampled in its place. Pass eta > 0 to sample DDIM's own chain, or set pipe.scheduler = "
             "asd_policy.images.ddpm_scheduler(pipe.scheduler) if the DDPM is meant.",
-            stacklevel=4,
+            stacklevel=4,  # the caller of a pipeline's call, which torch.no_grad wraps
         )
 
 

@@ -36,12 +36,12 @@ BETAS = DdpmOfBetas(clips_by_default=True)
 
 
 class AsdImagePipeline:
-    """Draws images from the law of a DDPMPipeline.
+    """Draws images from the law of a DDPMPipeline's scheduler; see `accelerate_pipeline` for what that is.
 
     Args:
         pipe: the pipeline. Each call uses its present U-Net, scheduler, device and progress bar.
-        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law), command-line text such as
-            "asd:path:16", or a spec.
+        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds: one for each step of the chain) or "ddim" (another
+            law), command-line text such as "asd:path:16", or a spec.
         max_states: most rows in one call of the U-Net; see `UnetNetwork`.
         options: sampler options. asd: `draft`, `window`; ddim: `num_steps`, `eta`; all: `capture`, how the steps are
             run, see `AsdSampler` and docs/images.md.
@@ -74,7 +74,7 @@ class AsdImagePipeline:
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler."""
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
         return BETAS.scheduler(self.pipe.scheduler)
 
     @classmethod

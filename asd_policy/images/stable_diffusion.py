@@ -17,7 +17,7 @@ from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import as_config_errors, check_embeddings, check_words, refuse, whole
 from asd_policy.images.callbacks import StepEnd
 from asd_policy.images.latents import Kind, LatentSampler, Request, halves
-from asd_policy.images.laws import StepsAsked
+from asd_policy.images.laws import StepsAsked, warn_of_ddim
 from asd_policy.images.noise import Generators
 
 KIND = Kind(
@@ -62,7 +62,7 @@ class AsdStableDiffusion:
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler."""
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
         return self._latents.betas.scheduler(self.pipe.scheduler)
 
     @torch.no_grad()
@@ -93,16 +93,18 @@ class AsdStableDiffusion:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **others: None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """As the call of StableDiffusionPipeline with a DDPMScheduler, with these differences:
+        """As the call of StableDiffusionPipeline with the scheduler that is sampled, with these differences:
 
         Args:
             height, width: both or neither.
-            num_inference_steps: K, strided from the training timesteps; None takes all of them. Only then is the law
-                that of the trained DDPM.
-            timesteps: the training timesteps to use, in descending order; num_inference_steps is then ignored.
+            num_inference_steps: K. None takes all training timesteps of a DDPM, and only then is the law that of the
+                trained DDPM; for a kept scheduler (Euler ancestral, or DDIM with eta > 0) None is 50.
+            timesteps: the training timesteps of a DDPM to use, in descending order, in place of num_inference_steps.
+                Kept schedulers take none.
             sigmas, ip_adapter_image, ip_adapter_image_embeds, and diffusers' former callback and callback_steps: None;
                 anything else is refused.
-            eta: ignored: it is DDIM's.
+            eta: of a DDIMScheduler: above 0, DDIM's own chain is sampled; with 0, the DDPM with its betas, and a
+                warning says so. Schedulers that have no eta ignore it.
             generator: one for the batch or one per image. The noise equals diffusers' from the same generators in
                 float32.
             cross_attention_kwargs: plain values, such as {"scale": 0.5} for LoRA weights.
@@ -132,6 +134,7 @@ class AsdStableDiffusion:
         )
         _check_safety(self.pipe)
         sampler = self._latents.begin(request, height, width)
+        warn_of_ddim(self.pipe.scheduler, request.steps)
         texts = _Texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         cond = self._encode(texts, whole("num_images_per_prompt", num_images_per_prompt))
         embeds = {"prompt_embeds": cond[:, -1], "negative_prompt_embeds": cond[:, 0] if cond.shape[1] > 1 else None}

@@ -26,7 +26,7 @@ from asd_policy.images.arguments import (
 from asd_policy.images.callbacks import StepEnd
 from asd_policy.images.conditions import TextAndSizes, pooled_width
 from asd_policy.images.latents import Kind, LatentSampler, Request, halves
-from asd_policy.images.laws import StepsAsked
+from asd_policy.images.laws import StepsAsked, warn_of_ddim
 from asd_policy.images.noise import Generators
 
 Pair = Sequence[float]
@@ -88,7 +88,7 @@ class AsdStableDiffusionXL:
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler."""
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
         return self._latents.betas.scheduler(self.pipe.scheduler)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class AsdStableDiffusionXL:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **others: None,
     ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
-        """As the call of StableDiffusionXLPipeline with a DDPMScheduler. The differences of `AsdStableDiffusion` hold.
+        """As the call of StableDiffusionXLPipeline, with the differences of `AsdStableDiffusion` and these:
 
         Args:
             height, width: one alone is fine; the other has the pipeline's default.
@@ -157,6 +157,7 @@ class AsdStableDiffusionXL:
         default = _default_size(self.pipe, height, width)
         size = default if latents is None or (height, width) != (None, None) else (None, None)
         sampler = self._latents.begin(request, *size)
+        warn_of_ddim(self.pipe.scheduler, request.steps)
         self.pipe._denoising_end = None
         texts = _Texts(
             prompt,

@@ -270,8 +270,9 @@ def test_an_eta_that_pixels_have_no_use_for_is_refused():
 def test_ddim_without_noise_is_a_ddpm_and_says_so(pipe):
     pipe.scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False)
     fast = accelerate_pipeline(pipe)
-    with pytest.warns(UserWarning, match="DDPM with its betas is sampled in its place"):
+    with pytest.warns(UserWarning, match="DDPM with its betas is sampled in its place") as told:
         got = latents(fast)
+    assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         latents(fast, eta=0.5)
