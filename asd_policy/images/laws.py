@@ -68,8 +68,8 @@ class Family(Protocol):
 class EulerAncestral:
     """diffusers' EulerAncestralDiscreteScheduler is kept: its sigmas, its timesteps, its noise.
 
-    Refused: clean-sample predictions, zero terminal SNR, and timesteps outside training, as diffusers' own scheduler
-    cannot step with the first, and its network was not trained for the others.
+    Refused: clean-sample predictions, with which diffusers' scheduler cannot step; zero terminal SNR; and steps at
+    timesteps outside training.
     """
 
     def takes(self, scheduler: SchedulerMixin, asked: StepsAsked) -> bool:
