@@ -13,7 +13,7 @@ OURS = {"asd_policy", "envs", "scripts", "tests"}
 
 LEAVES = {
     f"asd_policy.{name}"
-    for name in ("checks", "errors", "files", "interrupt", "jsonl", "plugins", "records", "threads")
+    for name in ("checks", "errors", "files", "hub", "interrupt", "jsonl", "plugins", "records", "threads")
 }
 """Modules that know nothing of diffusion or robots."""
 BELOW = {
@@ -24,6 +24,7 @@ BELOW = {
     "training": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", *LEAVES},
     "importers": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", *LEAVES},
     "images": {"asd_policy.core", *LEAVES},
+    "live": {"asd_policy.core", "asd_policy.policies.chunk", *LEAVES},
     "evaluation": LEAVES,
     "collection": {"asd_policy.data", "asd_policy.evaluation.backends", "asd_policy.importers", "envs", *LEAVES},
     "benchmarks": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.images", *LEAVES},
