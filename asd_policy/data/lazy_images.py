@@ -129,7 +129,9 @@ class LazyImages:
         if new:
             read = self.reader.read(np.array(new, np.int64))
             if read.shape != (len(new), *self.reader.shape) or read.dtype != np.uint8:
-                raise DataError(f"Read images of shape {read.shape}, {read.dtype}; expected {self.reader.shape}, uint8.")
+                raise DataError(
+                    f"Read images of shape {read.shape}, {read.dtype}; expected {self.reader.shape}, uint8."
+                )
             self._cache.update(zip(new, (image.copy() for image in read), strict=True))
         for row in wanted:
             self._cache.move_to_end(row)

@@ -85,5 +85,8 @@ class StoredEpisodes:
 
 
 STORE = DatasetFormat(
-    "store", "a folder that asd-policy collect has made", lambda path: (path / "zarr.json").is_file(), StoredEpisodes.open
+    "store",
+    "a folder that asd-policy collect has made",
+    lambda path: (path / "zarr.json").is_file(),
+    StoredEpisodes.open,
 )

@@ -7,7 +7,6 @@ import io
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from asd_policy.data.lazy_images import CACHE_BYTES
 from asd_policy.data.lerobot.layout import Episode, Layout
-from asd_policy.data.lerobot.parquet import check_inside, open_parquet, read_bytes, reading
+from asd_policy.data.lerobot.parquet import open_parquet, read_bytes, reading
 from asd_policy.data.lerobot.video import VideoFile
+from asd_policy.data.paths import check_inside
 from asd_policy.errors import ConfigError, DataError
 
 TOLERANCE = 1e-3
@@ -99,9 +99,9 @@ class VideoImages:
         if (bad := np.flatnonzero(off > min(TOLERANCE, 0.25 / fps))).size:
             frame = int(bad[0])
             raise DataError(
-                f"{self._layout.root}: {episode.name} has {episode.length} steps at {fps:g} Hz, but its video {name} has "
-                f"no image for frame {frame}: the nearest of {len(times)} is {off[frame]:.4g} s off. The video is too "
-                "short, or of another frame rate."
+                f"{self._layout.root}: {episode.name} has {episode.length} steps at {fps:g} Hz, but its video {name} "
+                f"has no image for frame {frame}: the nearest of {len(times)} is {off[frame]:.4g} s off. The video is "
+                "too short, or of another frame rate."
             )
         return nearest.astype(np.int64)
 
@@ -199,8 +199,3 @@ class ParquetImages:
 def image_reader(layout: Layout, key: str) -> VideoImages | ParquetImages:
     """The reader of an image key."""
     return VideoImages(layout, key) if layout.features[key].dtype == "video" else ParquetImages(layout, key)
-
-
-def first_file(root: Path) -> Path:
-    """The file that marks a LeRobotDataset."""
-    return root / "meta" / "info.json"

@@ -10,7 +10,8 @@ from typing import Any
 
 from asd_policy.checks import is_count, is_number
 from asd_policy.data.gate import CHANNELS, MAX_KEYS, check_key
-from asd_policy.data.lerobot.parquet import check_inside, read_table
+from asd_policy.data.lerobot.parquet import read_table
+from asd_policy.data.paths import check_inside
 from asd_policy.errors import DataError
 
 MAX_JSON_BYTES = 1 << 28  # episodes.jsonl of version 2 has a line for each episode
@@ -113,7 +114,13 @@ class Layout:
         _check_counts(where, info, episodes)
         robot = info.get("robot_type")
         return cls(
-            root, version, float(fps), robot if isinstance(robot, str) else None, features, episodes, _tasks(root, version)
+            root,
+            version,
+            float(fps),
+            robot if isinstance(robot, str) else None,
+            features,
+            episodes,
+            _tasks(root, version),
         )
 
 
@@ -144,7 +151,7 @@ def _version(where: str, said: Any) -> int:
         if isinstance(said, str) and said.startswith(f"v{version}."):
             return version
     raise DataError(
-        f"{where}: codebase_version is {str(said)[:80]!r}; expected v2.0, v2.1 or v3.0. Convert the dataset with lerobot."
+        f"{where}: codebase_version is {str(said)[:80]!r}; expected v2.0, v2.1 or v3.0. Convert it with lerobot."
     )
 
 
@@ -229,7 +236,9 @@ def _episode_3(where: str, entry: Mapping[str, Any], videos: list[str]) -> Episo
     for key in videos:
         start = entry[f"videos/{key}/from_timestamp"]
         if not is_number(start) or start < 0:
-            raise DataError(f"{where}: episode {entry['episode_index']} begins at {start} s of {key!r}; expected 0 or more.")
+            raise DataError(
+                f"{where}: episode {entry['episode_index']} begins at {start} s of {key!r}; expected 0 or more."
+            )
         places[key] = path(template, f"videos/{key}", video_key=key), float(start)
     return Episode(entry["episode_index"], entry["length"], data, places)
 
@@ -252,7 +261,7 @@ def _check_counts(where: str, info: Mapping[str, Any], episodes: tuple[Episode, 
     for name, count in got.items():
         if info.get(name) != count:
             raise DataError(
-                f"{where}: {name} is {str(info.get(name))[:40]}, but its episodes have {count}. Is the dataset complete?"
+                f"{where}: {name} is {str(info.get(name))[:40]}, but its episodes have {count}. Is it complete?"
             )
 
 

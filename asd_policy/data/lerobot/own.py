@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from asd_policy.data.gate import check_key
@@ -67,11 +66,8 @@ class Own:
         sizes = {column: (sum(parts.values()),) for column, parts in self.columns.items()}
         for column in (*self.columns, *self.images):
             feature = layout.features.get(column)
-            fits = feature is not None and (feature.is_image if column in self.images else feature.shape == sizes[column])
+            fits = feature is not None and (
+                feature.is_image if column in self.images else feature.shape == sizes[column]
+            )
             if not fits or any(size < 1 for size in self.columns.get(column, {}).values()):
                 raise DataError(f"{where}: {column!r} does not fit the dataset's features; they are {feature}.")
-
-
-def own_file(root: Path) -> Path:
-    """Where the file is."""
-    return root / FILE

@@ -10,26 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asd_policy.data.paths import check_inside
 from asd_policy.errors import AsdPolicyError, ConfigError, DataError
 
 MAX_RATIO = 1 << 15  # a column of equal numbers shrinks further, hence the next limit
 ALWAYS = 1 << 28  # bytes that are always allowed
-
-
-def check_inside(root: Path, name: str) -> Path:
-    """The path of a file in a folder. Links may lead to files of the folder, or of the hub's cache that it lies in.
-
-    Raises:
-        DataError: if the file lies elsewhere.
-    """
-    path, folder = root / name, root.resolve()
-    allowed = [folder]
-    if folder.parent.name == "snapshots":
-        allowed.append(folder.parent.parent / "blobs")
-    real = path.resolve()
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise DataError(f"{path} leads to {real}, outside of the dataset. Copy the file into the dataset.")
-    return path
 
 
 def open_parquet(root: Path, name: str) -> Any:
@@ -42,9 +27,7 @@ def open_parquet(root: Path, name: str) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ConfigError(
-            f"LeRobotDataset needs pyarrow (pip install 'asd-policy[lerobot-data]'): {error}."
-        ) from error
+        raise ConfigError(f"LeRobotDataset needs pyarrow (pip install 'asd-policy[lerobot-data]'): {error}.") from error
     path = check_inside(root, name)
     if not path.is_file():
         raise DataError(f"Cannot read {path}: there is no such file. Is the dataset complete?")
@@ -128,7 +111,9 @@ def _numbers(path: Path, column: str, values: Any, size: int) -> NDArray[Any]:
         raise DataError(f"{path}: row {row} has no {column!r}; expected {size} numbers.")
     array = values.combine_chunks()
     array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    listed = pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    listed = (
+        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    )
     if listed:
         array = _flat(path, column, array, size)
     numeric = pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)

@@ -18,7 +18,11 @@ from asd_policy.data.lerobot.own import EXECUTED, Own
 from asd_policy.data.lerobot.parquet import read_table
 from asd_policy.errors import DataError, UnknownNameError
 
-STATE, ENV_STATE, IMAGES = "observation.state", "observation.environment_state", ("observation.image", "observation.images.")
+STATE, ENV_STATE, IMAGES = (
+    "observation.state",
+    "observation.environment_state",
+    ("observation.image", "observation.images."),
+)
 ACTION = "action"
 INDEX = ("episode_index", "frame_index", "timestamp", "index", "task_index")
 """Columns of every dataset."""
@@ -136,7 +140,9 @@ class LeRobotDataset:
             known |= {key: (column, self.layout.features[column].shape, 0) for column, key in self._own.images.items()}
             default = list(self._own.obs_keys)
         else:
-            usable = {key: feature for key, feature in self.layout.features.items() if key not in (*INDEX, self._action_key)}
+            usable = {
+                key: feature for key, feature in self.layout.features.items() if key not in (*INDEX, self._action_key)
+            }
             known = {key: (key, feature.shape, 0) for key, feature in usable.items()}
             default = _defaults(known)
         for key in wanted:
@@ -144,7 +150,9 @@ class LeRobotDataset:
                 raise UnknownNameError(f"observation of {self.path}", key, known)
         chosen = {key: known[key] for key in wanted or default}
         if not chosen:
-            raise DataError(f"{self.path} has no observations; it has {', '.join(self.layout.features)}. Name some (--obs-keys).")
+            raise DataError(
+                f"{self.path} has no observations; it has {', '.join(self.layout.features)}. Name some (--obs-keys)."
+            )
         for key, (_, shape, _) in chosen.items():
             check_step_shape(str(self.path), key, shape)
         return chosen
@@ -215,12 +223,16 @@ class LeRobotDataset:
                 f"{self.path}: {episode.name} has task_index {rows['task_index'][bad[0]]} at frame {bad[0]}; its tasks "
                 f"are 0 to {self.layout.tasks - 1}."
             )
-        late = ~(np.abs(rows["timestamp"] - count / self.fps) <= min(TIME_TOLERANCE + count[-1] / self.fps * 1e-6, 0.25 / self.fps))
+        late = ~(
+            np.abs(rows["timestamp"] - count / self.fps)
+            <= min(TIME_TOLERANCE + count[-1] / self.fps * 1e-6, 0.25 / self.fps)
+        )
         if late.any():
             frame = int(np.flatnonzero(late)[0])
             raise DataError(
-                f"{self.path}: {episode.name} has timestamp {rows['timestamp'][frame]:.6g} s at frame {frame}; expected "
-                f"{frame / self.fps:.6g} s at the {self.fps:g} Hz that meta/info.json says. Steps are not resampled."
+                f"{self.path}: {episode.name} has timestamp {rows['timestamp'][frame]:.6g} s at frame {frame}; "
+                f"expected {frame / self.fps:.6g} s at the {self.fps:g} Hz that meta/info.json says. Steps are not "
+                "resampled."
             )
 
 
