@@ -185,4 +185,5 @@ def copy_to_store(dataset: Dataset, path: str | Path) -> EpisodeStore:
 def _joined(parts: Sequence[Any]) -> NDArray[Any] | LazyImages:
     if isinstance(parts[0], LazyImages):
         return LazyImages.joined(parts)
-    return np.concatenate(parts)
+    rows: NDArray[Any] = np.concatenate(parts)
+    return rows

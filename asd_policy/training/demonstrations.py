@@ -177,7 +177,7 @@ class Demonstrations:
 
     def as_seen_by(self, config: PolicyConfig) -> Demonstrations:
         """The demonstrations with quaternion signs normalised as the policy normalises them."""
-        return replace(self, obs=self.obs | with_steady_signs(self._vectors, config.quaternions))
+        return replace(self, obs={**self.obs, **with_steady_signs(self._vectors, config.quaternions)})
 
     def check_fit(self, config: PolicyConfig) -> None:
         """Raise ConfigError unless a policy with this configuration can be trained on these demonstrations."""

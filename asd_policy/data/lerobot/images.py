@@ -103,7 +103,8 @@ class VideoImages:
                 f"has no image for frame {frame}: the nearest of {len(times)} is {off[frame]:.4g} s off. The video is "
                 "too short, or of another frame rate."
             )
-        return nearest.astype(np.int64)
+        numbers: NDArray[np.int64] = nearest.astype(np.int64)
+        return numbers
 
     def _file(self, name: str) -> VideoFile:
         """A video file, of which the last few stay open."""

@@ -103,7 +103,7 @@ class Layout:
         where = f"{root}/meta/info.json"
         version = _version(where, info.get("codebase_version"))
         fps = info.get("fps")
-        if not is_number(fps) or not 0 < fps < 1e6:
+        if not isinstance(fps, int | float) or not is_number(fps) or not 0 < fps < 1e6:
             raise DataError(f"{where}: fps is {str(fps)[:80]!r}; expected a number above 0.")
         features = _features(where, info.get("features"))
         for name, expected in zip(("data_path", "video_path"), PATHS[version], strict=True):

@@ -82,7 +82,7 @@ def read_bytes(root: Path, name: str, column: str, row_group: int) -> list[bytes
         kind = str(values.type)
         if not kind.startswith("struct<") or "bytes: binary" not in kind:
             raise DataError(f"{path}: {column!r} has type {kind:.100}; expected images, as struct<bytes, path>.")
-        images = values.field("bytes").to_pylist()
+        images: list[bytes] = values.field("bytes").to_pylist()
     for row, image in enumerate(images):
         if image is None:
             raise DataError(

@@ -40,7 +40,7 @@ class LeRobotDataset:
         choice.check_no_hdf5(path)
         self.path, self.layout = path, Layout.read(path)
         self._own = Own.read(self.layout)
-        self.fps = self.layout.fps
+        self.fps: float | None = self.layout.fps
         self._action_key = choice.action_key or ACTION
         self._action = self._feature(self._action_key)
         self.action_dim = self._action.shape[0]
@@ -224,14 +224,14 @@ class LeRobotDataset:
                 f"are 0 to {self.layout.tasks - 1}."
             )
         late = ~(
-            np.abs(rows["timestamp"] - count / self.fps)
-            <= min(TIME_TOLERANCE + count[-1] / self.fps * 1e-6, 0.25 / self.fps)
+            np.abs(rows["timestamp"] - count / self.layout.fps)
+            <= min(TIME_TOLERANCE + count[-1] / self.layout.fps * 1e-6, 0.25 / self.layout.fps)
         )
         if late.any():
             frame = int(np.flatnonzero(late)[0])
             raise DataError(
                 f"{self.path}: {episode.name} has timestamp {rows['timestamp'][frame]:.6g} s at frame {frame}; "
-                f"expected {frame / self.fps:.6g} s at the {self.fps:g} Hz that meta/info.json says. Steps are not "
+                f"expected {frame / self.layout.fps:.6g} s at the {self.layout.fps:g} Hz that meta/info.json says. Steps are not "
                 "resampled."
             )
 

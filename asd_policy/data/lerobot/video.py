@@ -115,7 +115,7 @@ class VideoFile:
         self.digest = digest.hexdigest()
 
     def _frame(self, number: int) -> NDArray[np.uint8]:
-        key = self._keys[max(0, np.searchsorted(self._keys, number, side="right") - 1)]
+        key = int(self._keys[max(0, int(np.searchsorted(self._keys, number, side="right")) - 1)])
         ahead = self._container is not None and self._next <= number
         if not ahead or key > self._next + FORWARD:
             self._seek(int(self._stamps[key]))

@@ -287,6 +287,10 @@ class _Writer:
 class _Rotating:
     """The next data file."""
 
+    chunk: int
+    file: int
+    writer: Any
+
     def __init__(self, root: Path, previous: _Rotating | None, pq: Any, schema: Any):
         number = 0 if previous is None else 1000 * previous.chunk + previous.file + 1
         if previous is not None:
