@@ -214,7 +214,7 @@ class RobomimicFile:
         return list(chosen)
 
     def _declared_action_dim(self, demo: str) -> int:
-        if self._actions == POSES and not self._file.has(f"data/{demo}/{POSES}"):
+        if self.absolute and self._actions == POSES and not self._file.has(f"data/{demo}/{POSES}"):
             raise DataError(
                 f"{self.path} has no absolute actions ({POSES}); add them with robomimic's "
                 "robosuite_add_absolute_actions.py."

@@ -164,6 +164,13 @@ def _declared(codec: Any, declares: Callable[[bytes], int]) -> Callable[[bytes, 
     return decode
 
 
+def _blosc_size(data: bytes) -> int:
+    """The content size in a blosc header; 0 if the header declares more or fewer bytes than there are, which blosc
+    would read beyond the buffer's end."""
+    whole = int.from_bytes(data[12:16], "little") == len(data) >= 16
+    return int.from_bytes(data[4:8], "little") if whole else 0
+
+
 def _zstd_size(data: bytes) -> int:
     """The content size in a zstd frame's header (RFC 8878, 3.1.1.1); 0 if it is not there."""
     if len(data) < 6:
@@ -176,7 +183,7 @@ def _zstd_size(data: bytes) -> int:
 
 DECODERS: Mapping[str | None, Callable[[bytes, int], bytes]] = {
     None: _exactly,
-    "blosc": _declared(numcodecs.Blosc(), lambda data: int.from_bytes(data[4:8], "little")),
+    "blosc": _declared(numcodecs.Blosc(), _blosc_size),
     "zstd": _declared(numcodecs.Zstd(), _zstd_size),
     "lz4": _declared(numcodecs.LZ4(), lambda data: int.from_bytes(data[:4], "little")),
     "zlib": _bounded(zlib.decompressobj),

@@ -113,9 +113,9 @@ def test_too_many_episodes(made):
 
 def test_what_is_no_dataset(tmp_path):
     (tmp_path / "file").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="Cannot read .*file: it is in no known dataset format"):
+    with pytest.raises(DataError, match=r"Cannot read .*file: it is in no known dataset format"):
         open_dataset(tmp_path / "file")
-    with pytest.raises(DataError, match="it holds none of the known formats. Expected one of: store: "):
+    with pytest.raises(DataError, match=r"it holds none of the known formats. Expected one of: store: "):
         open_dataset(tmp_path)
     with pytest.raises(DataError, match="it does not exist"):
         open_dataset(tmp_path / "nowhere")

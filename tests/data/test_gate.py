@@ -244,7 +244,6 @@ def test_env_args_as_text_or_bytes(file, as_text):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "attribute of 'data' is missing"),
         (3.0, "is float64; expected JSON"),
         (np.bytes_(b"\xff\xfe"), "cannot be understood"),
         ("", "cannot be understood"),
@@ -253,14 +252,23 @@ def test_env_args_as_text_or_bytes(file, as_text):
 )
 def test_env_args_that_cannot_be_read(file, value, message):
     def edit(f: h5py.File) -> None:
-        del f["data"].attrs["env_args"]
-        if value is not None:
-            f["data"].attrs["env_args"] = value
+        f["data"].attrs["env_args"] = value
 
     if isinstance(value, str) and len(value) > 60_000:
         value = value[:50_000]  # the most that HDF5 takes
     with pytest.raises(DataError, match=message):
         Demonstrations.read(edited(file, edit))
+
+
+def test_without_env_args_actions_are_taken_as_they_are(file):
+    edited(file, lambda f: f["data"].attrs.__delitem__("env_args"))
+    read = Demonstrations.read(file)
+    assert (read.env_id, read.action_kind) == ("unknown", "other")
+    assert any("has no env_args" in note for note in read.notes)
+    with pytest.raises(ConfigError, match="neither deltas nor poses"):
+        Demonstrations.read(file, clip_actions=True)
+    with pytest.raises(DataError, match="absolute is for the actions of robosuite's recordings"):
+        Demonstrations.read(file, absolute=True)
 
 
 @pytest.mark.parametrize("as_mask", [lambda names: np.array(names, "S"), lambda names: names])

@@ -223,16 +223,18 @@ class LeRobotDataset:
                 f"{self.path}: {episode.name} has task_index {rows['task_index'][bad[0]]} at frame {bad[0]}; its tasks "
                 f"are 0 to {self.layout.tasks - 1}."
             )
-        late = ~(
-            np.abs(rows["timestamp"] - count / self.layout.fps)
-            <= min(TIME_TOLERANCE + count[-1] / self.layout.fps * 1e-6, 0.25 / self.layout.fps)
-        )
+        self._check_times(episode, rows["timestamp"])
+
+    def _check_times(self, episode: Episode, times: NDArray[Any]) -> None:
+        """Raise DataError unless the steps are at the dataset's rate."""
+        fps, count = self.layout.fps, np.arange(episode.length)
+        tolerance = min(TIME_TOLERANCE + count[-1] / fps * 1e-6, 0.25 / fps)  # times are float32
+        late = ~(np.abs(times - count / fps) <= tolerance)
         if late.any():
             frame = int(np.flatnonzero(late)[0])
             raise DataError(
-                f"{self.path}: {episode.name} has timestamp {rows['timestamp'][frame]:.6g} s at frame {frame}; "
-                f"expected {frame / self.layout.fps:.6g} s at the {self.layout.fps:g} Hz that meta/info.json says. Steps are not "
-                "resampled."
+                f"{self.path}: {episode.name} has timestamp {times[frame]:.6g} s at frame {frame}; expected "
+                f"{frame / fps:.6g} s at the {fps:g} Hz that meta/info.json says. Steps are not resampled."
             )
 
 
