@@ -189,10 +189,9 @@ class EpisodeStore:
         """One observation of all committed steps: (N, D) float32 or (N, H, W, C) uint8."""
         return self._steps(f"obs/{key}", self.episode_ends)
 
-    def images(self, key: str) -> "StoredImages":
-        """Reads single images of one observation. Raises DataError if images are lost."""
+    def check_images(self, key: str) -> None:
+        """Raise DataError if images of an observation are lost."""
         self._check_chunks(f"data/obs/{key}", self._array(f"data/obs/{key}"), 0, self.num_steps)
-        return StoredImages(self, key)
 
     def read_images(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (n, H, W, C) of some steps. Raises DataError if they are damaged."""
@@ -327,24 +326,6 @@ class EpisodeStore:
             raise
         except Exception as error:
             raise DataError(f"{self.path} {trouble}: {type(error).__name__}: {error}.") from error
-
-
-class StoredImages:
-    """The images of one observation of a store. It implements `asd_policy.data.lazy_images.ImageReader`."""
-
-    compressed = False
-
-    def __init__(self, store: EpisodeStore, key: str):
-        self._store, self._key = store, key
-        height, width, channels = store.obs_shapes[key]
-        self.shape = height, width, channels
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `ImageReader.read`."""
-        return self._store.read_images(self._key, rows)
-
-    def fingerprint(self) -> None:
-        """Images are hashed themselves, as in runs of earlier versions."""
 
 
 def _obs_keys(path: Path, keys: Any) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ class StoredEpisodes:
         obs: dict[str, NDArray[Any] | LazyImages] = {}
         for key, shape in self.obs_shapes.items():
             if len(shape) == 3:
-                obs[key] = LazyImages(self.store.images(key), np.arange(steps))
+                obs[key] = LazyImages(StoredImages(self.store, key), np.arange(steps))
             else:
                 obs[key] = self.store.obs(key)[:steps]
         return Rows(obs, labels[:steps], self.store.actions(executed=True)[:steps], ends)
@@ -82,6 +82,29 @@ class StoredEpisodes:
                 "(--env-id)."
             )
         return env_id
+
+
+class StoredImages:
+    """The images of one observation of a store. It implements `asd_policy.data.lazy_images.ImageReader`.
+
+    Raises:
+        DataError: if images are lost.
+    """
+
+    compressed = False
+
+    def __init__(self, store: EpisodeStore, key: str):
+        store.check_images(key)
+        self._store, self._key = store, key
+        height, width, channels = store.obs_shapes[key]
+        self.shape = height, width, channels
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """See `ImageReader.read`."""
+        return self._store.read_images(self._key, rows)
+
+    def fingerprint(self) -> None:
+        """Images are hashed themselves, as in runs of earlier versions."""
 
 
 STORE = DatasetFormat(

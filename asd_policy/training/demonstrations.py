@@ -190,6 +190,19 @@ class Demonstrations:
                 "in different frames. Take demonstrations with the policy's kind of actions."
             )
 
+    def observations(self, count: int) -> list[dict[str, NDArray[Any]]]:
+        """`count` observations, evenly spaced over all steps, as an environment would return them.
+
+        Raises:
+            ConfigError: if there are fewer steps.
+        """
+        total = len(self.actions)
+        if not 1 <= count <= total:
+            raise ConfigError(f"{count} observations are asked for; the demonstrations have {total} steps.")
+        steps = torch.arange(count) * total // count
+        chosen = {key: values[steps].numpy() for key, values in self.obs.items()}
+        return [{key: values[index] for key, values in chosen.items()} for index in range(count)]
+
     def fingerprint(self) -> str:
         """A hash of observations, actions and episode ends."""
         return fingerprint({**self.obs, "action": self.actions, "ends": self.episode_ends})
