@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,15 @@ from asd_policy.errors import DataError
 CACHE_BYTES = 1 << 30
 """Most bytes of images that are kept in memory for one observation key."""
 BLOCK = 64  # images read at a time when all are read
+UNKNOWN_MEMORY = 1 << 33  # bytes assumed on systems that do not tell
+
+
+def half_of_memory() -> int:
+    """Half of this machine's memory in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        return UNKNOWN_MEMORY // 2
 
 
 class ImageReader(Protocol):

@@ -16,7 +16,7 @@ from torch import Tensor
 from asd_policy.data.dataset import Choice, Dataset
 from asd_policy.data.formats import open_dataset
 from asd_policy.data.gate import ACTION_KINDS
-from asd_policy.data.lazy_images import CACHE_BYTES, LazyImages
+from asd_policy.data.lazy_images import LazyImages, half_of_memory
 from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import ConfigError, DataError
 from asd_policy.nets import Architecture
@@ -89,7 +89,7 @@ class Demonstrations:
             raise DataError(f"{dataset.path} holds {available} episodes; {wanted} are asked for.")
         try:
             rows = dataset.read(wanted)
-            obs = {key: _in_memory(values) for key, values in rows.obs.items()}
+            obs = _in_memory(rows.obs)
         except BaseException:
             dataset.close()
             raise
@@ -272,12 +272,17 @@ def fingerprint(arrays: Mapping[str, Tensor | LazyImages]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _in_memory(values: NDArray[Any] | LazyImages) -> Tensor | LazyImages:
-    """Vectors, and images that fit in memory unless they are compressed, as tensors."""
-    if isinstance(values, LazyImages):
-        lazy = values.reader.compressed or values.nbytes > CACHE_BYTES
-        return values if lazy else values.in_memory()
-    return torch.from_numpy(values.copy())
+def _in_memory(obs: Mapping[str, NDArray[Any] | LazyImages]) -> dict[str, Tensor | LazyImages]:
+    """Vectors as tensors, and images too unless they are compressed, or together take over half of the memory."""
+    size = sum(values.nbytes for values in obs.values() if isinstance(values, LazyImages))
+    fits = size <= half_of_memory()
+    read: dict[str, Tensor | LazyImages] = {}
+    for key, values in obs.items():
+        if isinstance(values, LazyImages):
+            read[key] = values.in_memory() if fits and not values.reader.compressed else values
+        else:
+            read[key] = torch.from_numpy(values.copy())
+    return read
 
 
 def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:

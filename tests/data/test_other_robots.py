@@ -81,7 +81,7 @@ def test_images_beyond_the_limit_stay_on_disk(file, tmp_path, monkeypatch):
     store, buffer = files.store(tmp_path / "store.zarr"), files.replay_buffer(tmp_path / "buffer.zarr")
     for path, key in ((file, "front"), (store, "front_image"), (buffer, "img")):
         whole = Demonstrations.read(path, obs_keys=(key,))
-        monkeypatch.setattr(demonstrations, "CACHE_BYTES", 1000)
+        monkeypatch.setattr(demonstrations, "half_of_memory", lambda: 1000)
         monkeypatch.setattr(lazy_images, "CACHE_BYTES", 1000)
         lazy = Demonstrations.read(path, obs_keys=(key,))
         monkeypatch.undo()
