@@ -56,7 +56,7 @@ def read_table(root: Path, name: str, sizes: Mapping[str, int]) -> dict[str, NDA
         declared, size = rows * sum(sizes.values()) * 8, path.stat().st_size
         if declared > ALWAYS + MAX_RATIO * size:
             raise DataError(f"{path} declares {rows} rows; its {size} bytes cannot hold them.")
-        table = file.read(columns=list(sizes))
+        table = file.read(columns=list(sizes), use_threads=False)
     return {column: _numbers(path, column, table[column], size) for column, size in sizes.items()}
 
 
@@ -78,7 +78,7 @@ def read_bytes(root: Path, name: str, column: str, row_group: int) -> list[bytes
         )
         if declared > ALWAYS + MAX_RATIO * path.stat().st_size:
             raise DataError(f"{path}: {column!r} declares {declared} bytes, more than the file can hold.")
-        values = file.read_row_group(row_group, columns=[column])[column].combine_chunks()
+        values = file.read_row_group(row_group, columns=[column], use_threads=False)[column].combine_chunks()
         kind = str(values.type)
         if not kind.startswith("struct<") or "bytes: binary" not in kind:
             raise DataError(f"{path}: {column!r} has type {kind:.100}; expected images, as struct<bytes, path>.")

@@ -92,7 +92,9 @@ class VideoFile:
         self._container = self._av.open(str(self.path), format="mp4")
         if not self._container.streams.video:
             raise DataError(f"{self.path} holds no video.")
-        return self._container.streams.video[0]
+        stream = self._container.streams.video[0]
+        stream.codec_context.thread_count = 1  # many files may be open; threads do not help with single frames
+        return stream
 
     def _index(self) -> None:
         """Find the time of each frame and the key frames, without decoding."""
@@ -109,6 +111,8 @@ class VideoFile:
             stamps.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(packet.pts)
+        if not keys:
+            raise DataError(f"{self.path} holds {len(stamps)} frames and no key frame; expected at least one.")
         self._stamps = np.sort(np.array(stamps, np.int64))
         self._keys = np.searchsorted(self._stamps, np.sort(np.array(keys, np.int64)))  # numbers of the key frames
         self.times = self._stamps * float(stream.time_base)
