@@ -52,6 +52,10 @@ class Choice:
             )
 
 
+DEFAULTS = Choice()
+"""The format's own choice of everything."""
+
+
 class Rows(NamedTuple):
     """Episodes laid end to end: N steps of E episodes."""
 

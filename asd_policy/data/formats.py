@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asd_policy.data.dataset import Choice, Dataset, DatasetFormats, check_dataset
+from asd_policy.data.dataset import DEFAULTS, Choice, Dataset, DatasetFormats, check_dataset
 from asd_policy.data.lerobot.reading import LEROBOT
 from asd_policy.data.replay_buffer import REPLAY_BUFFER
 from asd_policy.data.robomimic_hdf5 import HDF5
@@ -19,7 +19,7 @@ HUB_FILES = ("meta/*", "data/*", "videos/*")
 """The files of a LeRobotDataset on the hub."""
 
 
-def open_dataset(data: str | Path, choice: Choice = Choice()) -> Dataset:  # noqa: B008
+def open_dataset(data: str | Path, choice: Choice = DEFAULTS) -> Dataset:
     """Open a dataset in any of `FORMATS`.
 
     Args:

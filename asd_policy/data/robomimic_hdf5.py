@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from asd_policy.data.dataset import UNKNOWN_ENV, Choice, DatasetFormat, Rows, read_episodes
+from asd_policy.data.dataset import DEFAULTS, UNKNOWN_ENV, Choice, DatasetFormat, Rows, read_episodes
 from asd_policy.data.gate import (
     Demonstration,
     Gate,
@@ -72,7 +72,7 @@ class RobomimicFile:
         self._gate = Gate(str(self.path), self.obs_shapes, self.action_dim, self.action_kind)
 
     @classmethod
-    def open(cls, path: str | Path, choice: Choice = Choice()) -> RobomimicFile:  # noqa: B008
+    def open(cls, path: str | Path, choice: Choice = DEFAULTS) -> RobomimicFile:
         """Open a file.
 
         Args:

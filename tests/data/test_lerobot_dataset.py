@@ -10,7 +10,7 @@ import torch
 
 from asd_policy.data import lazy_images
 from asd_policy.data.dataset import Choice
-from asd_policy.data.formats import open_dataset
+from asd_policy.data.formats import open_dataset, pinned
 from asd_policy.data.lazy_images import LazyImages
 from asd_policy.errors import ConfigError, DataError
 from asd_policy.training.demonstrations import Demonstrations
@@ -128,6 +128,7 @@ def test_hub(v3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commit = hub.commit("user/made", held | {"secret.pkl": b"x"}, kind="datasets")
         read = Demonstrations.read("user/made")
         assert Demonstrations.read(f"user/made@{commit}").fingerprint() == read.fingerprint()
+        assert pinned("user/made") == f"user/made@{commit}"
         assert not any("secret" in request for request in hub.requests)
     assert read.fingerprint() == Demonstrations.read(v3).fingerprint()
     assert Demonstrations.read("user/made").fingerprint() == read.fingerprint()  # from the cache
