@@ -131,7 +131,7 @@ class Zarr2Array:
     def _decoder(self, values: Mapping[str, Any]) -> Callable[[bytes, int], bytes]:
         said = values.get("compressor")
         name = said.get("id") if isinstance(said, dict) else said
-        if name not in DECODERS:
+        if not isinstance(name, str | None) or name not in DECODERS:
             known = ", ".join(str(key) for key in DECODERS if key)
             raise self._damaged(
                 f"compressor {str(name)[:100]!r}; expected none or one of {known}. Recompress the array"

@@ -115,6 +115,8 @@ def test_missing_and_torn_files(buffer, tmp_path):
     [
         ({"compressor": {"id": "pickle"}}, "compressor 'pickle'; expected none or one of blosc"),
         ({"compressor": {"id": "imagecodecs_jpegxl"}}, "compressor 'imagecodecs_jpegxl'.*Recompress"),
+        ({"compressor": {"id": ["blosc"]}}, r"compressor .*; expected none or one of blosc"),
+        ({"compressor": ["blosc"]}, r"compressor .*; expected none or one of blosc"),
         ({"dtype": "|O"}, r"type '\|O'; expected real numbers"),
         ({"dtype": [["a", "<f4"]]}, "expected real numbers"),
         ({"filters": [{"id": "pickle"}]}, "filters .*expected none"),
