@@ -36,6 +36,9 @@ from asd_policy.policies.tasks import ARM_DIMS, arms_of, is_ours
 
 ARM_ACTION_DIM = 7
 POSES = "actions_abs"
+NO_ENV_ARGS = (
+    "The file has no env_args: its actions are taken as they are, neither as deltas in [-1, 1] nor as target poses.",
+)
 DEMO = re.compile(r"demo_[0-9]{1,18}")
 
 
@@ -105,13 +108,7 @@ class RobomimicFile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        about = () if self.recording is None else self.recording.notes
-        if self.recording is None:
-            about = (
-                "The file has no env_args: its actions are taken as they are, neither as deltas in [-1, 1] nor as "
-                "target poses.",
-            )
-        return *about, *self._clipped.values()
+        return *(NO_ENV_ARGS if self.recording is None else self.recording.notes), *self._clipped.values()
 
     @property
     def attrs(self) -> Mapping[str, Any]:

@@ -53,6 +53,23 @@ def test_training_sees_the_same(store, tmp_path):
     assert (ours.env_id, ours.action_kind) == (theirs.env_id, theirs.action_kind)
 
 
+def test_another_action_than_the_store_s(store, tmp_path):
+    export_lerobot(EpisodeStore.open(store), tmp_path / "exported")
+    read = Demonstrations.read(tmp_path / "exported", action_key="observation.state", env_id="mine/Robot-v0")
+    assert (read.action_kind, read.actions.shape) == ("other", (77, 18))
+    assert not read.disturbance.any()
+
+
+def test_notes_are_told_once(store, tmp_path):
+    export_lerobot(EpisodeStore.open(store), tmp_path / "a")
+    copy_to_store(open_dataset(tmp_path / "a"), tmp_path / "b").close()
+    export_lerobot(EpisodeStore.open(tmp_path / "b"), tmp_path / "c")
+    notes = open_dataset(tmp_path / "c").notes
+    assert len(notes) == len(set(notes)) == 1
+    files.edit_json(tmp_path / "c" / "meta" / "asd_policy.json", lambda own: own["attrs"].update(notes=3))
+    assert open_dataset(tmp_path / "c").notes == notes
+
+
 def test_layout_is_lerobots(store, tmp_path):
     """The same files, columns and types as in a dataset that lerobot has made."""
     export_lerobot(EpisodeStore.open(store), tmp_path / "exported", task="square")
@@ -199,6 +216,7 @@ def test_lerobots_own_dataset_survives(tmp_path):
         (lambda own: own.update(columns={"../x": {"object": 18}}), "obs_keys are|does not fit"),
         (lambda own: own.update(format_version=2), "format version 2; expected 1"),
         (lambda own: own["attrs"].update(action_kind="odd"), "action_kind is 'odd'"),
+        (lambda own: own["attrs"].update(notes=3, action_kind=["delta"]), "action_kind is"),
         (lambda own: own.update(seeds=[2**70, 1, 2]), "64 bits|seeds"),
     ],
 )

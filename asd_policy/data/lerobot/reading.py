@@ -57,6 +57,9 @@ class LeRobotDataset:
         self._readers: dict[str, VideoImages | ParquetImages] = {}
         self._loaded: tuple[str, dict[str, NDArray[Any]]] | None = None
         self._by_name = {episode.name: episode for episode in self.layout.episodes}
+        self._in_file: dict[str, list[Episode]] = {}
+        for episode in self.layout.episodes:
+            self._in_file.setdefault(episode.data, []).append(episode)
         self._starts = np.cumsum([0, *(episode.length for episode in self.layout.episodes)])
 
     @classmethod
@@ -76,14 +79,15 @@ class LeRobotDataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        layout, notes = self.layout, [str(note) for note in (self._own.attrs.get("notes") or [] if self._own else [])]
+        layout, said = self.layout, self._own.attrs.get("notes") if self._own else None
+        notes = [str(note) for note in said] if isinstance(said, list) else []
         notes.append(
             f"Recorded at {layout.fps:g} Hz. Steps are not resampled: n_obs_steps, horizon and n_action_steps count "
             f"steps of {1 / layout.fps:.4g} s."
         )
         if layout.tasks > 1:
             notes.append(f"The dataset has {layout.tasks} tasks. A policy is not told which; it learns all of them.")
-        return *notes, *self._clipped.values()
+        return *dict.fromkeys(notes), *self._clipped.values()
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -175,7 +179,7 @@ class LeRobotDataset:
         if self._loaded is None or self._loaded[0] != episode.data:
             self._loaded = episode.data, self._load(episode.data)
         table = self._loaded[1]
-        begin = int(self._starts[episode.index] - self._first_row(episode.data))
+        begin = int(self._starts[episode.index] - self._starts[self._in_file[episode.data][0].index])
         rows = {name: values[begin : begin + episode.length] for name, values in table.items()}
         self._check_rows(episode, rows)
         return rows
@@ -183,10 +187,10 @@ class LeRobotDataset:
     def _load(self, file: str) -> dict[str, NDArray[Any]]:
         sizes = dict.fromkeys(INDEX, 1)
         columns = [self._action_key, *(column for column, shape, _ in self._columns.values() if len(shape) == 1)]
-        if self._own is not None and EXECUTED in self.layout.features:
+        if self._own is not None and self._action_key == ACTION and EXECUTED in self.layout.features:
             columns.append(EXECUTED)
         table = read_table(self.path, file, sizes | {name: self._feature(name).shape[0] for name in columns})
-        episodes = [episode for episode in self.layout.episodes if episode.data == file]
+        episodes = self._in_file[file]
         expected, got = sum(episode.length for episode in episodes), len(table["index"])
         if got != expected:
             last = next((e for e in episodes if (table["episode_index"] == e.index).sum() != e.length), episodes[-1])
@@ -196,10 +200,6 @@ class LeRobotDataset:
                 f"{last.length}, so frame {min(found, last.length)} is the first that is missing or one too many."
             )
         return table
-
-    def _first_row(self, file: str) -> int:
-        first = next(episode.index for episode in self.layout.episodes if episode.data == file)
-        return int(self._starts[first])
 
     def _check_rows(self, episode: Episode, rows: Mapping[str, NDArray[Any]]) -> None:
         """Raise DataError unless the rows are the episode's, numbered without gaps, at the dataset's rate."""
