@@ -82,7 +82,7 @@ def test_training_and_acting(made, tmp_path):
     out = tmp_path / "run"
     settings = TrainSettings(steps=2, batch_size=4, warmup_steps=1, snapshot_every=2)
     machine = Machine(device="cpu")
-    assert main(New(path, out, settings, obs_keys=obs_keys, network=NETWORK, machine=machine)) == 0
+    assert main(New(path, out, settings, held_out=1, obs_keys=obs_keys, network=NETWORK, machine=machine)) == 0
     assert main(Resume(out, machine)) == 0  # reads the same data again
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
