@@ -2,9 +2,10 @@
 
     asd-policy calibrate square
     asd-policy calibrate square --sampler asd:path:auto:cuda_graph --device cuda
+    asd-policy calibrate checkpoints/mine --data user/my_robot
 
-Observations are recorded along episodes of the checkpoint's environment. The windows are valid only for the weights,
-batch size, device, number of threads, draft and capture of the measurement.
+Observations are recorded along episodes of the checkpoint's environment, or taken from demonstrations. The windows are
+valid only for the weights, batch size, device, number of threads, draft and capture of the measurement.
 """
 
 from contextlib import closing
@@ -27,7 +28,10 @@ from asd_policy.errors import ConfigError
 from asd_policy.evaluation.environments import import_modules
 from asd_policy.importers.checkpoint import windows_file
 from asd_policy.importers.shipped import find_checkpoint
+from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.observations import Observation
 from asd_policy.threads import check_threads
+from asd_policy.training.demonstrations import Demonstrations
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class Arguments:
     """Folder with config.json and model.safetensors, where the windows are saved."""
     sampler: str = "asd:path:auto"
     """The sampler of the windows, as asd:DRAFT:auto[:CAPTURE]."""
+    data: Path | None = None
+    """Demonstrations to take the observations from, in any format of `asd-policy train`, for a robot without a
+    simulator. By default they are recorded."""
     observations: int = 32
-    """Observations to record. Acceptance is measured on one chunk for each."""
+    """Observations to record or take. Acceptance is measured on one chunk for each."""
     seed: int = 200000
-    """Seed of the first episode along which observations are recorded."""
+    """Seed of the first episode along which observations are recorded. Not used with --data."""
     batch_size: int = 1
     """Environments that will run together."""
     device: str = "cpu"
@@ -71,13 +78,21 @@ def main(arguments: Arguments) -> int:
     checkpoint = find_checkpoint(arguments.checkpoint)
     recording = load_policy(checkpoint, device=arguments.device, draft="path", window=None)
     policy = recording.with_sampler(spec)
-    settings = run_settings(arguments.device, arguments.threads)
-    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
-        recorded = counter(shown, "recording observations", arguments.observations)
-        histories = record_histories(recording, env, arguments.observations, arguments.seed, recorded)
+    observations = _observations(arguments, recording, console)
     with console.status(f"calibrating {arguments.sampler}"):
-        calibration = policy.calibrate(histories.latest, arguments.batch_size)
+        calibration = policy.calibrate(observations, arguments.batch_size)
     console.print(table(calibration))
     console.print(f"windows by denoising step (0 is the noisiest): {stretches(calibration.windows)}", soft_wrap=True)
     console.print(f"Kept in {windows_file(checkpoint)}", soft_wrap=True)
     return COMPLETE
+
+
+def _observations(arguments: Arguments, policy: DiffusionPolicy, console: Console) -> list[Observation]:
+    """Observations recorded along episodes, or taken from demonstrations."""
+    if arguments.data is not None:
+        demonstrations = Demonstrations.read(arguments.data, obs_keys=tuple(policy.config.obs_keys))
+        return list(demonstrations.observations(arguments.observations))
+    settings = run_settings(arguments.device, arguments.threads)
+    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
+        recorded = counter(shown, "recording observations", arguments.observations)
+        return record_histories(policy, env, arguments.observations, arguments.seed, recorded).latest

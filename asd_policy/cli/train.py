@@ -5,6 +5,7 @@ Examples:
     asd-policy train new --data data/square.zarr --out runs/square --steps 40000
     asd-policy train new --data data/square.zarr --out runs/tuned --init square --steps 10000
     asd-policy train new --data low_dim_v15.hdf5 --filter-key train --out runs/human --steps 40000
+    asd-policy train new --data lerobot/pusht --out runs/pusht --steps 40000
     asd-policy train new --data data/square.zarr --out runs/attention --steps 40000 --network.name transformer
     asd-policy train resume --out runs/square
 """
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from asd_policy.cli import COMPLETE, INCOMPLETE, parsing
 from asd_policy.cli.training_progress import train_with_progress
+from asd_policy.data.formats import pinned
 from asd_policy.errors import UnknownNameError
 from asd_policy.importers import load_policy
 from asd_policy.nets import NETWORKS, Architecture, NetworkConfig
@@ -37,7 +39,9 @@ class New:
     """Start a run in a new directory."""
 
     data: Path
-    """Store of demonstrations, or a robomimic HDF5 file."""
+    """Demonstrations: a store, an HDF5 file in robomimic's layout, a replay buffer of real-stanford's (.zarr or
+    .zarr.zip), or a LeRobotDataset (a folder, or a repository of the Hugging Face hub such as lerobot/pusht). The
+    format is recognised by what is there."""
     out: Path
     """Run directory to make."""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")]
@@ -57,8 +61,14 @@ class New:
     clip_actions: bool = False
     """Clip delta actions outside [-1, 1], with a note. Without this option they are an error."""
     obs_keys: tuple[str, ...] = ()
-    """Observations of the policy, in this order, such as agentview_image robot0_eef_pos. Images of all episodes are
-    held in memory. By default all of a store; of an HDF5 file the vectors that robomimic's policies use."""
+    """Observations of the policy, in this order, such as agentview_image robot0_eef_pos. By default all of a store; of
+    an HDF5 file the vectors that robomimic's policies use, or all vectors if it is of another robot; all vectors and
+    images of a replay buffer; observation.state, observation.environment_state and observation.images.* of a
+    LeRobotDataset."""
+    action_key: str | None = None
+    """Array of actions. By default `action`, or `actions` in an HDF5 file."""
+    env_id: str | None = None
+    """Environment of the policy, if the demonstrations do not name it, such as gym_pusht:gym_pusht/PushT-v0."""
     ignore: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Entries of observations to hide from the policy: a key and its indices."""
     quaternions: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -119,7 +129,7 @@ def prepare(arguments: Arguments) -> Prepared:
     if isinstance(arguments, Resume):
         return resume(arguments.out, arguments.machine, load_policy)
     info = RunInfo(
-        data=str(arguments.data),
+        data=pinned(arguments.data),
         episodes=arguments.episodes,
         ignored=arguments.ignore,
         init=str(arguments.init) if arguments.init else None,
@@ -130,6 +140,8 @@ def prepare(arguments: Arguments) -> Prepared:
         held_out=arguments.held_out,
         foreseeable=arguments.foreseeable,
         clip_actions=arguments.clip_actions,
+        action_key=arguments.action_key,
+        env_id=arguments.env_id,
     )
     return begin(
         arguments.out,

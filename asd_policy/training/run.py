@@ -61,7 +61,7 @@ class RunInfo:
     """`train.json`. With the code, the data and `config.json` it determines the weights.
 
     Attributes:
-        data: path of the demonstrations.
+        data: path of the demonstrations, or their repository on the hub and its commit.
         episodes: number of episodes to read, from the first on; None reads all.
         ignored: entries of observations to hide from the policy: a key and its indices.
         init: path of the checkpoint that the run starts from.
@@ -72,6 +72,8 @@ class RunInfo:
         held_out: number of last episodes reserved for validation.
         foreseeable: leave out windows with a larger disturbance after the policy's last observation.
         clip_actions: clip delta actions outside [-1, 1].
+        action_key: the array of actions; None for the format's own.
+        env_id: the environment; None for the data's own.
         fingerprint: hash of the demonstrations, so that a run is not resumed on other data. Older runs lack it.
     """
 
@@ -86,6 +88,8 @@ class RunInfo:
     held_out: int = 0
     foreseeable: float | None = None
     clip_actions: bool = False
+    action_key: str | None = None
+    env_id: str | None = None
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +98,9 @@ class RunInfo:
 
     def save(self, path: Path) -> None:
         """Write `train.json`."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        later = ("action_key", "env_id")  # earlier versions do not know them
+        values = {name: value for name, value in asdict(self).items() if value is not None or name not in later}
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
     def read(self) -> Demonstrations:
         """The run's demonstrations.
@@ -103,7 +109,14 @@ class RunInfo:
             DataError: if they are missing or have changed since the run began.
         """
         demonstrations = Demonstrations.read(
-            self.data, self.episodes, self.filter_key, self.absolute, self.obs_keys, self.clip_actions
+            self.data,
+            self.episodes,
+            self.filter_key,
+            self.absolute,
+            self.obs_keys,
+            self.clip_actions,
+            self.action_key,
+            self.env_id,
         )
         check_same_data(self.data, self.fingerprint, demonstrations.fingerprint())
         return demonstrations
