@@ -22,6 +22,7 @@ from rich.console import Console
 from asd_policy.cli import COMPLETE, INCOMPLETE, parsing
 from asd_policy.cli.training_progress import train_with_progress
 from asd_policy.errors import UnknownNameError
+from asd_policy.hub import pinned
 from asd_policy.importers import load_policy
 from asd_policy.nets import NETWORKS, Architecture, NetworkConfig
 from asd_policy.threads import check_threads
@@ -67,8 +68,8 @@ class New:
     octaves: int = 0
     """Number of sines and cosines of each observed value in the condition, for tasks that need millimetres; try 4."""
     init: Path | None = None
-    """Checkpoint to start from: its weights, network and observations. Replaces --obs-keys, --ignore, --quaternions and
-    --network; --octaves are added to a U-Net that has none."""
+    """Checkpoint to start from, a path or a Hugging Face hub id: its weights, network and observations. Replaces
+    --obs-keys, --ignore, --quaternions and --network; --octaves are added to a U-Net that has none."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
 
@@ -122,7 +123,7 @@ def prepare(arguments: Arguments) -> Prepared:
         data=str(arguments.data),
         episodes=arguments.episodes,
         ignored=arguments.ignore,
-        init=str(arguments.init) if arguments.init else None,
+        init=pinned(str(arguments.init)) if arguments.init else None,
         settings=arguments.settings,
         filter_key=arguments.filter_key,
         absolute=arguments.absolute,
