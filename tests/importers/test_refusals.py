@@ -120,24 +120,68 @@ def test_robomimic_images_of_another_kind(all_originals, tmp_path, change, messa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("name", "key", "value", "message"),
     [
-        ("eval_fixed_crop", False, "crops images at random even when it acts"),
-        ("shape_meta.obs.agentview_image.type", "depth", "of type depth; expected low_dim or rgb"),
-        ("crop_shape", "${crop}", "unresolved '.*never evaluated"),
+        ("hybrid", "eval_fixed_crop", False, "crops images at random even when it acts"),
+        ("hybrid", "shape_meta.obs.agentview_image.type", "depth", "of type depth; expected low_dim or rgb"),
+        ("hybrid", "crop_shape", "${crop}", "unresolved '.*never evaluated"),
+        (
+            "hybrid",
+            "_target_",
+            "d.DiffusionTransformerHybridImagePolicy",
+            "is not supported: its transformer takes images",
+        ),
+        (
+            "multi_image",
+            "_target_",
+            "d.DiffusionUnetTimmPolicy",
+            "TimmPolicy, which is not supported: its images are cropped",
+        ),
+        (
+            "multi_image",
+            "obs_encoder._target_",
+            "a.TimmObsEncoder",
+            "encoded by TimmObsEncoder; expected MultiImageObsEnc",
+        ),
+        ("multi_image", "obs_encoder.extra", 1, "MultiImageObsEncoder with extra; expected"),
+        ("multi_image", "obs_encoder.rgb_model.name", "resnet17", "backbone is 'resnet17'; expected one of"),
+        ("multi_image", "obs_encoder.rgb_model.name", "resnet34", "(?i)missing"),
+        ("multi_image", "obs_encoder.rgb_model._target_", "a.get_vit", "rgb_model is .*expected get_resnet"),
+        (
+            "multi_image",
+            "obs_encoder.rgb_model.replace_stride_with_dilation",
+            [1],
+            "rgb_model is .*expected get_resnet",
+        ),
+        ("multi_image", "obs_encoder.share_rgb_model", True, "has no layer4; expected a ResNet"),
+        ("shared", "obs_encoder.share_rgb_model", False, "has no layer4; expected a ResNet"),
+        ("multi_image", "obs_encoder.crop_shape", [99, 99], "crop is"),
+        ("multi_image", "obs_encoder.crop_shape", {"agentview_image": [20, 23]}, "lacks 'robot0_eye_in_hand_image'"),
+        ("multi_image", "obs_encoder.imagenet_norm", "${norm}", "unresolved '.*never evaluated"),
+        ("multi_image", "obs_as_global_cond", False, "obs_as_global_cond.*not supported"),
     ],
 )
-def test_real_stanford_images_of_another_kind(tmp_path, key, value, message):
-    made = json.loads((GOLDEN_STANFORD / "hybrid.json").read_text())
+def test_real_stanford_images_of_another_kind(tmp_path, name, key, value, message):
+    made = json.loads((GOLDEN_STANFORD / f"{name}.json").read_text())
     *parents, last = f"policy.{key}".split(".")
     target = made["cfg"]
     for parent in parents:
         target = target[parent]
     target[last] = value
-    state = real_stanford.hybrid_state()
+    state = real_stanford.image_policy_state(name)
     real_stanford.save_payload(tmp_path / "a.ckpt", real_stanford.payload(made["cfg"], state))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         load_policy(tmp_path / "a.ckpt")
+
+
+def test_real_stanfords_center_crop_that_is_forgotten_is_forgotten_here(tmp_path):
+    """With `random_crop: False` MultiImageObsEncoder overwrites its CenterCrop, so it does not crop at all."""
+    made = json.loads((GOLDEN_STANFORD / "multi_image.json").read_text())
+    made["cfg"]["policy"]["obs_encoder"]["random_crop"] = False
+    state = real_stanford.image_policy_state("multi_image")
+    real_stanford.save_payload(tmp_path / "a.ckpt", real_stanford.payload(made["cfg"], state))
+    images = read_checkpoint(tmp_path / "a.ckpt").config.images
+    assert [(image.crop, image.resize, image.pool) for image in images] == [((), (), "average")] * 2
 
 
 @pytest.mark.parametrize(
