@@ -50,7 +50,8 @@ class ImageRun:
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        values = asdict(self) | {"settings": self.settings.to_dict()}
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ImageRun:
@@ -103,11 +104,11 @@ def image_trainer(
     if compile_net:
         unet.compile()
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: torch.Generator, part: slice) -> tuple[Tensor, Tensor]:
         shape = (settings.batch_size,)
         indices = torch.randint(len(images), shape, generator=generator, device=images.device)
         dropped = torch.rand(shape, generator=generator, device=images.device) < label_dropout
-        return labels[indices].masked_fill(dropped, no_class), images[indices]
+        return labels[indices[part]].masked_fill(dropped[part], no_class), images[indices[part]]
 
     def forward(net: UNet2DModel, x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
         predicted: Tensor = net(x, timestep, class_labels=classes, return_dict=False)[0]
