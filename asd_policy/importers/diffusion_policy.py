@@ -26,7 +26,7 @@ from asd_policy.importers.lazy_tensors import TensorReader
 from asd_policy.importers.network_sizes import Sizes, check_claims, transformer_sizes, unet_sizes
 from asd_policy.importers.restricted import plain, read_restricted
 from asd_policy.importers.schedulers import read_scheduler
-from asd_policy.importers.stanford_images import HYBRID, MULTI_IMAGE, Seen, observations, take_images
+from asd_policy.importers.stanford_images import HYBRID, MULTI_IMAGE, UNFILTERED, Seen, observations, take_images
 from asd_policy.importers.stanford_settings import class_name, flag, setting
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers
 from asd_policy.importers.torch_file import TorchFile, unpickle_trusted
@@ -176,6 +176,8 @@ def _checkpoint(path: Path, cfg: Any, tensors: dict[str, Tensor], images: Mappin
     notes += robots.version_notes(env, OLD_ROBOSUITE)
     if poses and env == name:
         notes += (robots.POSES_ELSEWHERE,)
+    if any(seen.key.resize for seen in images.values()):
+        notes += (UNFILTERED,)
     checkpoint = Checkpoint(path, NAME, config, native, notes)
     keys = task.get("obs_keys") if "obs" in obs_keys else None
     return checkpoint.with_obs_keys(robots.split_observation(keys, obs_keys["obs"], where)) if keys else checkpoint

@@ -24,6 +24,12 @@ HYBRID, MULTI_IMAGE = "DiffusionUnetHybridImagePolicy", "DiffusionUnetImagePolic
 SHARED = "rgb"
 """The name of the one ResNet that encodes all images."""
 
+UNFILTERED = (
+    "Images are resized without antialiasing, as in torchvision 0.13 of real-stanford's environment; the file does not "
+    "say which version it was trained with, and versions from 0.17 on filter."
+)
+"""A note for policies that resize images."""
+
 LAST_LAYER = "backbone.7."
 """The last layer of a ResNet; its widest module has as many channels as the encoder has features."""
 

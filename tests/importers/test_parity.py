@@ -72,6 +72,8 @@ def test_conversion_to_the_native_format_changes_nothing(all_originals, name, tm
 def test_what_is_done_otherwise_is_a_warning(all_originals, recwarn):
     with pytest.warns(UserWarning, match="Trained in robosuite 1.2"):
         load_policy(all_originals["diffusion_policy"].path)
+    with pytest.warns(UserWarning, match="resized without antialiasing, as in torchvision 0.13"):
+        load_policy(all_originals["diffusion_policy image, shared"].path)
     recwarn.clear()
     load_policy(all_originals["lerobot"].path)
     assert not recwarn.list
