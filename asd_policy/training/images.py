@@ -18,6 +18,7 @@ from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError
 from asd_policy.records import read_record_file
 from asd_policy.training.loop import Trainer
+from asd_policy.training.processes import Processes
 from asd_policy.training.settings import TrainSettings
 
 
@@ -87,6 +88,8 @@ def image_trainer(
     label_dropout: float = 0.1,
     compile_net: bool = False,
     on_snapshot: Callable[[DDPMPipeline, Path], object] = lambda pipe, folder: None,
+    processes: Processes | None = None,
+    accumulate: int = 1,
 ) -> Trainer:
     """The trainer of an image DDPM.
 
@@ -97,6 +100,7 @@ def image_trainer(
         label_dropout: share of labels replaced by "no class", for guidance.
         compile_net: run the U-Net through torch.compile.
         on_snapshot: called with the averaged pipeline and its folder after each snapshot.
+        processes, accumulate: see `Trainer`.
     """
     no_class = unet.config.num_class_embeds - 1
     if unet.device.type == "cpu":
@@ -121,7 +125,10 @@ def image_trainer(
         on_snapshot(pipe, path)
 
     schedule, predicted = Schedule.from_diffusers(scheduler), scheduler.config.prediction_type
-    return Trainer(unet.train(), settings, draw, schedule, write, forward, predicted)
+    unet.train()
+    return Trainer(
+        unet, settings, draw, schedule, write, forward, predicted, processes=processes, accumulate=accumulate
+    )
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
