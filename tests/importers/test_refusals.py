@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers import load_policy, read_checkpoint
+from asd_policy.policies.image_keys import ImageKey
 from tests.importers import real_stanford
 from tests.importers.originals import GOLDEN_LEROBOT, GOLDEN_STANFORD
 
@@ -279,3 +280,17 @@ def test_huge_json_is_refused_unread(tmp_path):
 def test_numbers_of_numpy_are_no_threat(all_originals):
     payload = torch.load(all_originals["robomimic"].path, weights_only=False)
     assert isinstance(payload["variable_state"]["best_success_rate"]["NutAssemblySquare"], np.float64)
+
+
+def test_an_average_has_as_many_features_as_the_resnet_has_channels():
+    from asd_policy.nets.vision import ImageEncoder
+
+    encoder = ImageEncoder(3, 512, pool="average")
+    features = encoder(torch.rand(2, 5, 40, 40, 3))
+    assert features.shape == (2, 5, 512)
+    maps = encoder.backbone(torch.rand(1, 3, 40, 40))
+    torch.testing.assert_close(encoder.pool(maps), maps.mean(dim=(2, 3)))
+    with pytest.raises(ConfigError, match=r"The average of resnet18's channels is 512 features; expected 64\."):
+        ImageEncoder(3, 64, pool="average")
+    with pytest.raises(ConfigError, match="pool is 'max'; expected keypoints or average"):
+        ImageKey("camera", (84, 84, 3), pool="max")
