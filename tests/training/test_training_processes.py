@@ -20,12 +20,14 @@ from torch import nn
 from asd_policy.cli import train
 from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import ConfigError, WorkerError
+from asd_policy.nets import NetworkConfig
 from asd_policy.training.loop import check_divisible
 from asd_policy.training.processes import Processes
 from asd_policy.training.run import Machine, RunInfo
 from asd_policy.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
+NETWORK = NetworkConfig(down_dims=(8, 16), n_groups=4, diffusion_step_embed_dim=8)
 STEPS = 12
 OPTIONS = [
     *("--steps", str(STEPS), "--batch-size", "8", "--warmup-steps", "3", "--snapshot-every", "6", "--log-every", "2"),
@@ -71,7 +73,7 @@ def assert_alike(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
     """
     assert others.keys() == weights.keys()
     differences = torch.cat([(others[key] - value).abs().flatten() for key, value in weights.items()])
-    assert int((differences > 5e-6).sum()) <= 5
+    assert float((differences > 5e-6).float().mean()) < 1e-5 + 8 / len(differences)
     assert float(differences.max()) < 2e-3
 
 
@@ -191,15 +193,18 @@ def test_a_request_to_stop_one_process_stops_both_at_one_step(store, tmp_path):
     assert "stopped" not in outputs[1]
 
 
+def command(store: Path, out: Path, settings: TrainSettings, accumulate: int = 1) -> train.New:
+    machine = Machine("cpu", accumulate=accumulate)
+    return train.New(store, out, settings, network=NETWORK, machine=machine, obs_keys=("position",))
+
+
 def run(store: Path, out: Path, accumulate: int = 1, **settings: object) -> dict[str, torch.Tensor]:
     """Train in this process. Returns the averaged weights."""
     chosen = replace(TrainSettings(steps=6, batch_size=8, warmup_steps=2, snapshot_every=3, log_every=1), **settings)
-    machine = Machine("cpu", accumulate=accumulate)
-    assert train.main(train.New(store, out, chosen, machine=machine, obs_keys=("position", "camera"))) == 0
+    assert train.main(command(store, out, chosen, accumulate)) == 0
     return load_file(out / "ema_000006.safetensors")
 
 
-@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(store, tmp_path):
     whole, parts = run(store, tmp_path / "whole"), run(store, tmp_path / "parts", accumulate=4)
     for step, (loss, _) in losses(tmp_path / "whole").items():
@@ -211,16 +216,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(store, tmp_path):
 def test_mixed_precision_learns_and_resumes_bit_for_bit(store, tmp_path, precision):
     """The scale of the loss is part of the state."""
     whole = run(store, tmp_path / "whole", **{precision: True})
-    info = RunInfo.load(tmp_path / "whole" / "train.json")
-    assert getattr(info.settings, precision) is True
+    settings = RunInfo.load(tmp_path / "whole" / "train.json").settings
+    assert getattr(settings, precision) is True
     exact = run(store, tmp_path / "exact")
     assert any(not torch.equal(exact[name], value) for name, value in whole.items())
     for step, (loss, _) in losses(tmp_path / "exact").items():
         assert losses(tmp_path / "whole")[step][0] == pytest.approx(loss, rel=0.1)
 
-    out, chosen = tmp_path / "cut", replace(info.settings, steps=6)
-    command = train.New(store, out, chosen, machine=Machine("cpu"), obs_keys=("position", "camera"))
-    trainer = train.prepare(command).trainer
+    out = tmp_path / "cut"
+    trainer = train.prepare(command(store, out, settings)).trainer
     for _ in range(2):
         trainer.update()
     trainer.save(out / "last.pt")
