@@ -35,11 +35,12 @@ def _wandb(out: Path, settings: Mapping[str, Any]) -> Iterator[Show]:
     wandb = import_module("wandb")
 
     kept = out / WANDB_ID
-    if not kept.exists():
-        kept.write_text(wandb.util.generate_id())
-    run = wandb.init(
-        project=PROJECT, name=out.name, dir=str(out), id=kept.read_text(), resume="allow", config=dict(settings)
-    )
+    known = kept.read_text() if kept.exists() else None
+    try:
+        run = wandb.init(project=PROJECT, name=out.name, dir=str(out), id=known, resume="allow", config=dict(settings))
+    except wandb.Error as error:
+        raise ConfigError(f"--track wandb: {error!s:.300} (wandb login, or WANDB_MODE=offline)") from error
+    kept.write_text(run.id)
     try:
         yield lambda step, values: run.log(dict(values), step=step)
     finally:

@@ -30,6 +30,10 @@ def store(tmp_path) -> Path:
     return tmp_path / "demos.zarr"
 
 
+class RefusedError(Exception):
+    """wandb's own error."""
+
+
 def run(store: Path, out: Path, *track: str) -> list[dict[str, float]]:
     """Train, tracked. Returns the lines of log.jsonl."""
     machine = Machine("cpu", track=track)
@@ -64,19 +68,25 @@ def test_wandb_is_told_the_losses_and_continues_a_resumed_run(store, tmp_path, m
     started: list[dict[str, object]] = []
 
     def init(**options: object) -> SimpleNamespace:
+        if refused:
+            raise RefusedError("no API key")
         started.append(options)
-        return SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: None)
+        own = options["id"] or f"id{len(started)}"
+        return SimpleNamespace(id=own, log=lambda values, step: told.append((step, values)), finish=lambda: None)
 
-    wandb = SimpleNamespace(init=init, util=SimpleNamespace(generate_id=lambda: f"id{len(started)}"))
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    refused: list[bool] = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=RefusedError))
     lines = run(store, tmp_path / "run", "wandb")
     assert [step for step, _ in told] == [line["step"] for line in lines]
     assert all(
         line[name] == value for line, (_, values) in zip(lines, told, strict=True) for name, value in values.items()
     )
     assert train.main(train.Resume(tmp_path / "run", Machine("cpu", track=("wandb",)))) == 0
-    assert [options["id"] for options in started] == ["id0", "id0"]
+    assert [options["id"] for options in started] == [None, "id1"]
     assert all(options["resume"] == "allow" for options in started)
+    refused.append(True)
+    with pytest.raises(ConfigError, match=r"--track wandb: no API key \(wandb login, or WANDB_MODE=offline\)"):
+        run(store, tmp_path / "other", "wandb")
 
 
 @pytest.mark.slow
