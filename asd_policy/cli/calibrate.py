@@ -39,7 +39,8 @@ class Arguments:
     """The sampler to calibrate, and how."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Folder with config.json and model.safetensors, where the windows are saved."""
+    """Folder with config.json and model.safetensors, or a Hugging Face hub id. The windows are saved in the folder, or
+    in the cache of the hub."""
     sampler: str = "asd:path:auto"
     """The sampler of the windows, as asd:DRAFT:auto[:CAPTURE]."""
     data: Path | None = None

@@ -23,15 +23,16 @@ import torch
 from safetensors import SafetensorError
 
 from asd_policy.checks import is_count
-from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.records import read_record_file
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.settings import TrainSettings
+from asd_policy.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and threads to train on. They change the speed, not the result."""
+    """Where and how to train, and where to show the losses. It changes the speed, and the result up to rounding."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train, such as cpu or cuda."""
@@ -39,6 +40,10 @@ class Machine:
     """CPU threads; all cores unless given."""
     compile: bool = False
     """Run the network through torch.compile."""
+    accumulate: int = 1
+    """Parts in which each process computes its share of a batch, one after another, to save memory."""
+    track: tuple[str, ...] = ()
+    """Where to show the losses besides log.jsonl: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         try:
@@ -49,6 +54,11 @@ class Machine:
             raise ConfigError(f"device is {self.device!r}, but torch finds no CUDA device here. Take cpu.")
         if self.threads is not None and not is_count(self.threads):
             raise ConfigError(f"threads is {self.threads}; expected at least 1.")
+        if not is_count(self.accumulate):
+            raise ConfigError(f"accumulate is {self.accumulate}; expected at least 1.")
+        for name in self.track:
+            if name not in TRACKERS:
+                raise UnknownNameError("tracker", name, TRACKERS)
 
     def set_threads(self) -> None:
         """Limit torch's CPU threads, if `threads` is given."""
@@ -99,7 +109,8 @@ class RunInfo:
     def save(self, path: Path) -> None:
         """Write `train.json`."""
         later = ("action_key", "env_id")  # earlier versions do not know them
-        values = {name: value for name, value in asdict(self).items() if value is not None or name not in later}
+        values = asdict(self) | {"settings": self.settings.to_dict()}
+        values = {name: value for name, value in values.items() if value is not None or name not in later}
         path.write_text(json.dumps(values, indent=2) + "\n")
 
     def read(self) -> Demonstrations:

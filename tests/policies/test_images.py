@@ -145,8 +145,7 @@ def test_robomimic_cannot_hold_it(run: Path, tmp_path: Path) -> None:
 
 def test_random_corners_reach_every_place(run: Path) -> None:
     config = PolicyConfig.load(run / "config.json")
-    obs = {"agentview_image": torch.zeros(200, 2, *SIZE, dtype=torch.uint8)}
-    corners = random_corners(config, obs, torch.Generator().manual_seed(0))["agentview_image"]
+    corners = random_corners(config, 200, torch.Generator().manual_seed(0))["agentview_image"]
     assert corners.shape == (200, 2, 2)
     assert corners.amin(dim=(0, 1)).tolist() == [0, 0]
     assert corners.amax(dim=(0, 1)).tolist() == [4, 5]

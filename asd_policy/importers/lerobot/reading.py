@@ -19,6 +19,7 @@ from asd_policy.errors import CheckpointError
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, check_count, entry, read_json, read_safetensors
 from asd_policy.importers.network_sizes import check_claims, unet_sizes
+from asd_policy.importers.runs import AVERAGED
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, rgb_encoder
@@ -43,9 +44,6 @@ RENAMES = (
 )
 BOUNDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 DEFAULT_EPS = 1e-8
-AVERAGED = "pretrained_model_ema"
-"""The folder with EMA weights, in the folder of the plain weights or beside it."""
-
 CLAIMS = {
     "down_dims": "down_dims",
     "kernel_size": "kernel_size",
