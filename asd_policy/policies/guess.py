@@ -1,0 +1,132 @@
+"""A learned first guess: the mean chunk under a condition, from a small network kept beside the policy's weights.
+
+A sampler's draft guesses the clean sample before its first network call. The policy's mean chunk is a good guess, and
+it depends on the condition alone, so the samples keep their law (docs/algorithm.md, "The rule"), however bad it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.core.checks import as_count
+from asd_policy.errors import ConfigError
+
+WIDTH = 128
+"""Units in each of the two hidden layers."""
+MIN_CONDITIONS = 64
+"""Fewest conditions that a guess can be fitted to."""
+UPDATES, BATCH, PEAK_RATE, WARM_UP, WEIGHT_DECAY = 3000, 256, 2e-3, 100, 1e-2
+"""The optimizer's updates, conditions in each, peak learning rate, updates up to it, and AdamW's weight decay."""
+FARTHEST = 5.0
+"""Conditions farther than this many standard deviations from the mean are pulled back to it: there is no data."""
+CONSTANT_DEVIATION = 1e-4
+"""A feature with a smaller standard deviation counts as constant. Dividing by it would amplify rounding errors."""
+
+
+class ChunkGuess(nn.Module):
+    """The mean chunk under a condition: a network of two hidden layers on standardised features.
+
+    Args:
+        cond_dim: D, the size of a condition.
+        event_shape: (H, A), the shape of a chunk.
+        width: units in each hidden layer.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, cond_dim: int, event_shape: tuple[int, int], width: int = WIDTH):
+        super().__init__()
+        self.event_shape = event_shape
+        self.register_buffer("center", torch.zeros(cond_dim, device="cpu"))
+        self.register_buffer("scale", torch.ones(cond_dim, device="cpu"))
+        self.first = nn.Linear(cond_dim, width, device="cpu")
+        self.second = nn.Linear(width, width, device="cpu")
+        self.last = nn.Linear(width, math.prod(event_shape), device="cpu")
+        self.requires_grad_(False)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """Conditions (B, D) -> normalised chunks (B, H, A). Does not synchronise with a GPU."""
+        x = ((cond - self.center) * self.scale).clamp(-FARTHEST, FARTHEST)
+        x = nn.functional.silu(self.first(x))
+        x = nn.functional.silu(self.second(x))
+        return self.last(x).unflatten(-1, self.event_shape)
+
+
+def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
+    """Fit a guess by least squares. The same arguments give the same guess; torch's global generator is not used.
+
+    Args:
+        cond: (N, D) conditions.
+        chunks: (N, H, A) normalised chunks under them: draws of the policy, or demonstrations.
+        seed: the seed of the initial weights and the batches.
+
+    Raises:
+        ConfigError: if there are fewer than `MIN_CONDITIONS` conditions, the shapes do not fit, or a number is not
+            finite.
+    """
+    cond, chunks = cond.detach().float().cpu(), chunks.detach().float().cpu()
+    _check_data(cond, chunks)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    guess = ChunkGuess(cond.shape[1], (chunks.shape[1], chunks.shape[2]))
+    deviation = cond.std(dim=0)
+    guess.center.copy_(cond.mean(dim=0))
+    guess.scale.copy_(torch.where(deviation < CONSTANT_DEVIATION, 0, 1 / deviation.clamp(min=CONSTANT_DEVIATION)))
+    for layer in (guess.first, guess.second, guess.last):
+        bound = layer.in_features**-0.5
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(layer.bias)
+    guess.last.bias.copy_(chunks.mean(dim=0).flatten())
+    _train(guess, cond, chunks, generator)
+    return guess
+
+
+def _check_data(cond: Tensor, chunks: Tensor) -> None:
+    if cond.ndim != 2 or chunks.ndim != 3 or len(cond) != len(chunks):
+        raise ConfigError(
+            f"Conditions are {tuple(cond.shape)} and chunks {tuple(chunks.shape)}; expected (N, D) and (N, H, A)."
+        )
+    if len(cond) < MIN_CONDITIONS:
+        raise ConfigError(
+            f"Got {len(cond)} observations to fit a first guess to; expected at least {MIN_CONDITIONS}, and some "
+            "thousands for a good one. Record more, or give more demonstrations."
+        )
+    if not bool(cond.isfinite().all() and chunks.isfinite().all()):
+        raise ConfigError("A condition or chunk to fit a first guess to is not finite; expected finite numbers.")
+
+
+@torch.enable_grad()
+def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Generator) -> None:
+    """Minimise the mean squared error with AdamW, the learning rate falling along a cosine to zero."""
+    guess.requires_grad_(True)
+    optimizer = torch.optim.AdamW(guess.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
+    for update in range(UPDATES):
+        rate = PEAK_RATE * min(1, (update + 1) / WARM_UP) * (1 + math.cos(math.pi * update / UPDATES)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = torch.randint(len(cond), (BATCH,), generator=generator)
+        loss = nn.functional.mse_loss(guess(cond[chosen]), chunks[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    guess.requires_grad_(False)
+
+
+def first_guess(chunk: Tensor, warm: Tensor | None, num_steps: int, kept: int) -> Tensor:
+    """The guess of each denoising step, (B, K, H, A).
+
+    Args:
+        chunk: (B, H, A) the learned guess.
+        warm: (B, K, H, A) the last chunk's shifted predictions; None, or zero in a row, if there was no last chunk.
+        num_steps: K.
+        kept: actions of a chunk that the last chunk predicted too. The learned guess gives the others.
+    """
+    steps = chunk.unsqueeze(1).expand(-1, as_count(num_steps, "num_steps"), -1, -1)
+    if warm is None:
+        return steps
+    seen = (warm != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)  # stays on the device
+    head = torch.where(seen, warm[:, :, :kept].to(steps.dtype), steps[:, :, :kept])
+    return torch.cat([head, steps[:, :, kept:]], dim=2)
