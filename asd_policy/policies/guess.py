@@ -11,15 +11,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from asd_policy.core.checks import as_count
 from asd_policy.errors import ConfigError
 
 WIDTH = 128
 """Units in each of the two hidden layers."""
 MIN_CONDITIONS = 64
 """Fewest conditions that a guess can be fitted to."""
-UPDATES, BATCH, PEAK_RATE, WARM_UP, WEIGHT_DECAY = 3000, 256, 2e-3, 100, 1e-2
-"""The optimizer's updates, conditions in each, peak learning rate, updates up to it, and AdamW's weight decay."""
+MAX_UPDATES, BATCH, PEAK_RATE, WARM_UP, WEIGHT_DECAY = 3000, 256, 2e-3, 100, 1e-2
+"""The optimizer's updates (at most one per condition), conditions in each, peak learning rate, updates up to it, and
+AdamW's weight decay."""
+JITTER = 0.2
+"""Standard deviation of the noise on standardised features. Neighbouring observations of an episode are much alike;
+without noise the fit follows the few episodes too closely."""
 FARTHEST = 5.0
 """Conditions farther than this many standard deviations from the mean are pulled back to it: there is no data."""
 CONSTANT_DEVIATION = 1e-4
@@ -101,32 +104,38 @@ def _check_data(cond: Tensor, chunks: Tensor) -> None:
 @torch.enable_grad()
 def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Generator) -> None:
     """Minimise the mean squared error with AdamW, the learning rate falling along a cosine to zero."""
+    updates = min(MAX_UPDATES, len(cond))
+    jitter = torch.where(guess.scale == 0, 0, JITTER / guess.scale)
     guess.requires_grad_(True)
     optimizer = torch.optim.AdamW(guess.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
-    for update in range(UPDATES):
-        rate = PEAK_RATE * min(1, (update + 1) / WARM_UP) * (1 + math.cos(math.pi * update / UPDATES)) / 2
+    for update in range(updates):
+        rate = PEAK_RATE * min(1, (update + 1) / WARM_UP) * (1 + math.cos(math.pi * update / updates)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = torch.randint(len(cond), (BATCH,), generator=generator)
-        loss = nn.functional.mse_loss(guess(cond[chosen]), chunks[chosen])
+        noise = jitter * torch.randn(BATCH, cond.shape[1], generator=generator)
+        loss = nn.functional.mse_loss(guess(cond[chosen] + noise), chunks[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     guess.requires_grad_(False)
 
 
-def first_guess(chunk: Tensor, warm: Tensor | None, num_steps: int, kept: int) -> Tensor:
-    """The guess of each denoising step, (B, K, H, A).
+def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: int) -> Tensor:
+    """The guess of each denoising step: the actions that the earlier chunk predicted, and the learned guess elsewhere.
 
     Args:
         chunk: (B, H, A) the learned guess.
-        warm: (B, K, H, A) the last chunk's shifted predictions; None, or zero in a row, if there was no last chunk.
+        left: (B, K, H, A) or None, the predictions that an earlier chunk left. Rows of NaN have no earlier chunk.
+        executed: the number of steps from the earlier chunk's observation to this one's, at least 0.
         num_steps: K.
-        kept: actions of a chunk that the last chunk predicted too. The learned guess gives the others.
+
+    Returns:
+        (B, K, H, A). Does not synchronise with a GPU.
     """
-    steps = chunk.unsqueeze(1).expand(-1, as_count(num_steps, "num_steps"), -1, -1)
-    if warm is None:
+    steps = chunk.unsqueeze(1).expand(-1, num_steps, -1, -1)
+    if left is None:
         return steps
-    seen = (warm != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)  # stays on the device
-    head = torch.where(seen, warm[:, :, :kept].to(steps.dtype), steps[:, :, :kept])
-    return torch.cat([head, steps[:, :, kept:]], dim=2)
+    kept = left[:, :, executed:].to(steps.dtype)
+    head, tail = steps.split([kept.shape[2], steps.shape[2] - kept.shape[2]], dim=2)
+    return torch.cat([torch.where(kept.isnan(), head, kept), tail], dim=2)
