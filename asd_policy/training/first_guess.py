@@ -17,7 +17,7 @@ from asd_policy.training.loop import Trainer
 
 FILE = "guess.safetensors"
 MAX_WINDOWS = 30_000
-"""Most windows that a guess is fitted to, evenly spaced among the run's."""
+"""Most windows of a run that its guess is fitted to."""
 ENCODED = 256
 """Windows whose condition is computed at a time."""
 
@@ -41,7 +41,7 @@ def keep_first_guess(
         CheckpointError: if the file cannot be written.
     """
     averaged: Any = trainer.ema.module
-    cond, chunks = conditions(config, windows, normalizer, averaged["encoders"])
+    cond, chunks = conditions(config, windows, normalizer, averaged["encoders"], MAX_WINDOWS)
     guess = fit_guess(cond, chunks, trainer.settings.seed)
     save_guess(out / FILE, guess, averaged["model"], len(cond))
     return out / FILE
@@ -49,14 +49,18 @@ def keep_first_guess(
 
 @torch.no_grad()
 def conditions(
-    config: PolicyConfig, windows: TrainingWindows, normalizer: LinearNormalizer, encoders: torch.nn.ModuleDict
+    config: PolicyConfig,
+    windows: TrainingWindows,
+    normalizer: LinearNormalizer,
+    encoders: torch.nn.ModuleDict,
+    most: int,
 ) -> tuple[Tensor, Tensor]:
-    """The conditions (N, D) and normalised chunks (N, H, A) of at most `MAX_WINDOWS` windows.
+    """The conditions (N, D) and normalised chunks (N, H, A) of at most `most` windows, evenly spaced.
 
     Args:
         encoders: image encoders in evaluation mode: images are cropped as they are when the policy acts.
     """
-    count = min(len(windows), MAX_WINDOWS)
+    count = min(len(windows), most)
     chosen = torch.linspace(0, len(windows) - 1, count, dtype=torch.float64).round().long().to(windows.starts.device)
     conds, chunks = [], []
     for indices in chosen.split(ENCODED):
