@@ -30,7 +30,7 @@ CONSTANT_DEVIATION = 1e-4
 
 
 class ChunkGuess(nn.Module):
-    """The mean chunk under a condition: a network of two hidden layers on standardised features.
+    """The mean chunk under a condition: a network of two hidden layers on standardised features; zero until fitted.
 
     Args:
         cond_dim: D, the size of a condition.
@@ -46,9 +46,9 @@ class ChunkGuess(nn.Module):
         self.event_shape = event_shape
         self.register_buffer("center", torch.zeros(cond_dim, device="cpu"))
         self.register_buffer("scale", torch.ones(cond_dim, device="cpu"))
-        self.first = nn.Linear(cond_dim, width, device="cpu")
-        self.second = nn.Linear(width, width, device="cpu")
-        self.last = nn.Linear(width, math.prod(event_shape), device="cpu")
+        self.first = _zero_layer(cond_dim, width)
+        self.second = _zero_layer(width, width)
+        self.last = _zero_layer(width, math.prod(event_shape))
         self.requires_grad_(False)
 
     def forward(self, cond: Tensor) -> Tensor:
@@ -57,6 +57,14 @@ class ChunkGuess(nn.Module):
         x = nn.functional.silu(self.first(x))
         x = nn.functional.silu(self.second(x))
         return self.last(x).unflatten(-1, self.event_shape)
+
+
+def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros, made without torch's global generator."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu")
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
@@ -81,7 +89,6 @@ def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
     for layer in (guess.first, guess.second, guess.last):
         bound = layer.in_features**-0.5
         nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(layer.bias)
     guess.last.bias.copy_(chunks.mean(dim=0).flatten())
     _train(guess, cond, chunks, generator)
     return guess
