@@ -61,9 +61,9 @@ class ChunkGuess(nn.Module):
 
 def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer of zeros, made without torch's global generator."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu")
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+    layer = nn.Linear(inputs, outputs, device="meta")
+    for name, empty in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(torch.zeros(empty.shape, device="cpu")))
     return layer
 
 
