@@ -56,7 +56,8 @@ class ChunkGuess(nn.Module):
         x = ((cond - self.center) * self.scale).clamp(-FARTHEST, FARTHEST)
         x = nn.functional.silu(self.first(x))
         x = nn.functional.silu(self.second(x))
-        return self.last(x).unflatten(-1, self.event_shape)
+        chunks: Tensor = self.last(x).unflatten(-1, self.event_shape)
+        return chunks
 
 
 def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
