@@ -164,10 +164,10 @@ def guesses_where_rows_differ(draft: Draft) -> list[tuple[Tensor, Tensor]]:
     )
     recorder = Recorder(draft)
     coefficients = (c.float() for c in (denoiser.schedule.a, denoiser.schedule.b, denoiser.schedule.s))
-    chain = speculative.Chain(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
-    state = speculative.begin(chain, recorder)
+    batch = speculative.Batch(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
+    state = speculative.begin(batch, recorder)
     while int(state.frontier.min()) < K:
-        state = speculative.speculative_round(chain, recorder, state, K)
+        state = speculative.speculative_round(batch, recorder, state, K)
     guesses = {(key, chain): guess for key, chain, guess in recorder.log}
     return [(guess, guesses[key, K]) for (key, chain), guess in guesses.items() if chain == key[1]]
 
