@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from asd_policy.checks import expect, is_count
@@ -63,8 +63,9 @@ def save_guess(path: Path, guess: ChunkGuess, network: nn.Module, conditions: in
     tensors = {name: value.detach().cpu().contiguous() for name, value in guess.state_dict().items()}
     metadata = {RECORD: json.dumps(asdict(record))}
     try:
-        write_atomically(path, lambda target: save_file(tensors, target, metadata))
-    except (OSError, SafetensorError) as error:
+        # safetensors' own save_file would make a file that its owner alone can read.
+        write_atomically(path, lambda target: target.write_bytes(save(tensors, metadata)))
+    except OSError as error:
         raise CheckpointError(f"Cannot write the first guess {path}: {error}.") from error
 
 

@@ -97,6 +97,8 @@ def test_a_guess_comes_back_from_its_file(guessed):
     policy = load_policy(guessed)
     cond, _ = data(7)
     assert torch.equal(policy.guess(cond), a_guess()(cond))
+    modes = [(guessed / name).stat().st_mode for name in ("guess.safetensors", "config.json")]
+    assert modes[0] == modes[1]  # whoever reads the configuration reads the guess
     assert policy.with_sampler("asd:path:4").guess is policy.guess
     assert load_policy(guessed, guess=False).guess is None
     assert Checkpoint.of(policy).policy().guess is None
