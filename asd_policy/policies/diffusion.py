@@ -324,6 +324,23 @@ class DiffusionPolicy:
         """The network's condition for one environment, (1, global_cond_dim); see `PolicyModel.condition_of`."""
         return self._model.condition_of(history)
 
+    @torch.no_grad()
+    def first_guess(self, cond: Tensor, left: Tensor | None = None, executed: int | None = None) -> Tensor | None:
+        """The guess of each denoising step that a chunk starts from; None if there is none.
+
+        Args:
+            cond: (B, global_cond_dim) conditions, from `condition`.
+            left: the predictions that an earlier chunk left, as `predict_chunk`'s `warm`.
+            executed: as `predict_chunk`.
+
+        Returns:
+            (B, K, H, A), to pass to `sampler.draw` as `warm`.
+        """
+        executed = self.config.n_action_steps if executed is None else executed
+        if self._guess is None or not isinstance(self._spec, Asd):
+            return warm_start(left, executed)
+        return guessed_start(self._guess(cond), left, executed, self.sampler.num_steps)
+
     def _sample(self, history: History, rows: NDArray[np.intp], started: float) -> None:
         """Sample a chunk for the environments `rows` (N,) and plan its executed part.
 
@@ -367,7 +384,7 @@ class DiffusionPolicy:
         model, started = self._model, time.perf_counter()
         cond = model.condition(history)
         batch_size = len(cond)
-        warm = self._first_guess(cond, left, self.config.n_action_steps if executed is None else executed)
+        warm = self.first_guess(cond, left, executed)
         if padding:
             cond, warm = filled_up(cond, padding), None if warm is None else filled_up(warm, padding)
         with model.evaluating():
@@ -377,13 +394,6 @@ class DiffusionPolicy:
             time.perf_counter() - started, cost.rounds[:batch_size], cost.evaluations[:batch_size], cost.acceptance
         )
         return Chunk(model.env_actions(actions), None if predictions is None else predictions[:batch_size], stats)
-
-    @torch.no_grad()
-    def _first_guess(self, cond: Tensor, left: Tensor | None, executed: int) -> Tensor | None:
-        """The sampler's `warm`, (B, K, H, A) or None, from the learned guess and the earlier chunk's predictions."""
-        if self._guess is None or not isinstance(self._spec, Asd):
-            return warm_start(left, executed)
-        return guessed_start(self._guess(cond), left, executed, self.sampler.num_steps)
 
     @property
     def _automatic(self) -> bool:
