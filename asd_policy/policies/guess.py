@@ -130,7 +130,7 @@ def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Gen
 
 
 def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: int) -> Tensor:
-    """The guess of each denoising step: the actions that the earlier chunk predicted, and the learned guess elsewhere.
+    """The guess of each denoising step: the learned one, averaged with the earlier chunk's predictions where it has any.
 
     Args:
         chunk: (B, H, A) the learned guess.
@@ -146,4 +146,4 @@ def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: 
         return steps
     kept = left[:, :, executed:].to(steps.dtype)
     head, tail = steps.split([kept.shape[2], steps.shape[2] - kept.shape[2]], dim=2)
-    return torch.cat([torch.where(kept.isnan(), head, kept), tail], dim=2)
+    return torch.cat([torch.where(kept.isnan(), head, (head + kept) / 2), tail], dim=2)
