@@ -130,7 +130,7 @@ def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Gen
 
 
 def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: int) -> Tensor:
-    """The guess of each denoising step: the learned one, averaged with the earlier chunk's predictions where it has any.
+    """The guess of each denoising step: the learned one, averaged with what the earlier chunk predicted.
 
     Args:
         chunk: (B, H, A) the learned guess.
