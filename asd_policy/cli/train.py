@@ -21,7 +21,7 @@ from rich.console import Console
 
 from asd_policy.cli import COMPLETE, INCOMPLETE, parsing
 from asd_policy.cli.training_progress import train_with_progress
-from asd_policy.errors import ConfigError, UnknownNameError
+from asd_policy.errors import ConfigError, NumericalError, UnknownNameError
 from asd_policy.importers import load_policy
 from asd_policy.nets import NETWORKS, Architecture, NetworkConfig
 from asd_policy.threads import check_threads
@@ -121,7 +121,7 @@ def fit_first_guess(run: Prepared, out: Path, console: Console) -> None:
     try:
         with console.status("fitting the first guess"):
             path = run.keep_first_guess(out)
-    except ConfigError as error:
+    except (ConfigError, NumericalError) as error:
         console.print(f"no first guess: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     else:
         console.print(f"first guess: {path}", soft_wrap=True)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from asd_policy.errors import ConfigError
+from asd_policy.errors import ConfigError, NumericalError
 
 WIDTH = 128
 """Units in each of the two hidden layers."""
@@ -79,6 +79,7 @@ def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
     Raises:
         ConfigError: if there are fewer than `MIN_CONDITIONS` conditions, the shapes do not fit, or a number is not
             finite.
+        NumericalError: if the fit overflows, because of huge numbers.
     """
     cond, chunks = cond.detach().float().cpu(), chunks.detach().float().cpu()
     _check_data(cond, chunks)
@@ -92,6 +93,12 @@ def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
         nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     guess.last.bias.copy_(chunks.mean(dim=0).flatten())
     _train(guess, cond, chunks, generator)
+    if not all(bool(value.isfinite().all()) for value in guess.state_dict().values()):
+        largest = max(cond.abs().max().item(), chunks.abs().max().item())
+        raise NumericalError(
+            f"The fit of the first guess is not finite. The largest number in its data is {largest:.3g}; expected "
+            "normalised observations and actions, of about 1. Check the normalizer's statistics."
+        )
     return guess
 
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from asd_policy import load_policy
 from asd_policy.core import seeded_generator
-from asd_policy.errors import CheckpointError, ConfigError
+from asd_policy.errors import CheckpointError, ConfigError, NumericalError
 from asd_policy.importers.checkpoint import Checkpoint, fingerprint
 from asd_policy.policies import guess_file
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
@@ -91,6 +91,12 @@ def test_the_fit_is_determined_by_its_arguments():
 def test_data_that_cannot_be_fitted_are_refused(change, told):
     with pytest.raises(ConfigError, match=told):
         fit_guess(*change(*data(100)))
+
+
+def test_a_fit_that_overflows_is_reported():
+    cond, chunks = data(100)
+    with pytest.raises(NumericalError, match=r"The largest number in its data is 3e\+38"):
+        fit_guess(torch.full_like(cond, 3e38), chunks)
 
 
 def test_a_guess_comes_back_from_its_file(guessed):
