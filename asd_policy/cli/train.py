@@ -25,7 +25,7 @@ from asd_policy import hub
 from asd_policy.cli import COMPLETE, INCOMPLETE, parsing
 from asd_policy.cli.training_progress import train_with_progress
 from asd_policy.data.formats import pinned
-from asd_policy.errors import UnknownNameError
+from asd_policy.errors import ConfigError, NumericalError, UnknownNameError
 from asd_policy.importers import load_policy
 from asd_policy.nets import NETWORKS, Architecture, NetworkConfig
 from asd_policy.threads import check_threads
@@ -125,8 +125,21 @@ def main(arguments: Arguments) -> int:
         soft_wrap=True,
     )
     finished = train_with_progress(trainer, arguments.out, console, arguments.machine.track)
+    if finished and processes.is_first:
+        fit_first_guess(run, arguments.out, console)
     console.print("finished" if finished else f"stopped; resume it with: asd-policy train resume --out {arguments.out}")
     return COMPLETE if finished else INCOMPLETE
+
+
+def fit_first_guess(run: Prepared, out: Path, console: Console) -> None:
+    """Fit the run's first guess, and print its file, or why there is none."""
+    try:
+        with console.status("fitting the first guess"):
+            path = run.keep_first_guess(out)
+    except (ConfigError, NumericalError) as error:
+        console.print(f"no first guess: {error}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    else:
+        console.print(f"first guess: {path}", soft_wrap=True)
 
 
 def prepare(arguments: Arguments, processes: Processes | None = None) -> Prepared:

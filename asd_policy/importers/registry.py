@@ -97,6 +97,7 @@ def load_policy(
     env_id: str | None = None,
     trust_pickle: bool = False,
     revision: str | None = None,
+    guess: bool = True,
     **sampler_options: Unpack[SamplerOptions],
 ) -> DiffusionPolicy:
     """Load a policy in any format. Warns where this package differs from the file's own library.
@@ -108,15 +109,17 @@ def load_policy(
         device: the device to sample on.
         dtype: of the weights used in every network call; see `PolicyModel`.
         obs_keys, env_id, trust_pickle, revision: see `read_checkpoint`.
+        guess: start sampler="asd" from the learned first guess beside the checkpoint, if there is one. It reduces the
+            network calls; a seed gives other samples than without it, of the same law.
         sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`. asd
             takes `num_steps` and `eta` too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
         UnknownNameError: if there is no such checkpoint; the message says what was tried.
         ConfigError: on an unknown sampler or option, or an invalid config.
-        CheckpointError: on a damaged file, or weights that do not fit the config.
+        CheckpointError: on a damaged file, weights that do not fit the config, or a first guess of other weights.
     """
     checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle, revision)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    return checkpoint.policy(sampler, device, dtype, **sampler_options)
+    return checkpoint.policy(sampler, device, dtype, guess, **sampler_options)

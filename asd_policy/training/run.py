@@ -7,6 +7,7 @@ The run's directory:
     normalizer.safetensors    the normalisation of observations and actions
     last.pt                   state to resume from
     ema_<step>.safetensors    averaged weights; with config.json they are a policy
+    guess.safetensors         the first guess of the last averaged weights
     log.jsonl, loss.png       the loss so far (`asd_policy.training.log`)
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.demonstrations import Demonstrations
+from asd_policy.training.first_guess import keep_first_guess
 from asd_policy.training.loop import Trainer, policy_trainer
 from asd_policy.training.processes import Processes
 from asd_policy.training.run import Machine, RunInfo, check_new, make_run
@@ -34,6 +36,7 @@ class Prepared(NamedTuple):
     info: RunInfo
     windows: int  # number of training windows
     notes: tuple[str, ...]  # warnings about the data
+    keep_first_guess: Callable[[Path], Path]  # fits the first guess, after the last step; see `keep_first_guess`
 
 
 class Networks(NamedTuple):
@@ -184,4 +187,5 @@ def _prepared(
         processes,
         machine.accumulate,
     )
-    return Prepared(trainer, info, len(windows), demonstrations.notes)
+    keep = partial(keep_first_guess, trainer, config, windows, normalizer)
+    return Prepared(trainer, info, len(windows), demonstrations.notes, keep)
