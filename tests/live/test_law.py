@@ -12,7 +12,7 @@ from tests.importers.originals import VECTORS
 from tests.live.policies import Subject, robomimic
 
 N = 1000
-DRAFTS = [("path", 4), ("path", None), ("frozen", 8), ("reuse", 8)]
+DRAFTS = [("path", None), ("frozen", 8)]
 
 
 @pytest.fixture(scope="module")
