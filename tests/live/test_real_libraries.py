@@ -1,8 +1,8 @@
 """`accelerate` on policies of lerobot and of real-stanford themselves, where they are installed.
 
 lerobot: pip install 'lerobot==0.4.4' (Python 3.10 and 3.11) or 'lerobot[diffusion]==0.6.1' (Python 3.12).
-real-stanford: git clone https://github.com/real-stanford/diffusion_policy, and its folder on PYTHONPATH. Its hybrid policies
-need robomimic 0.2.0 before the installed one there (pip install --no-deps --target FOLDER robomimic==0.2.0).
+real-stanford: git clone https://github.com/real-stanford/diffusion_policy, and its folder on PYTHONPATH. Its hybrid
+policies need robomimic 0.2.0 before the installed one there (pip install --no-deps --target FOLDER robomimic==0.2.0).
 robomimic's own policies are in the other tests.
 """
 
@@ -40,7 +40,8 @@ def same_from_the_same_noise(policy: Any, episode: Callable[[Any], Tensor], step
     accelerate(policy, "ddpm")
     ours = run(policy)
     assert torch.equal(left, torch.get_rng_state())
-    assert float((ours - stock).abs().max()) < 1e-5 * (1 + float(stock.abs().max()))
+    # Random networks amplify rounding: one bit of the start alone moves a chunk by up to 2e-5.
+    assert float((ours - stock).abs().max()) < 1e-4 * (1 + float(stock.abs().max()))
     assert policy.asd.stats.rounds.tolist() == [steps] * BATCH
     policy.asd.restore()
     assert torch.equal(run(policy), stock)
