@@ -33,12 +33,14 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         Raises:
             ObservationError: on a missing feature, or a batch of another size than the history's.
         """
-        self._accelerate()
+        if self._accelerate():
+            action: Tensor = self.select_action(batch, noise=noise)  # the accelerated policy's
+            return action
         observed = self._remember(batch)
         if not self._queues[ACTION]:
             actions = super().predict_action_chunk(observed, noise=noise)
             self._queues[ACTION].extend(actions.transpose(0, 1))
-        action: Tensor = self._queues[ACTION].popleft()
+        action = self._queues[ACTION].popleft()
         return action
 
     @torch.no_grad()
@@ -58,10 +60,15 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         actions: Tensor = self.diffusion.generate_actions(self._joined(batch), noise=noise)
         return actions
 
-    def _accelerate(self) -> None:
-        """Replace the sampling loop before the first chunk: the weights are loaded and on their device by then."""
-        if getattr(self, "asd", None) is None:
-            accelerate(self, **asdict(self.config.sampler_fields()))
+    def _accelerate(self) -> bool:
+        """Replace the sampling loop unless that is done. Returns whether it was replaced now.
+
+        This happens before the first chunk, because the weights are loaded and on their device only then.
+        """
+        if getattr(self, "asd", None) is not None:
+            return False
+        accelerate(self, **asdict(self.config.sampler_fields()))
+        return True
 
     def _one_step(self, batch: Batch) -> bool:
         """Whether the observations are of one step. Raises ObservationError if they are no history of full length."""
