@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from asd_policy.core import sample_ddpm as sample_ddpm
     from asd_policy.errors import AsdPolicyError as AsdPolicyError
     from asd_policy.importers import load_policy as load_policy
+    from asd_policy.live import accelerate as accelerate
     from asd_policy.policies.diffusion import DiffusionPolicy as DiffusionPolicy
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOME = {
     "sample_ddpm": "asd_policy.core",
     "AsdPolicyError": "asd_policy.errors",
     "DiffusionPolicy": "asd_policy.policies.diffusion",
+    "accelerate": "asd_policy.live",
     "load_policy": "asd_policy.importers",
 }
 __all__ = ["__version__", *_HOME]

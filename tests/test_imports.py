@@ -24,6 +24,7 @@ BELOW = {
     "training": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.data", *LEAVES},
     "importers": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", *LEAVES},
     "images": {"asd_policy.core", *LEAVES},
+    "live": {"asd_policy.core", "asd_policy.policies.chunk", *LEAVES},
     "evaluation": LEAVES,
     "collection": {"asd_policy.data", "asd_policy.evaluation.backends", "asd_policy.importers", "envs", *LEAVES},
     "benchmarks": {"asd_policy.core", "asd_policy.nets", "asd_policy.policies", "asd_policy.images", *LEAVES},

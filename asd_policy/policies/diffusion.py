@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +17,7 @@ from asd_policy.core import (
     Asd,
     AsdSampler,
     Calibration,
+    Noise,
     Sampler,
     SamplerOptions,
     SamplerSpec,
@@ -25,25 +26,16 @@ from asd_policy.core import (
     seeded_generator,
 )
 from asd_policy.core.capture import make_capture
-from asd_policy.core.checks import as_count
-from asd_policy.errors import ConfigError
+from asd_policy.core.checks import as_count, is_integer
+from asd_policy.errors import ConfigError, ObservationError
+from asd_policy.policies.chunk import Chunk, ChunkStats, check_warm, warm_start
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.episodes import Episodes, History, as_seeds, filled_up, shifted, with_rows
+from asd_policy.policies.episodes import Episodes, History, as_seeds, filled_up, with_rows
 from asd_policy.policies.model import PolicyModel
 from asd_policy.policies.normalizer import LinearNormalizer
-from asd_policy.policies.observations import Observation
+from asd_policy.policies.observations import Observation, batch_size_of, check_image_format
 from asd_policy.policies.sampling import build_sampler
 from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of, plug_in_name
-
-
-@dataclass(frozen=True)
-class ChunkStats:
-    """The cost of the last chunk, for B environments and K denoising steps."""
-
-    latency: float  # seconds from observation to actions
-    rounds: Tensor  # (B,) int64, sequential network calls; 0 if the environment continues an earlier chunk
-    evaluations: Tensor  # (B,) int64, states that the network evaluated
-    acceptance: Tensor  # (K,) float32, share of drafts kept at each step; 0 for a sampler without drafts
 
 
 class DiffusionPolicy:
@@ -72,6 +64,7 @@ class DiffusionPolicy:
         if self._automatic:
             windows.read()  # raises CheckpointError now if the file cannot be read
         self._stats: ChunkStats | None = None
+        self._windows_for: int | None = None  # the batch size whose windows were looked up
         self._begin([], batched=False)
 
     @property
@@ -241,6 +234,57 @@ class DiffusionPolicy:
         episodes.history = history
         return episodes.plan.pop().reshape(*episodes.batch_shape, -1)
 
+    def predict_chunk(
+        self,
+        history: Sequence[Observation],
+        generator: Noise = None,
+        warm: Tensor | None = None,
+        executed: int | None = None,
+        whole_horizon: bool = False,
+        images: str = "uint8_hwc",
+    ) -> Chunk:
+        """Sample a chunk of actions for each of B environments. The policy's state is neither used nor changed.
+
+        Args:
+            history: the last `n_obs_steps` observations, oldest first; fewer at the start of an episode, whose first
+                one then repeats. For each of the policy's keys an array (B, D), or (B, H, W, C) for an image.
+            generator: one for the batch, or one per environment; None draws from torch's global generator.
+            warm: (B, K, H, A) or None, the `predictions` of an earlier chunk of these environments. They reduce the
+                cost; the law stays the same. Rows of NaN have no earlier chunk.
+            executed: the number of steps from the earlier chunk's last observation to this one's; None for
+                `n_action_steps`.
+            whole_horizon: return all actions of the horizon, (B, H, A). The first belongs to the oldest of the
+                `n_obs_steps` observations.
+            images: the format of images. "uint8_hwc": bytes from 0 to 255, channels last. "float_chw": floats from 0 to
+                1, channels first. Likewise "uint8_chw" and "float_hwc".
+
+        Returns:
+            The actions (B, Ta, A), within the config's `action_bound`; predictions for the next chunk's `warm`; and the
+            cost.
+
+        Raises:
+            ObservationError: naming the key that is missing, has a wrong shape or format, or is not finite; or unless
+                there are 1 to `n_obs_steps` observations.
+            ConfigError: on `warm`, `executed` or generators that do not fit, an unknown format of images,
+                `window="auto"` without windows for this batch size, or weights that changed, as `act`.
+            NumericalError: as `act`.
+        """
+        started = time.perf_counter()
+        check_image_format(images)
+        if executed is not None and not (is_integer(executed) and executed >= 0):
+            raise ConfigError(f"executed is {executed!r}; expected an integer of at least 0, or None.")
+        if not isinstance(history, Sequence) or not history:
+            raise ObservationError(
+                f"history is a {type(history).__name__}; expected a list of 1 to {self.config.n_obs_steps} "
+                "observations, oldest first."
+            )
+        batch_size = batch_size_of(history[0], next(iter(self.config.obs_keys)))
+        steps = self._model.history(history, (batch_size,), images)
+        self._check_calibrated(batch_size)
+        check_warm(warm, (batch_size, self.sampler.num_steps, *self._model.event_shape))
+        chunk = self._draw(steps, generator, warm, executed, whole_horizon)
+        return chunk._replace(stats=replace(chunk.stats, latency=time.perf_counter() - started))
+
     def warm_up(self, batch_size: int = 1) -> None:
         """Compile or capture all that `act` runs, before the control loop. The policy's state does not change.
 
@@ -270,32 +314,54 @@ class DiffusionPolicy:
 
         The policy changes only after everything that can fail has succeeded.
         """
-        model, episodes = self._model, self._episodes
-        batch_size = len(episodes)
+        episodes, batch_size = self._episodes, len(self._episodes)
         self._check_calibrated(batch_size)
-        cond = model.condition(history.of(rows))
         index = slice(None) if len(rows) == batch_size else torch.from_numpy(rows).to(self.device)
-        warm = None if episodes.warm is None else episodes.warm[index]
+        left = None if episodes.predictions is None else episodes.predictions[index]
         generators = [episodes.generators[row].clone_state() for row in rows]
-        missing = self.sampler.rows(len(rows), batch_size) - len(rows)
-        if missing:  # a smaller batch would be captured anew, so copies of a row pad it
-            cond, warm = filled_up(cond, missing), None if warm is None else filled_up(warm, missing)
-            generators += [generators[0].clone_state() for _ in range(missing)]
-        with model.evaluating():
-            drawn = self.sampler.launch(len(cond), cond, generators, warm)
-            executed = model.executed(drawn.x[: len(rows)])
-            (_, cost, predictions), [executed] = drawn.read(executed)
-        actions = model.env_actions(executed)
+        padding = self.sampler.rows(len(rows), batch_size) - len(rows)
+        generators += [generators[0].clone_state() for _ in range(padding)]
+        actions, predictions, cost = self._draw(history.of(rows), generators, left, padding=padding)
         if predictions is not None:
-            guesses = shifted(predictions[: len(rows)], self.config.n_action_steps)
-            before = guesses.new_zeros(batch_size, *guesses.shape[1:]) if episodes.warm is None else episodes.warm
-            episodes.warm = with_rows(before, index, guesses)
+            none = predictions.new_full((batch_size, *predictions.shape[1:]), torch.nan)
+            before = none if episodes.predictions is None else episodes.predictions
+            episodes.predictions = with_rows(before, index, predictions)
         episodes.plan.fill(rows, actions)
         for row, generator in zip(rows, generators, strict=False):  # padding rows are dropped
             episodes.generators[row] = generator
         rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64, device="cpu")
-        rounds[rows], evaluations[rows] = cost.rounds[: len(rows)], cost.evaluations[: len(rows)]
+        rounds[rows], evaluations[rows] = cost.rounds, cost.evaluations
         self._stats = ChunkStats(time.perf_counter() - started, rounds, evaluations, cost.acceptance)
+
+    def _draw(
+        self,
+        history: Sequence[Mapping[str, Tensor]],
+        noise: Noise,
+        left: Tensor | None,
+        executed: int | None = None,
+        whole_horizon: bool = False,
+        padding: int = 0,
+    ) -> Chunk:
+        """Sample chunks for B histories, as `predict_chunk` describes them.
+
+        Args:
+            noise: of B + `padding` samples.
+            left: the earlier chunk's predictions, `predict_chunk`'s `warm`.
+            padding: draw so many more samples and drop them: a smaller batch would be captured anew.
+        """
+        model, started = self._model, time.perf_counter()
+        cond = model.condition(history)
+        batch_size = len(cond)
+        warm = warm_start(left, self.config.n_action_steps if executed is None else executed)
+        if padding:
+            cond, warm = filled_up(cond, padding), None if warm is None else filled_up(warm, padding)
+        with model.evaluating():
+            drawn = self.sampler.launch(len(cond), cond, noise, warm)
+            (_, cost, predictions), [actions] = drawn.read(model.actions(drawn.x[:batch_size], whole_horizon))
+        stats = ChunkStats(
+            time.perf_counter() - started, cost.rounds[:batch_size], cost.evaluations[:batch_size], cost.acceptance
+        )
+        return Chunk(model.env_actions(actions), None if predictions is None else predictions[:batch_size], stats)
 
     @property
     def _automatic(self) -> bool:
@@ -303,7 +369,11 @@ class DiffusionPolicy:
         return isinstance(self._spec, Asd) and self._spec.is_automatic
 
     def _check_calibrated(self, batch_size: int) -> None:
-        if self._automatic and isinstance(self.sampler, AsdSampler) and self.sampler.windows is None:
+        """Raise ConfigError if the windows are "auto" and those in use were not measured for this batch size."""
+        sampler = self.sampler
+        if not self._automatic or not isinstance(sampler, AsdSampler):
+            return
+        if sampler.windows is None or self._windows_for != batch_size:
             raise ConfigError(
                 f"window='auto' has no windows for batches of {batch_size} with these weights, on this device: call "
                 f"calibrate(observations, batch_size={batch_size}) or choose a window."
@@ -316,11 +386,11 @@ class DiffusionPolicy:
         return Calibrated(weights, batch_size, model.device, model.dtype, draft, capture)
 
     def _use_calibrated_windows(self, batch_size: int) -> None:
-        """Look up the windows of `window="auto"` for the present weights."""
+        """Look up the windows of `window="auto"` for the present weights and a batch size."""
         sampler, spec = self.sampler, self._spec
         if self._automatic and isinstance(sampler, AsdSampler) and isinstance(spec, Asd):
             found = self._windows.find(self._calibrated(spec, batch_size), sampler.num_steps)
-            self.sampler = sampler.with_windows("auto" if found is None else found)
+            self.sampler, self._windows_for = sampler.with_windows("auto" if found is None else found), batch_size
 
 
 def make_policy(

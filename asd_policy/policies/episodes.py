@@ -82,7 +82,8 @@ class Episodes:
         action_dim: the size of the environment's action.
 
     Attributes:
-        warm: (B, K, H, A) or None, guesses that warm-start the next chunk.
+        predictions: (B, K, H, A) or None, what each environment's last chunk left for the next one's warm start. Rows
+            of NaN have no last chunk.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Episodes:
         self.generators, self.batched = generators, batched
         self.history = History(len(generators), n_obs_steps)
         self.plan = ActionPlan(len(generators), n_action_steps, action_dim)
-        self.warm: Tensor | None = None
+        self.predictions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -147,8 +148,9 @@ class Episodes:
                 self.generators[row] = generator
         self.history.begin(mask)
         self.plan.forget(mask)
-        if self.warm is not None:
-            self.warm = with_rows(self.warm, torch.from_numpy(rows).to(self.warm.device), 0)  # as at the first chunk
+        if self.predictions is not None:
+            index = torch.from_numpy(rows).to(self.predictions.device)
+            self.predictions = with_rows(self.predictions, index, torch.nan)
 
 
 def _replaced(old: Tensor, new: Tensor, rows: Tensor) -> Tensor:
@@ -184,8 +186,3 @@ def with_rows(x: Tensor, rows: Tensor | slice, value: Tensor | float) -> Tensor:
 def filled_up(x: Tensor, missing: int) -> Tensor:
     """x (N, ...) padded with copies of its first row to (N + missing, ...)."""
     return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
-
-
-def shifted(predictions: Tensor, steps: int) -> Tensor:
-    """A chunk's predictions (B, K, H, A) as guesses of the chunk `steps` later; its last action repeats."""
-    return torch.cat([predictions[:, :, steps:], predictions[:, :, -1:].expand(-1, -1, steps, -1)], dim=2)

@@ -87,19 +87,39 @@ class PolicyModel:
         """A context in which the network is in evaluation mode."""
         return evaluating(self.network)
 
-    def tensors(self, obs: Observation, batch: tuple[int, ...]) -> dict[str, Tensor]:
+    def tensors(self, obs: Observation, batch: tuple[int, ...], images: str = "uint8_hwc") -> dict[str, Tensor]:
         """The policy's keys of an observation, checked, on the CPU: (B, D), or (B, H, W, C) for images.
 
         Args:
             batch: (B,), or () for the observation of one environment, which gives B = 1.
+            images: the format of images, one of `asd_policy.policies.observations.IMAGES`.
 
         Raises:
-            ObservationError: naming the key that is missing, has a wrong shape, or is not finite.
+            ObservationError: naming the key that is missing, has a wrong shape or format, or is not finite.
         """
         shapes = self.config.obs_shapes
-        values = {key: checked(obs, key, (*batch, *shape), key in self.encoders) for key, shape in shapes.items()}
-        tensors = {key: value.view(-1, *shapes[key]) for key, value in values.items()}
+        values = {
+            key: checked(obs, key, (*batch, *shape), images if key in self.encoders else None)
+            for key, shape in shapes.items()
+        }
+        tensors = {key: value.reshape(-1, *shapes[key]) for key, value in values.items()}
         return with_steady_signs(tensors, self.config.quaternions)
+
+    def history(
+        self, observations: Sequence[Observation], batch: tuple[int, ...], images: str = "uint8_hwc"
+    ) -> list[dict[str, Tensor]]:
+        """The last n_obs_steps observations, oldest first, each as `tensors` returns it.
+
+        Args:
+            observations: the same, or fewer at the start of an episode: the first one then repeats.
+
+        Raises:
+            ObservationError: as `tensors`, and unless there are 1 to n_obs_steps observations.
+        """
+        if not 1 <= len(observations) <= self.config.n_obs_steps:
+            raise ObservationError(f"Got {len(observations)} observations; expected 1 to {self.config.n_obs_steps}.")
+        tensors = [self.tensors(obs, batch, images) for obs in observations]
+        return tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors
 
     def blank(self, batch_size: int) -> dict[str, Tensor]:
         """Observations of zeros, as `tensors` returns them."""
@@ -120,10 +140,7 @@ class PolicyModel:
             ObservationError: as `tensors`, and unless there are 1 to n_obs_steps observations.
             ConfigError: as `condition`.
         """
-        if not 1 <= len(history) <= self.config.n_obs_steps:
-            raise ObservationError(f"Got {len(history)} observations; expected 1 to {self.config.n_obs_steps}.")
-        tensors = [self.tensors(obs, ()) for obs in history]
-        return self.condition(tensors[:1] * (self.config.n_obs_steps - len(tensors)) + tensors)
+        return self.condition(self.history(history, ()))
 
     @torch.no_grad()
     def condition(self, history: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -141,19 +158,20 @@ class PolicyModel:
             )
 
     @torch.no_grad()
-    def executed(self, chunk: Tensor) -> Tensor:
-        """The executed part of chunks (N, H, A), unnormalised: (N, Ta, A)."""
+    def actions(self, chunk: Tensor, whole_horizon: bool = False) -> Tensor:
+        """The executed part of chunks (N, H, A), or all of them, unnormalised: (N, Ta, A), or (N, H, A)."""
         first = self.config.n_obs_steps - 1
-        return self.normalizer.unnormalize("action", chunk[:, first : first + self.config.n_action_steps])
+        part = slice(None) if whole_horizon else slice(first, first + self.config.n_action_steps)
+        return self.normalizer.unnormalize("action", chunk[:, part])
 
-    def env_actions(self, executed: Tensor) -> NDArray[np.float32]:
-        """Convert executed actions (N, Ta, A), on the CPU, to the environment's (N, Ta, A_env).
+    def env_actions(self, actions: Tensor) -> NDArray[np.float32]:
+        """Convert actions (N, T, A), on the CPU, to the environment's (N, T, A_env).
 
         Raises:
             NumericalError: if an action is not finite.
         """
         config = self.config
-        actions = to_env_actions(executed, config.action_parts)
+        actions = to_env_actions(actions, config.action_parts)
         if not bool(actions.isfinite().all()):
             bad = actions[~actions.isfinite()][:4].tolist()
             raise NumericalError(
