@@ -165,7 +165,7 @@ class TestSampling:
     def test_select_action_starts_warm(self):
         chunks = []
         for warm_start in (True, False):
-            made = small.policy("asd_diffusion", draft="reuse", warm_start=warm_start)
+            made = small.policy("asd_diffusion", warm_start=warm_start)
             torch.manual_seed(0)
             actions = [made.select_action(small.observation(step)) for step in range(8)]
             chunks.append(torch.stack(actions).view(2, 4, 2))
@@ -184,12 +184,12 @@ class TestSampling:
         torch.manual_seed(2)
         with torch.no_grad():
             y = stock.diffusion.generate_actions(step)
-        assert int(ours.asd.stats.rounds.max()) < 20
+        assert float(ours.asd.stats.rounds.float().mean()) < 16
         assert smallest_p(x, y) > ACCEPT
         assert largest_z(x, y) < 5
 
     def test_the_law_test_sees_another_chain(self):
-        stock, other = small.policy("diffusion"), small.policy("diffusion", num_inference_steps=4)
+        stock, other = small.policy("diffusion"), small.policy("diffusion", num_inference_steps=2)
         for made in (stock, other):
             made.load_state_dict(trained(draft="path").state_dict())
         step = small.history(*[small.observation(7)] * 2)
