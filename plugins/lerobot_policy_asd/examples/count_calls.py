@@ -2,8 +2,8 @@
 
     python count_calls.py --episodes 5 FOLDER [FOLDER ...]
 
-Each folder is a `pretrained_model`. A line for each tells the reward, the seconds of the evaluation, and the time and the
-sequential network calls of a batch of chunks. The episodes run side by side, as one batch.
+Each folder is a `pretrained_model`. A line for each tells the reward, the seconds of the evaluation, and the
+sequential network calls and the time of a batch of chunks. The episodes run side by side, as one batch.
 """
 
 import argparse
@@ -58,11 +58,11 @@ def evaluate(folder: Path, episodes: int, seed: int, steps: int) -> str:
     with torch.no_grad():
         told = eval_policy(env, policy, env_before, env_after, before, after, episodes, start_seed=seed)["aggregated"]
     env.close()
-    each = 1 / counted.chunks
+    calls, wall, cpu = (total / counted.chunks for total in (counted.calls, counted.seconds, counted.cpu_seconds))
     return (
         f"{config.type}: {episodes} episodes at once, mean best reward {told['avg_max_reward']:.3f}, "
-        f"{told['eval_s']:.1f} s; {counted.chunks} batches of chunks, each {counted.calls * each:.1f} sequential network "
-        f"calls, {1000 * counted.seconds * each:.0f} ms, {1000 * counted.cpu_seconds * each:.0f} ms of a CPU core"
+        f"{told['eval_s']:.1f} s; {counted.chunks} batches of chunks, each {calls:.1f} sequential network calls, "
+        f"{1000 * wall:.0f} ms, {1000 * cpu:.0f} ms of a CPU core"
     )
 
 

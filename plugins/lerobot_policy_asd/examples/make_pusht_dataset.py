@@ -9,11 +9,15 @@ and the corners of the T (16,), in pixels. An action (2,) is the position to whi
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gym_pusht  # noqa: F401  (registers the environment)
 import gymnasium
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
 
 FPS = 10
 GOAL = np.array([256.0, 256.0])
@@ -26,7 +30,7 @@ FEATURES = {
 }
 
 
-def pusher(block: np.ndarray, agent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def pusher(block: Vector, agent: Vector, rng: np.random.Generator) -> Vector:
     """The next target position (2,): behind the T as seen from its goal, or onwards through the T."""
     to_goal = GOAL - block
     distance = np.linalg.norm(to_goal)
@@ -40,11 +44,12 @@ def pusher(block: np.ndarray, agent: np.ndarray, rng: np.random.Generator) -> np
     else:
         target = agent + ahead * min(distance + 10.0, 40.0)
     step = target - agent
-    step *= min(1.0, 60.0 / max(np.linalg.norm(step), 1.0))
-    return np.clip(agent + step + rng.normal(0, 4, 2), 0, 512)
+    step *= 60.0 / max(float(np.linalg.norm(step)), 60.0)
+    action: Vector = np.clip(agent + step + rng.normal(0, 4, 2), 0, 512)
+    return action
 
 
-def episode(env: gymnasium.Env, seed: int) -> Iterator[tuple[dict[str, np.ndarray], float]]:
+def episode(env: Any, seed: int) -> Iterator[tuple[dict[str, NDArray[np.float32]], float]]:
     """The frames of one episode, each with the reward of its action."""
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
@@ -56,13 +61,13 @@ def episode(env: gymnasium.Env, seed: int) -> Iterator[tuple[dict[str, np.ndarra
             "action": action,
         }
         obs, reward, terminated, _, info = env.step(action)
-        yield frame, reward
+        yield frame, float(reward)
         if terminated:
             return
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the dataset; it must not exist")
     parser.add_argument("--episodes", type=int, default=50)
     arguments = parser.parse_args()

@@ -35,14 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lerobot-asd", description="Exact, fast sampling for lerobot's diffusion policy.")
+    parser = argparse.ArgumentParser(
+        prog="lerobot-asd", description="Exact, fast sampling for lerobot's diffusion policy."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     told = "write a folder that --policy.path= loads as asd_diffusion, with the same weights"
     convert = commands.add_parser("convert", help=told, description=told)
     convert.add_argument("folder", help="lerobot's folder of a diffusion policy, .../pretrained_model")
     convert.add_argument("out", help="the folder to write; it must not exist")
     convert.add_argument("--draft", default=SamplerFields.draft, help=f"{', '.join(DRAFTS)} (%(default)s)")
-    convert.add_argument("--window", default=str(SamplerFields.window), help="steps a round speculates, or all (%(default)s)")
+    convert.add_argument(
+        "--window", default=str(SamplerFields.window), help="steps a round speculates, or all (%(default)s)"
+    )
     convert.add_argument("--capture", default=SamplerFields.capture, help=f"{', '.join(CAPTURES)} (%(default)s)")
     convert.add_argument("--no-warm-start", action="store_true", help="guess nothing from the chunk before")
     convert.add_argument("--as-ddpm", action="store_true", help="sample a DDIM checkpoint by the DDPM of its betas")

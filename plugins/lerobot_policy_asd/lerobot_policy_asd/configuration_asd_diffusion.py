@@ -10,7 +10,7 @@ from lerobot_policy_asd.options import POLICY_TYPE, SamplerFields, check_chain
 
 @PreTrainedConfig.register_subclass(POLICY_TYPE)
 @dataclass
-class AsdDiffusionConfig(DiffusionConfig):
+class AsdDiffusionConfig(DiffusionConfig):  # type: ignore[misc]  # lerobot brings no types
     """lerobot's DiffusionConfig with the sampler's options. The network, training and normalisation are lerobot's.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import asdict
 
 import torch
@@ -13,18 +14,20 @@ from torch import Tensor
 from asd_policy import accelerate
 from asd_policy.errors import ObservationError
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
+from lerobot_policy_asd.options import POLICY_TYPE
 
 Batch = dict[str, Tensor]
 
 
-class AsdDiffusionPolicy(DiffusionPolicy):
+class AsdDiffusionPolicy(DiffusionPolicy):  # type: ignore[misc]  # lerobot brings no types
     """lerobot's DiffusionPolicy whose chunks come from the same law in few sequential network calls.
 
     Weights, training, normalisation and devices are lerobot's. `asd.stats` tells the cost of the last chunk.
     """
 
     config_class = AsdDiffusionConfig
-    name = "asd_diffusion"
+    name = POLICY_TYPE
+    _queues: dict[str, deque[Tensor]]
 
     @torch.no_grad()
     def select_action(self, batch: Batch, noise: Tensor | None = None) -> Tensor:
@@ -34,14 +37,12 @@ class AsdDiffusionPolicy(DiffusionPolicy):
             ObservationError: on a missing feature, or a batch of another size than the history's.
         """
         if self._accelerate():
-            action: Tensor = self.select_action(batch, noise=noise)  # the accelerated policy's
-            return action
+            return self.select_action(batch, noise=noise)  # which is another function now
         observed = self._remember(batch)
         if not self._queues[ACTION]:
             actions = super().predict_action_chunk(observed, noise=noise)
             self._queues[ACTION].extend(actions.transpose(0, 1))
-        action = self._queues[ACTION].popleft()
-        return action
+        return self._queues[ACTION].popleft()
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, noise: Tensor | None = None) -> Tensor:
@@ -56,8 +57,9 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         """
         self._accelerate()
         if self._one_step(batch):
-            return super().predict_action_chunk(self._remember(batch), noise=noise)
-        actions: Tensor = self.diffusion.generate_actions(self._joined(batch), noise=noise)
+            actions: Tensor = super().predict_action_chunk(self._remember(batch), noise=noise)
+        else:
+            actions = self.diffusion.generate_actions(self._joined(batch), noise=noise)
         return actions
 
     def _accelerate(self) -> bool:
@@ -107,5 +109,6 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         missing = [key for key in expected if key not in batch]
         if missing:
             raise ObservationError(
-                f"Observations lack {', '.join(missing)}; expected {', '.join(expected)}, got {', '.join(batch) or 'none'}."
+                f"Observations lack {', '.join(missing)}; expected {', '.join(expected)}, got "
+                f"{', '.join(batch) or 'none'}."
             )

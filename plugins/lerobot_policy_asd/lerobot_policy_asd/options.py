@@ -44,7 +44,7 @@ def check_chain(noise_scheduler_type: object) -> None:
     """Raise ConfigError unless the chain is a DDPM's, whose noise the speculation verifies."""
     if noise_scheduler_type != "DDPM":
         raise ConfigError(
-            f"noise_scheduler_type is {noise_scheduler_type!r}; expected 'DDPM'. A DDIM chain adds no noise, so there is "
-            "nothing to verify a guess against. The same weights can be sampled by the DDPM of the same betas: set "
+            f"noise_scheduler_type is {noise_scheduler_type!r}; expected 'DDPM'. A DDIM chain adds no noise, so there "
+            "is nothing to verify a guess against. The same weights can be sampled by the DDPM of the same betas: set "
             "noise_scheduler_type to 'DDPM' (convert does so with --as-ddpm). That is another chain than the file's."
         )

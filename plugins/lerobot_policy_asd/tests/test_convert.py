@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from asd_policy import load_policy
-from asd_policy.errors import CheckpointError, ConfigError, UnknownNameError
 from lerobot_policy_asd import convert as module
 from lerobot_policy_asd.__main__ import main
 from lerobot_policy_asd.convert import convert
 from lerobot_policy_asd.options import SamplerFields
 from safetensors.torch import load_file, save_file
+
+from asd_policy import load_policy
+from asd_policy.errors import CheckpointError, ConfigError, UnknownNameError
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "importers" / "golden" / "lerobot"
 """A folder that lerobot 0.6.1 wrote."""

@@ -11,8 +11,6 @@ pytest.importorskip("lerobot", reason="lerobot is not installed; it has an envir
 
 import small
 import torch
-from asd_policy import accelerate
-from asd_policy.errors import ConfigError, ObservationError, UnknownNameError
 from laws import ACCEPT, REJECT, largest_z, smallest_p
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -21,6 +19,8 @@ from lerobot_policy_asd.convert import convert
 from small import CAMERAS, STATES
 from torch import Tensor
 
+from asd_policy import accelerate
+from asd_policy.errors import ConfigError, ObservationError, UnknownNameError
 
 
 def chunk(made, batch: dict[str, Tensor], seed: int = 0, **arguments) -> Tensor:
@@ -72,7 +72,9 @@ class TestRegistration:
         assert done.stdout.strip().endswith("True")
 
     def test_processors_are_lerobot_s(self):
-        made = [make_pre_post_processors(small.config(kind), dataset_stats=None) for kind in ("diffusion", "asd_diffusion")]
+        made = [
+            make_pre_post_processors(small.config(kind), dataset_stats=None) for kind in ("diffusion", "asd_diffusion")
+        ]
         assert [[type(step) for step in pipeline.steps] for pipeline in made[0]] == [
             [type(step) for step in pipeline.steps] for pipeline in made[1]
         ]
@@ -123,7 +125,9 @@ class TestSameWeights:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
         assert ours.asd.stats.rounds.tolist() == [20, 20]
 
-    @pytest.mark.parametrize("changes", [{"prediction_type": "sample"}, {"num_inference_steps": 10}, {"n_obs_steps": 1}])
+    @pytest.mark.parametrize(
+        "changes", [{"prediction_type": "sample"}, {"num_inference_steps": 10}, {"n_obs_steps": 1}]
+    )
     def test_other_chains(self, changes):
         stock = small.policy("diffusion", **changes)
         ours = accelerate(small.policy("asd_diffusion", **changes), "ddpm")
