@@ -33,7 +33,7 @@ FEATURES = {
 def pusher(block: Vector, agent: Vector, rng: np.random.Generator) -> Vector:
     """The next target position (2,): behind the T as seen from its goal, or onwards through the T."""
     to_goal = GOAL - block
-    distance = np.linalg.norm(to_goal)
+    distance = float(np.linalg.norm(to_goal))
     ahead = to_goal / max(distance, 1.0)
     side = np.array([-ahead[1], ahead[0]])
     along, across = (agent - block) @ ahead, (agent - block) @ side
