@@ -34,7 +34,7 @@ def test_lerobot_finds_policy_and_processors_by_the_configuration_s_name():
 
 
 def test_dependencies_are_asd_policy_s_core_and_policy_and_lerobot_s_own_pins():
-    assert PROJECT["dependencies"] == ["asd-policy[policy]>=0.1", "lerobot>=0.4.4"]
+    assert PROJECT["dependencies"] == ["asd-policy[policy]>=0.1", "lerobot[diffusion]>=0.4.4"]
 
 
 def test_convert_needs_neither_lerobot_nor_anything_but_core_and_policy():

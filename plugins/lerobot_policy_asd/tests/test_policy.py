@@ -315,6 +315,7 @@ class TestHistory:
 class TestServer:
     def test_lerobot_s_asynchronous_server(self, tmp_path, monkeypatch):
         pytest.importorskip("grpc", reason="lerobot's asynchronous server needs grpcio")
+        monkeypatch.chdir(tmp_path)  # the server writes a folder of logs when it is imported
         import pickle
         from types import SimpleNamespace
 
