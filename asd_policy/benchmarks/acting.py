@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from asd_policy.benchmarks.work import chunk_range
 from asd_policy.errors import DataError
-from asd_policy.policies.diffusion import ChunkStats, DiffusionPolicy
+from asd_policy.policies.chunk import ChunkStats
+from asd_policy.policies.diffusion import DiffusionPolicy
 
 SQUARE_OBSERVATIONS = Path(__file__).parent / "data" / "square_observations.npz"
 """Observations recorded along three episodes of the shipped Square policy."""

@@ -13,7 +13,7 @@ from asd_policy.benchmarks.gpu_table import GpuRow
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.benchmarks.work import round_cost
 from asd_policy.core import AsdSampler
-from asd_policy.policies.diffusion import ChunkStats
+from asd_policy.policies.chunk import ChunkStats
 
 TURNS = 20  # turns in which the chunks of a sampler are timed
 TURN_SECONDS = 0.15  # seconds of a sampler in one turn, at most; one chunk may take longer

@@ -115,8 +115,8 @@ def with_round_cost(timing: Timing, sampler: Sampler, draw: Draw, conds: Sequenc
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
     """Bytes of a sampler's tensors for conditions `cond` (B, ...): the noise tape, the state and the draft's memory."""
-    chain = sampler.chain(len(cond), cond, None)
-    leaves = pytree.tree_leaves((chain, begin(chain, sampler.draft)))
+    batch = sampler.batch(len(cond), cond, None)
+    leaves = pytree.tree_leaves((batch, begin(batch, sampler.draft)))
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
 

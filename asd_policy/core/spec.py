@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.chain import Chain
 from asd_policy.core.denoiser import Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise
-from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
 from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
@@ -86,7 +86,7 @@ class SamplerSpec(Protocol):
     def build(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> Sampler:
