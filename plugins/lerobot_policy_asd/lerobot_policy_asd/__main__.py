@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         fields = SamplerFields(chosen.draft, _window(chosen.window), chosen.capture, not chosen.no_warm_start)
         files = convert(chosen.folder, chosen.out, fields, chosen.as_ddpm)
-    except AsdPolicyError as error:
+    except (AsdPolicyError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{chosen.out}: {', '.join(files)}")

@@ -34,10 +34,12 @@ class AsdDiffusionPolicy(DiffusionPolicy):  # type: ignore[misc]  # lerobot brin
         """The next action (B, A). The observations are of one step: state (B, D), images (B, C, H, W).
 
         Raises:
-            ObservationError: on a missing feature, or a batch of another size than the history's.
+            ObservationError: on a missing feature, a whole history, or a batch of another size than the history's.
         """
         if self._accelerate():
             return self.select_action(batch, noise=noise)  # which is another function now
+        if not self._one_step(batch):
+            raise ObservationError(f"{OBS_STATE} has shape {tuple(batch[OBS_STATE].shape)}; expected one step, (B, D).")
         observed = self._remember(batch)
         if not self._queues[ACTION]:
             actions = super().predict_action_chunk(observed, noise=noise)
@@ -53,7 +55,8 @@ class AsdDiffusionPolicy(DiffusionPolicy):  # type: ignore[misc]  # lerobot brin
         themselves and leave the history alone.
 
         Raises:
-            ObservationError: as `select_action`.
+            ObservationError: on a missing feature, a history of another length, or a batch of another size than the
+                history's.
         """
         self._accelerate()
         if self._one_step(batch):
@@ -97,7 +100,6 @@ class AsdDiffusionPolicy(DiffusionPolicy):  # type: ignore[misc]  # lerobot brin
 
     def _joined(self, batch: Batch) -> Batch:
         """The observations that the network uses, with the images of all cameras in one tensor (..., N, C, H, W)."""
-        self._check_present(batch)
         observed = {key: batch[key] for key in (OBS_STATE, OBS_ENV_STATE) if key in self._queues}
         if self.config.image_features:
             observed[OBS_IMAGES] = torch.stack([batch[key] for key in self.config.image_features], dim=-4)

@@ -307,6 +307,8 @@ class TestHistory:
         ours = small.policy("asd_diffusion")
         with pytest.raises(ObservationError, match=r"shape \(1, 3, 2\); expected \(B, D\) or a history \(B, 2, D\)"):
             ours.predict_action_chunk(small.history(*[small.observation()] * 3))
+        with pytest.raises(ObservationError, match=r"shape \(1, 2, 2\); expected one step"):
+            ours.select_action(small.history(*[small.observation()] * 2))
         ours.predict_action_chunk(small.observation(batch=2))
         with pytest.raises(ObservationError, match=r"shape \(1, 2\); expected \(2, 2\), as in the history"):
             ours.predict_action_chunk(small.observation(batch=1))
