@@ -35,6 +35,9 @@ SIDECAR = "asd_policy.json"
 KEYS = {"observation.state": "state", "observation.environment_state": "environment_state"}
 """lerobot's feature -> our observation key, in the order of the condition. Images come between the two."""
 
+TYPES = ("diffusion", "asd_diffusion")
+"""lerobot's name of its diffusion policy, and of the plug-in's with the same weights."""
+
 IMAGES = "observation.image"
 """The prefix of image features in lerobot. Our observation keys are their last parts."""
 
@@ -107,7 +110,7 @@ def read(path: Path) -> Checkpoint:
     """
     where = str(path)
     config = read_json(path / CONFIG)
-    if config.get("type", "diffusion") != "diffusion":
+    if config.get("type", "diffusion") not in TYPES:
         raise CheckpointError(f"{where} holds a lerobot policy of type {config['type']!r}; expected 'diffusion'.")
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
     check_count(features, where)
