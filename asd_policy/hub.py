@@ -203,13 +203,15 @@ def fetch(
 def pinned(text: str) -> str:
     """A hub id with its present commit ("user/name@commit"), so that it names the same files later.
 
-    A text that names a file or folder on disk, or is no hub id, is returned unchanged.
-
-    Raises:
-        HubError: as `open_snapshot`.
+    Any other text is returned unchanged: a file or folder on disk, or a repository that cannot be found.
     """
     hub_id = None if Path(text).exists() else HubId.parse(text)
-    return text if hub_id is None else str(HubId(hub_id.repo, open_snapshot(hub_id).commit))
+    if hub_id is None:
+        return text
+    try:
+        return str(HubId(hub_id.repo, open_snapshot(hub_id).commit))
+    except HubError:
+        return text
 
 
 def _cached(

@@ -1,4 +1,4 @@
-"""The shipped Square policy in robomimic's own rollouts, with robomimic's loop and with `accelerate`, on equal episodes.
+"""The shipped Square policy in robomimic's own rollouts, by its loop and by `accelerate`, on equal episodes.
 
     pip install 'asd-policy[sim,policy]' praxis-robomimic==0.5.0
     python examples/robomimic_rollout.py --episodes 20 --out results/robomimic.jsonl

@@ -2,12 +2,13 @@
 
     asd-policy calibrate square
     asd-policy calibrate square --sampler asd:path:auto:cuda_graph --device cuda
+    asd-policy calibrate checkpoints/mine --data user/my_robot
     asd-policy calibrate square --guess
     asd-policy calibrate square --guess --data data/square.zarr
 
-Observations are recorded along episodes of the checkpoint's environment. The windows are valid only for the weights,
-batch size, device, number of threads, draft and capture of the measurement. The first guess is valid for the weights,
-on every device.
+Observations are recorded along episodes of the checkpoint's environment, or taken from demonstrations. The windows are
+valid only for the weights, batch size, device, number of threads, draft and capture of the measurement. The first guess
+is valid for the weights, on every device.
 """
 
 from contextlib import closing
@@ -36,6 +37,7 @@ from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.guess import MIN_CONDITIONS, fit_guess
 from asd_policy.policies.guess_file import save_guess
 from asd_policy.policies.guess_targets import drawn_chunks
+from asd_policy.policies.observations import Observation
 from asd_policy.threads import check_threads
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.first_guess import conditions
@@ -49,17 +51,18 @@ class Arguments:
     """What to calibrate, and how."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Folder with config.json and model.safetensors, where the windows or the first guess are saved."""
+    """Folder with config.json and model.safetensors, or a Hugging Face hub id. The windows or the first guess are saved
+    in the folder, or in the cache of the hub."""
     guess: bool = False
     """Fit the first guess, and leave the windows as they are."""
     data: Path | None = None
-    """With --guess: take the observations of these demonstrations (a store, or a robomimic HDF5 file), evenly spaced,
-    instead of recording episodes."""
+    """Demonstrations to take the observations from, in any format of `asd-policy train`, for a robot without a
+    simulator. By default they are recorded."""
     sampler: str = "asd:path:auto"
     """The sampler of the windows, as asd:DRAFT:auto[:CAPTURE]."""
     observations: int | None = None
-    """Observations to record: by default 32 for windows, whose acceptance is measured on one chunk each, and 10000 for
-    a guess."""
+    """Observations to record or take: by default 32 for windows, whose acceptance is measured on one chunk each, and
+    10000 for a guess."""
     seed: int = 200000
     """Seed of the first episode along which observations are recorded, and of the fit of a guess."""
     batch_size: int = 1
@@ -80,32 +83,38 @@ def main(arguments: Arguments) -> int:
     import_modules(arguments.modules)
     if arguments.guess:
         return calibrate_guess(arguments, console)
-    if arguments.data is not None:
-        raise ConfigError(f"Got --data {arguments.data} without --guess: windows are measured along episodes.")
     spec = parse_sampler(arguments.sampler)
     if not (isinstance(spec, Asd) and spec.is_automatic):
         raise ConfigError(
             f"--sampler is {arguments.sampler}; expected asd:DRAFT:auto[:CAPTURE]: no other has windows to choose."
         )
-    observations = OBSERVATIONS if arguments.observations is None else arguments.observations
-    if not 1 <= arguments.batch_size <= observations:
+    count = OBSERVATIONS if arguments.observations is None else arguments.observations
+    if not 1 <= arguments.batch_size <= count:
         raise ConfigError(
-            f"Got --batch-size {arguments.batch_size} and --observations {observations}; expected at least "
+            f"Got --batch-size {arguments.batch_size} and --observations {count}; expected at least "
             "1, and no fewer observations than the batch size."
         )
     checkpoint = find_checkpoint(arguments.checkpoint)
     recording = load_policy(checkpoint, device=arguments.device, draft="path", window=None)
     policy = recording.with_sampler(spec)
-    settings = run_settings(arguments.device, arguments.threads)
-    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
-        recorded = counter(shown, "recording observations", observations)
-        histories = record_histories(recording, env, observations, arguments.seed, recorded)
+    observations = observations_of(arguments, recording, count, console)
     with console.status(f"calibrating {arguments.sampler}"):
-        calibration = policy.calibrate(histories.latest, arguments.batch_size)
+        calibration = policy.calibrate(observations, arguments.batch_size)
     console.print(table(calibration))
     console.print(f"windows by denoising step (0 is the noisiest): {stretches(calibration.windows)}", soft_wrap=True)
     console.print(f"Kept in {windows_file(checkpoint)}", soft_wrap=True)
     return COMPLETE
+
+
+def observations_of(arguments: Arguments, policy: DiffusionPolicy, count: int, console: Console) -> list[Observation]:
+    """Observations recorded along episodes, or taken from demonstrations."""
+    if arguments.data is not None:
+        demonstrations = Demonstrations.read(arguments.data, obs_keys=tuple(policy.config.obs_keys))
+        return list(demonstrations.observations(count))
+    settings = run_settings(arguments.device, arguments.threads)
+    with progress(console) as shown, closing(task_env(policy.config, settings, modules=arguments.modules)()) as env:
+        recorded = counter(shown, "recording observations", count)
+        return record_histories(policy, env, count, arguments.seed, recorded).latest
 
 
 def calibrate_guess(arguments: Arguments, console: Console) -> int:

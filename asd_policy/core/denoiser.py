@@ -85,7 +85,7 @@ class NetworkDenoiser(nn.Module):
 
     def check_timesteps(self, timesteps: Tensor) -> None:
         """Raise ConfigError if the denoiser cannot be told one of the timesteps (K,), on the CPU."""
-        usable = torch.stack(self.weights(timesteps)).isfinite().all(dim=0)
+        usable = torch.stack([*self.weights(timesteps), self.network_time(timesteps)]).isfinite().all(dim=0)
         if not bool(usable.all()):
             raise ConfigError(
                 f"At the times {timesteps[~usable].tolist()!s:.80} the output of a {type(self).__name__}'s network "

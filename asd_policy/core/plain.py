@@ -19,7 +19,7 @@ from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound, Steps, chain_steps, ddim_steps
-from asd_policy.core.spec import label_of, read_count, read_words
+from asd_policy.core.spec import label_of, options_word, read_count, read_words
 from asd_policy.core.transfer import moved
 
 
@@ -185,13 +185,11 @@ class Ddim:
     @property
     def label(self) -> str:
         """As `SamplerSpec.label`. Options without a form on the command line follow after commas."""
-        others = {
-            "eta": self.eta or None,
-            "use_clipped_model_output": self.use_clipped_model_output,
-            "set_alpha_to_one": self.set_alpha_to_one,
-        }
-        told = [f",{name}={value}" for name, value in others.items() if value is not None]
-        return label_of(self, str(self.num_steps)) + "".join(told)
+        return label_of(self, str(self.num_steps)) + options_word(
+            eta=self.eta or None,
+            use_clipped_model_output=self.use_clipped_model_output,
+            set_alpha_to_one=self.set_alpha_to_one,
+        )
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:

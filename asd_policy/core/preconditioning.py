@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asd_policy.core.checks import as_positive
 from asd_policy.core.denoiser import Network, NetworkDenoiser
+from asd_policy.core.paths import GaussianPath
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError
+from asd_policy.plugins import check_members
 
 
 class SigmaDenoiser(NetworkDenoiser):
@@ -35,6 +38,22 @@ class SigmaDenoiser(NetworkDenoiser):
 
     def scale(self, t: Tensor) -> Tensor:
         return (self.sigma(t) ** 2 + 1).rsqrt()
+
+    def timesteps(self, sigmas: Tensor) -> Tensor:
+        """The timesteps (K,) at which the noise levels are `sigmas` (K,): the inverse of `sigma`, on the CPU.
+
+        Raises:
+            ConfigError: on a level outside those of the training timesteps.
+        """
+        table, levels = self.sigmas.double().cpu(), sigmas.double().cpu()
+        if not bool(((levels >= table[0]) & (levels <= table[-1])).all()):
+            raise ConfigError(
+                f"The noise levels are {levels.tolist()!s:.80}; expected {float(table[0]):.4g} to "
+                f"{float(table[-1]):.4g}, those of the schedule's training timesteps."
+            )
+        high = torch.searchsorted(table, levels).clamp(min=1)
+        below, above = table[high - 1], table[high]
+        return high - 1 + (levels - below) / (above - below)
 
     def check_timesteps(self, timesteps: Tensor) -> None:
         last = len(self.sigmas) - 1
@@ -63,3 +82,55 @@ class SigmaVDenoiser(SigmaDenoiser):
 
 SIGMA_DENOISERS = {"epsilon": SigmaEpsilonDenoiser, "v_prediction": SigmaVDenoiser}
 """diffusers' `prediction_type` -> class of denoisers on samples x* + sigma eps."""
+
+
+class EdmDenoiser(NetworkDenoiser):
+    """EDM's preconditioning at noise level t = sigma (Karras et al. 2022, https://arxiv.org/abs/2206.00364, Table 1).
+
+    c_skip = d^2 / (sigma^2 + d^2), c_out = sigma d / sqrt(sigma^2 + d^2), c_in = 1 / sqrt(sigma^2 + d^2) and
+    c_noise = ln(sigma) / 4, with d = sigma_data, the data's standard deviation.
+    """
+
+    def __init__(self, net: Network, sigma_data: float = 0.5, clip: float | None = None):
+        super().__init__(net, clip)
+        self.sigma_data = as_positive(sigma_data, "sigma_data")
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        variance = t**2 + self.sigma_data**2
+        return self.sigma_data**2 / variance, self.sigma_data * t * variance.rsqrt()
+
+    def scale(self, t: Tensor) -> Tensor:
+        return (t**2 + self.sigma_data**2).rsqrt()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t.log() / 4
+
+
+class ScoreDenoiser(NetworkDenoiser):
+    """A network that predicts the score at x_t = alpha x* + sigma eps: x0 = (x + sigma^2 score) / alpha."""
+
+    def __init__(self, net: Network, path: GaussianPath, clip: float | None = None):
+        super().__init__(net, clip)
+        check_members("path", path, GaussianPath)
+        self.path = path
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, _, _ = self.path.levels(t)
+        return 1 / alpha, sigma**2 / alpha
+
+
+class VelocityDenoiser(NetworkDenoiser):
+    """A network that predicts the velocity dx_t/dt = alpha' x* + sigma' eps of a path, as in flow matching.
+
+    x0 = (sigma' x - sigma v) / (alpha sigma' - sigma alpha'), which is x - t v for x_t = (1 - t) x* + t eps.
+    """
+
+    def __init__(self, net: Network, path: GaussianPath, clip: float | None = None):
+        super().__init__(net, clip)
+        check_members("path", path, GaussianPath)
+        self.path = path
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, alpha_rate, sigma_rate = self.path.levels(t)
+        determinant = alpha * sigma_rate - sigma * alpha_rate
+        return sigma_rate / determinant, -sigma / determinant

@@ -14,6 +14,7 @@ from asd_policy.core.calibration import Calibration, calibrate
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.chain import Chain, as_chain
+from asd_policy.core.chains.ddim import as_schedule, check_noisy, ddim_chain, unclipped_ddim
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
 from asd_policy.core.denoiser import Denoiser, check_timesteps, device_of, prepare
 from asd_policy.core.drafts import make_draft
@@ -21,7 +22,7 @@ from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.draws import Drawn, Draws, SampleStats
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.sequential import OnRound
-from asd_policy.core.spec import label_of, object_word, read_window, read_words, window_word
+from asd_policy.core.spec import label_of, object_word, options_word, read_window, read_words, window_word
 from asd_policy.core.speculative import Batch, begin
 from asd_policy.core.transfer import moved
 from asd_policy.core.window import Window, WindowTable, as_windows, shortened
@@ -204,11 +205,22 @@ def _table(window: Window, num_steps: int) -> WindowTable | None:
 
 @dataclass(frozen=True)
 class Asd:
-    """The spec of an `AsdSampler`: exact, in few rounds."""
+    """The spec of an `AsdSampler`: exact, in few rounds.
+
+    Attributes:
+        eta: None for the law of the DDPM; a positive number for that of the DDIM with this eta, and with the other
+            options. Sampler "ddim" draws with eta = 0.
+        num_steps: of that DDIM; None takes the schedule's own.
+        use_clipped_model_output, set_alpha_to_one: as in `Ddim`; they matter with eta alone.
+    """
 
     draft: str | Draft = "path"
     window: Window = 24
     capture: str | Capture = "eager"
+    num_steps: int | None = None
+    eta: float | None = None
+    use_clipped_model_output: bool | None = None
+    set_alpha_to_one: bool | None = None
 
     name: ClassVar[str] = "asd"
     form: ClassVar[str] = "asd[:DRAFT[:WINDOW[:CAPTURE]]]"
@@ -216,11 +228,30 @@ class Asd:
     def __post_init__(self) -> None:
         make_draft(self.draft)  # both raise ConfigError if they cannot be made
         make_capture(self.capture)
+        if self.eta is not None:
+            check_noisy(self.eta)
+        elif self.num_steps is not None:
+            raise ConfigError(
+                f"num_steps is {self.num_steps!r} without eta: the DDPM has as many steps as its schedule. Expected "
+                "eta too, for the law of a DDIM of that many steps."
+            )
 
     @property
     def label(self) -> str:
-        """As `SamplerSpec.label`."""
-        return label_of(self, object_word(self.draft), window_word(self.window))
+        """As `SamplerSpec.label`. Options without a form on the command line follow after commas."""
+        return label_of(self, object_word(self.draft), window_word(self.window)) + self.ddim_word
+
+    @property
+    def ddim_word(self) -> str:
+        """The options of the DDIM as text; empty for the DDPM."""
+        if self.eta is None:
+            return ""
+        return options_word(
+            num_steps=self.num_steps,
+            eta=self.eta,
+            use_clipped_model_output=self.use_clipped_model_output,
+            set_alpha_to_one=self.set_alpha_to_one,
+        )
 
     @property
     def is_automatic(self) -> bool:
@@ -240,4 +271,9 @@ class Asd:
         device: torch.device | str | None = None,
     ) -> AsdSampler:
         """As `SamplerSpec.build`."""
+        if self.eta is not None:
+            num_steps = schedule.num_steps if self.num_steps is None else self.num_steps
+            ddim = as_schedule(schedule), num_steps, self.eta, self.set_alpha_to_one is not False
+            denoiser = unclipped_ddim(denoiser, *ddim) if self.use_clipped_model_output is False else denoiser
+            schedule = ddim_chain(*ddim)
         return AsdSampler(denoiser, schedule, event_shape, self.draft, self.window, self.capture, device)

@@ -104,8 +104,8 @@ class SamplerOptions(TypedDict, total=False):
     draft: str | Draft
     window: Window
     capture: str | Capture
-    num_steps: int
-    eta: float
+    num_steps: int | None
+    eta: float | None
     use_clipped_model_output: bool | None
     set_alpha_to_one: bool | None
 
@@ -164,3 +164,8 @@ def label_of(spec: SamplerSpec, *words: str) -> str:
     """The name, the words and the capture unless it is "eager", joined by colons."""
     capture = object_word(spec.capture)
     return ":".join([spec.name, *words, *([] if capture == "eager" else [capture])])
+
+
+def options_word(**options: object) -> str:
+    """The options that are not None and have no form on the command line, as ",name=value" each."""
+    return "".join(f",{name}={value}" for name, value in options.items() if value is not None)

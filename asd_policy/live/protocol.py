@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from torch import nn
 
+from asd_policy.live.network import unwrapped
 from asd_policy.live.sampling import LiveSampler
 
 
@@ -59,9 +60,9 @@ def has(value: Any, *names: str) -> bool:
 
 
 def parameters_of(function: Any) -> frozenset[str]:
-    """Names of the parameters of a function or module's `forward`; empty if it has no signature."""
+    """Names of the parameters of a function, or of a module's `forward` inside wrappers; empty if it has none."""
     if isinstance(function, nn.Module):
-        function = function.forward
+        function = unwrapped(function).forward
     try:
         found = signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -414,7 +414,7 @@ class DiffusionPolicy:
     def _calibrated(self, spec: Asd, batch_size: int) -> Calibrated:
         """The settings for which windows measured now are valid."""
         model, weights = self._model, hash_of(self._model.modules)
-        draft, capture = plug_in_name(spec.draft), plug_in_name(spec.capture)
+        draft, capture = plug_in_name(spec.draft) + spec.ddim_word, plug_in_name(spec.capture)
         return Calibrated(weights, batch_size, model.device, model.dtype, draft, capture)
 
     def _use_calibrated_windows(self, batch_size: int) -> None:
@@ -446,7 +446,8 @@ def make_policy(
             them in memory.
         guess: a learned first guess for sampler="asd", from `fit_guess` or `load_guess`; None starts without one.
         options: sampler options. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's.
+            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's. asd takes
+            them too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
         ConfigError: on an unknown sampler or option, a device that this machine lacks, or a guess of other sizes.

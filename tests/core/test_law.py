@@ -196,22 +196,27 @@ def test_control_gains_that_are_pooled_over_later_steps_too(monkeypatch):
 
 
 def test_a_gain_pools_the_evidence_of_the_steps_up_to_its_own():
-    """Where the prediction is linear in the state, the gain is its slope; evidence of a later step changes nothing."""
+    """Where the prediction is linear in the state, gains approach its slopes; later steps' evidence changes nothing."""
     generator = torch.Generator().manual_seed(0)
-    dy = torch.randn(2, 20, 4, 3, generator=generator)
+    dy = torch.randn(2, 50, 4, 3, generator=generator)
     slope = torch.rand(4, 3, generator=generator)
-    evidence = secant_evidence(0.3 * dy, dy)
-    step = torch.arange(20).expand(2, 20)
-    torch.testing.assert_close(pooled_gain(*evidence, step), torch.full_like(dy, 0.3))
+    evidence = secant_evidence(slope * dy, dy)
+    step = torch.arange(50).expand(2, 50)
+    gain = pooled_gain(*evidence, step)
+    prior = pooled_gain(*(torch.zeros_like(value) for value in evidence), step)
+    torch.testing.assert_close(prior[0, :, 0, 0], 0.3 * (torch.arange(50) / 50) ** 2)
 
-    gain = pooled_gain(*secant_evidence(slope * dy, dy), step)
-    common = (slope * dy.square()).sum((2, 3)) / dy.square().sum((2, 3))
-    assert (gain - slope).abs().mean() < 0.7 * (common[..., None, None] - slope).abs().mean()  # each element's own
+    def error(gain: Tensor) -> float:
+        return float((gain - slope)[:, 25:].abs().mean())
 
-    for k in range(20):
-        later = torch.arange(20) > k
+    assert error(gain) < 0.5 * error(prior)
+    alone = (torch.where(torch.arange(50)[:, None, None] % 7 == 0, value, 0) for value in evidence)
+    assert error(gain) < 0.7 * error(pooled_gain(*alone, step))  # more steps tell more
+
+    for k in range(50):
+        later = torch.arange(50) > k
         changed = (torch.where(later[:, None, None], 7.0, value) for value in evidence)
-        torch.testing.assert_close(pooled_gain(*changed, step)[:, : k + 1], pooled_gain(*evidence, step)[:, : k + 1])
+        torch.testing.assert_close(pooled_gain(*changed, step)[:, : k + 1], gain[:, : k + 1])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1e18, 3e19, float("inf"), float("nan")])
@@ -223,4 +228,4 @@ def test_a_displacement_that_tells_nothing_leaves_gains_finite(size):
         dx0[:, 0] = 0.5
         gain = pooled_gain(*secant_evidence(dx0, dy), torch.arange(3).unsqueeze(0))
         assert ((gain >= 0) & (gain <= 1.5)).all()
-        torch.testing.assert_close(gain[:, 0], torch.full((1, 2), 0.5))
+        torch.testing.assert_close(gain[:, 0], torch.full((1, 2), 0.5 / 2.5))  # one pair against the prior

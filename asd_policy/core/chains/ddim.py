@@ -117,7 +117,7 @@ def _abar_next(strided: Schedule, set_alpha_to_one: bool) -> Tensor:
 
 
 def as_schedule(chain: Chain) -> Schedule:
-    """The chain as a Schedule, which DDIM strides. Raises ConfigError if it is another chain."""
+    """The chain as a Schedule, whose training timesteps DDIM strides. Raises ConfigError if it is another chain."""
     if not isinstance(chain, Schedule):
         raise ConfigError(f"DDIM strides the timesteps of a Schedule; got a {type(chain).__name__}.")
     return chain

@@ -23,7 +23,7 @@ class PathMemory(NamedTuple):
 
     x0: Tensor  # (B, K, *E) the prediction; steps that no window has reached hold the farthest one
     y: Tensor  # (B, K, *E) the state it was made at
-    numerator: Tensor  # (B, K, *E) how the prediction follows its state: `secant_evidence`, 0 before two evaluations
+    numerator: Tensor  # (B, K, *E) how the prediction follows its state: `secant_evidence`; 0 before two evaluations
     denominator: Tensor  # (B, K, *E)
     evaluated: Tensor  # (B, K) bool, whether x0 and y are of the step itself, from the last round
 
@@ -31,20 +31,23 @@ class PathMemory(NamedTuple):
 class PathDraft:
     """The kept prediction of each step, corrected for how its state has moved: X_k + g (y - y_k).
 
-    The gain g, one for each element of the event, is pooled over the steps up to k that were evaluated twice.
+    The gain g, one for each element of the event, is pooled over the steps up to k that were evaluated twice. A warm
+    start is averaged over the steps: an earlier draw's predictions at different steps are noisy views of one mean.
     A chain keeps four tensors (K, *E) of float32: 0.17 MiB for K = 100 and a chunk of 16 x 7.
     """
 
     calls = 1
 
     def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> PathMemory:
-        zeros = torch.zeros_like(start).unsqueeze(1).repeat_interleave(num_steps, dim=1)
+        guess = torch.zeros_like(start) if warm is None else warm.mean(dim=1)
+        x0 = guess.unsqueeze(1).repeat_interleave(num_steps, dim=1)
+        zeros = torch.zeros_like(x0)
         return PathMemory(
-            x0=zeros.clone() if warm is None else warm.clone(),
+            x0=x0,
             y=zeros,
             numerator=zeros.clone(),  # a capture changes each in place
             denominator=zeros.clone(),
-            evaluated=torch.zeros(zeros.shape[:2], dtype=torch.bool, device=zeros.device),
+            evaluated=torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device),
         )
 
     def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
