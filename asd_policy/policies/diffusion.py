@@ -31,7 +31,7 @@ from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.policies.chunk import Chunk, ChunkStats, check_warm, warm_start
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.episodes import Episodes, History, as_seeds, filled_up, with_rows
-from asd_policy.policies.guess import ChunkGuess, guessed_start
+from asd_policy.policies.guess import ChunkGuess, fitting, guessed_start
 from asd_policy.policies.model import PolicyModel
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import Observation, batch_size_of, check_image_format
@@ -450,8 +450,9 @@ def make_policy(
             them too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
-        ConfigError: on an unknown sampler or option, or a device that this machine lacks.
+        ConfigError: on an unknown sampler or option, a device that this machine lacks, or a guess of other sizes.
     """
     model, spec = PolicyModel(network, normalizer, config, device, dtype, encoders), as_spec(sampler, **options)
-    guess = None if guess is None else guess.to(model.device)
+    if guess is not None:
+        guess = fitting(guess, config.global_cond_dim, model.event_shape).to(model.device)
     return DiffusionPolicy(model, build_sampler(model, spec), spec, WindowsFile(windows_file), guess)

@@ -350,6 +350,20 @@ def test_the_fingerprint_includes_the_guess(guessed):
     assert fingerprint(guessed) == fingerprint(guessed, guess=False) == without
 
 
+@pytest.mark.parametrize(
+    ("guess", "told"),
+    [
+        (ChunkGuess(5, EVENT), r"conditions of 5 and chunks \(16, 2\); the policy has 6 and \(16, 2\)"),
+        (ChunkGuess(D, (8, 2)), r"chunks \(8, 2\); the policy has 6"),
+        (lambda cond: cond, "guess is a function; expected a ChunkGuess"),
+    ],
+)
+def test_a_guess_in_memory_that_does_not_fit_is_refused(checkpoint, guess, told):
+    policy = load_policy(checkpoint)
+    with pytest.raises(ConfigError, match=told):
+        make_policy(policy.network, policy.normalizer, policy.config, guess=guess)
+
+
 def test_a_guess_of_another_size_is_refused(guessed):
     policy = load_policy(guessed)
     config = replace(policy.config, horizon=8, n_action_steps=4)
