@@ -36,6 +36,10 @@ class DataError(AsdPolicyError):
     """A data file, such as demonstrations or results, that is missing, damaged, or does not fit the request."""
 
 
+class HubError(AsdPolicyError):
+    """A repository of the Hugging Face hub that cannot be found or downloaded."""
+
+
 class ObservationError(AsdPolicyError, ValueError):
     """An observation with a missing key, a wrong shape, or values that are not finite."""
 

@@ -71,3 +71,15 @@ def test_code_of_the_contributors_page(capsys, monkeypatch):
         assert TASKS["lift"].env_id == "elsewhere/Lift-v0"
     finally:
         TASKS.pop("lift", None)
+
+
+def test_code_of_the_page_on_chains(capsys):
+    example, families = blocks(ROOT / "docs" / "chains.md", "python")
+    exec(compile(example, "chains.md", "exec"), {})
+    rounds = [int(word) for word in re.findall(r"\d+", capsys.readouterr().out)]
+    assert len(rounds) == 8
+    assert all(1 <= count < 50 for count in rounds)
+    assert "STEPS, COUNT = 20, 24\n" in families
+    exec(compile(families.replace("STEPS, COUNT = 20, 24", "STEPS, COUNT = 4, 2"), "chains.md", "exec"), {})
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == re.findall(r"^\| ([^|]+?) \| [\d.]+ ± ", (ROOT / "docs" / "chains.md").read_text(), re.MULTILINE)

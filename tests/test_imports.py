@@ -13,7 +13,7 @@ OURS = {"asd_policy", "envs", "scripts", "tests"}
 
 LEAVES = {
     f"asd_policy.{name}"
-    for name in ("checks", "errors", "files", "interrupt", "jsonl", "plugins", "records", "threads")
+    for name in ("checks", "errors", "files", "hub", "interrupt", "jsonl", "plugins", "records", "threads")
 }
 """Modules that know nothing of diffusion or robots."""
 BELOW = {

@@ -75,9 +75,9 @@ def round_alone(policy: DiffusionPolicy, cond: Tensor) -> Repeated:
     """One round of the policy's speculative sampler at its first window; cond (B, ...)."""
     sampler, parts = policy.sampler, _parts(policy.device)
     assert isinstance(sampler, AsdSampler)
-    chain = sampler.chain(len(cond), cond, torch.Generator().manual_seed(0))
-    state, window, draft = begin(chain, sampler.draft), sampler.windows_run()[0], sampler.draft
-    return Repeated(lambda: speculative_round(chain, draft, state, window, parts), policy.device)
+    batch = sampler.batch(len(cond), cond, torch.Generator().manual_seed(0))
+    state, window, draft = begin(batch, sampler.draft), sampler.windows_run()[0], sampler.draft
+    return Repeated(lambda: speculative_round(batch, draft, state, window, parts), policy.device)
 
 
 def _parts(device: torch.device) -> Parts:

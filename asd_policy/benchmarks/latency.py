@@ -52,8 +52,8 @@ def loop_draw(loop: DiffusersLoop) -> Draw:
 
 
 def sampler_draw(policy: DiffusionPolicy) -> Draw:
-    """A policy's own sampler, without a warm start."""
-    return lambda cond, generator: policy.sampler.draw(1, cond, [generator]).stats
+    """A policy's own sampler, from the learned first guess if it has one, without an earlier chunk."""
+    return lambda cond, generator: policy.sampler.draw(1, cond, [generator], policy.first_guess(cond)).stats
 
 
 def time_in_turn(draws: Mapping[str, Draw], conds: Sequence[Tensor], done: Callable[[], object]) -> list[Timing]:
@@ -115,8 +115,8 @@ def with_round_cost(timing: Timing, sampler: Sampler, draw: Draw, conds: Sequenc
 
 def buffer_bytes(sampler: AsdSampler, cond: Tensor) -> int:
     """Bytes of a sampler's tensors for conditions `cond` (B, ...): the noise tape, the state and the draft's memory."""
-    chain = sampler.chain(len(cond), cond, None)
-    leaves = pytree.tree_leaves((chain, begin(chain, sampler.draft)))
+    batch = sampler.batch(len(cond), cond, None)
+    leaves = pytree.tree_leaves((batch, begin(batch, sampler.draft)))
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
 

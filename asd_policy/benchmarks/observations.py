@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import torch
+from torch import Tensor
 
 from asd_policy.errors import ConfigError
 from asd_policy.policies.diffusion import DiffusionPolicy
@@ -57,6 +59,34 @@ def record_histories(
                 recorded()
         seed += 1
     return Histories(histories, sum(warm) / len(warm) if warm else float("nan"))
+
+
+def record_conditions(
+    policy: DiffusionPolicy, env: gymnasium.Env[Any, Any], count: int, seed: int, recorded: Callable[[], object]
+) -> Tensor:
+    """Run episodes until `count` conditions are recorded, one at every step: (count, D), on the policy's device.
+
+    Args:
+        env, seed, recorded: as `record_histories`; `recorded` is called after each condition.
+
+    Raises:
+        ConfigError: if `count` is below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"Got {count} observations to record; expected at least 1.")
+    conditions: list[Tensor] = []
+    while len(conditions) < count:
+        policy.reset(seed=seed)
+        obs, _ = env.reset(seed=seed)
+        history, over = deque([obs], maxlen=policy.config.n_obs_steps), False
+        while not over and len(conditions) < count:
+            conditions.append(policy.condition(history))
+            recorded()
+            obs, _, terminated, truncated, info = env.step(policy.act(obs))
+            history.append(obs)
+            over = terminated or truncated or bool(info["success"])
+        seed += 1
+    return torch.cat(conditions)
 
 
 def _episode(

@@ -39,7 +39,10 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command("asd_policy.cli.bench", "the latency of samplers beside diffusers' loop", "eval"),
     "calibrate": Command("asd_policy.cli.calibrate", "the windows of window=auto for this machine", "eval"),
     "import": Command("asd_policy.cli.import_checkpoint", "convert or inspect a checkpoint of another library", "cli"),
-    "data import": Command("asd_policy.cli.import_data", "convert or inspect robomimic's demonstrations", "train"),
+    "data import": Command(
+        "asd_policy.cli.import_data", "convert or inspect demonstrations of other libraries", "train"
+    ),
+    "data export": Command("asd_policy.cli.export_data", "an episode store as a LeRobotDataset", "train"),
     "data download": Command("asd_policy.cli.download_data", "robomimic's human demonstrations", "all"),
     "images draw": Command("asd_policy.cli.images_draw", "images from a DDPM of diffusers", "all"),
     "images train": Command("asd_policy.cli.images_train", "a class-conditional DDPM of digits", "all"),

@@ -37,7 +37,7 @@ class Arguments:
     """The samplers to time, and how."""
 
     checkpoint: Path
-    """Folder with config.json and model.safetensors, or another library's file."""
+    """Folder with config.json and model.safetensors, another library's file, or a Hugging Face hub id."""
     samplers: tuple[str, ...] = (
         *("ddpm", "ddpm:compile", "ddim:10", "ddim:10:compile"),
         *(f"asd:{draft}:24{capture}" for draft in ("frozen", "reuse", "path") for capture in ("", ":compile")),

@@ -33,6 +33,7 @@ from asd_policy.errors import ConfigError, DataError, UnknownNameError
 from asd_policy.evaluation.backends import Backend
 from asd_policy.evaluation.backends.registry import BACKENDS, Resources
 from asd_policy.evaluation.backends.registry import make_backend as backend_named
+from asd_policy.hub import pinned
 from asd_policy.interrupt import stop_requests
 from envs.tasks import TASKS, Exploration, TaskSpec
 
@@ -70,9 +71,10 @@ class Arguments:
     misses: float | None = None
     """Probability of leading the expert past its goal at each opportunity (Tool Hang)."""
     policy: Path | None = None
-    """Checkpoint of a policy that acts first, until the expert takes over. Tool Hang's expert continues from the state
-    that the policy has reached; the other experts start their task again from there. The labels of the policy's steps
-    are zeros, because the expert's action there is unknown: train with --foreseeable 0."""
+    """Checkpoint of a policy (a path or a Hugging Face hub id) that acts first, until the expert takes over. Tool
+    Hang's expert continues from the state that the policy has reached; the other experts start their task again from
+    there. The labels of the policy's steps are zeros, because the expert's action there is unknown: train with
+    --foreseeable 0."""
     takeover: tuple[int, int] | None = None
     """First and last step at which the expert takes over from --policy. By default 0 and 300."""
     actions: str = "delta"
@@ -116,7 +118,7 @@ def make_collection(arguments: Arguments) -> Collection:
     task = find_task(arguments.task)
     takeover = arguments.takeover or (0, min(LAST_TAKEOVER, task.horizon - 1))
     check_takeover(takeover, task)
-    lead = None if arguments.policy is None else Lead(arguments.policy, takeover)
+    lead = None if arguments.policy is None else Lead(Path(pinned(str(arguments.policy))), takeover)
     return Collection(task, arguments.exploration, arguments.actions, lead, arguments.seed_start)
 
 

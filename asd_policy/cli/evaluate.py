@@ -48,7 +48,8 @@ class Arguments:
     """The policy to evaluate, and how."""
 
     checkpoint: Path
-    """Folder with config.json and model.safetensors, another library's file, or the name of a shipped checkpoint."""
+    """Folder with config.json and model.safetensors, another library's file, the name of a shipped checkpoint, or a
+    Hugging Face hub id: user/name or user/name@revision."""
     samplers: tuple[str, ...] = ("ddpm", "ddim:10", "asd:frozen:24", "asd:reuse:16", "asd:path:16")
     """ddpm[:CAPTURE], ddim[:STEPS], asd[:DRAFT[:WINDOW[:CAPTURE]]]; WINDOW is a number or "all"."""
     seeds: str = "100000-100002"

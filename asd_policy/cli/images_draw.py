@@ -2,6 +2,7 @@
 
     asd-policy images draw --model digits --labels 0 1 2 3 4 --out digits.png
     asd-policy images draw --model google/ddpm-cifar10-32 --count 16 --out cifar.png
+    asd-policy images draw --model digits --labels 0 1 2 --scheduler euler_ancestral --steps 30 --out digits.png
 
 Image i is drawn from a generator with seed --seed + i, whatever the sampler and batch size. `ddpm` and `asd` get the
 same noise at the start and at each step. Seeds have 32 bits, like those of torch's CPU generator.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from diffusers.utils import make_image_grid
 from PIL import Image
 from rich.console import Console
@@ -20,9 +22,13 @@ from asd_policy.cli import COMPLETE
 from asd_policy.cli.progress import Progress, progress
 from asd_policy.errors import ConfigError
 from asd_policy.images import AsdImagePipeline
-from asd_policy.images.arguments import check_name, whole
+from asd_policy.images.arguments import check_name, finite, whole
 from asd_policy.importers.shipped import shipped_checkpoints
 from asd_policy.threads import check_threads
+
+OWN = "own"
+SCHEDULERS = {OWN: None, "euler_ancestral": EulerAncestralDiscreteScheduler, "ddim": DDIMScheduler}
+"""Name -> diffusers' class of schedulers; None leaves the model's own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,12 @@ class Arguments:
     negative_label: int | None = None
     """Class to move away from, trained as "no class"; 10 for the digits."""
     steps: int | None = None
-    """Denoising steps of ddpm and asd. By default as many as in training."""
+    """Denoising steps of ddpm and asd. By default as many as in training; 50 with another --scheduler."""
+    scheduler: str = OWN
+    """The chain that ddpm and asd sample: own (the model's), euler_ancestral or ddim, with the
+    model's noise levels."""
+    eta: float = 0.0
+    """Noise of --scheduler ddim, above 0 and at most 1."""
     seed: int = 0
     """Seed of the first image."""
     columns: int = 10
@@ -65,6 +76,9 @@ def check(arguments: Arguments) -> None:
         whole(name, getattr(arguments, name))
     if not 0 <= arguments.seed <= 2**32 - arguments.count:
         raise ConfigError(f"seed is {arguments.seed}; expected 0 to 2**32 - count: torch would repeat smaller seeds.")
+    check_name("scheduler", arguments.scheduler, SCHEDULERS)
+    if (arguments.scheduler == "ddim") != (finite("eta", arguments.eta, 0, 1) > 0):
+        raise ConfigError(f"eta is {arguments.eta} with --scheduler {arguments.scheduler}; ddim needs one above 0.")
     check_name("ending of --out", arguments.out.suffix.lower(), sorted(Image.registered_extensions()))
 
 
@@ -80,6 +94,9 @@ def main(arguments: Arguments) -> int:
         arguments.sampler,
         arguments.max_states,
     )
+    scheduler = SCHEDULERS[arguments.scheduler]
+    if scheduler is not None:
+        pipeline.pipe.scheduler = scheduler.from_config(pipeline.pipe.scheduler.config)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with progress(console) as shown:
         rounds = draw(pipeline, arguments, shown)
@@ -102,6 +119,7 @@ def draw(pipeline: AsdImagePipeline, arguments: Arguments, shown: Progress) -> l
             negative_label=arguments.negative_label,
             generator=[torch.Generator().manual_seed(arguments.seed + row) for row in rows],
             num_inference_steps=arguments.steps,
+            eta=arguments.eta,
         ).images
         assert pipeline.stats is not None
         rounds += pipeline.stats.rounds.tolist()

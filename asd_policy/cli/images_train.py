@@ -26,6 +26,7 @@ from asd_policy.threads import check_threads
 from asd_policy.training.demonstrations import fingerprint
 from asd_policy.training.images import ImageRun, UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import Trainer, step_generator
+from asd_policy.training.processes import Processes
 from asd_policy.training.run import Machine, check_new, check_same_data, make_run
 from asd_policy.training.settings import TrainSettings
 
@@ -59,9 +60,10 @@ class Resume:
 Arguments: Any = New | Resume
 
 
-def prepare(command: New | Resume) -> Trainer:
+def prepare(command: New | Resume, processes: Processes | None = None) -> Trainer:
     """Make the trainer of a new or resumed run, and the files of a new run."""
-    out, device = command.out, command.machine.device
+    processes = Processes() if processes is None else processes
+    out, device = command.out, processes.device(command.machine.device)
     if isinstance(command, New):
         check_new(out)
         run = ImageRun(str(command.data), command.settings, command.sizes)
@@ -75,10 +77,20 @@ def prepare(command: New | Resume) -> Trainer:
     labels = digits.labels.to(device)
     scheduler, compile_net = DDPMScheduler(**SCHEDULER), command.machine.compile
     trainer = image_trainer(
-        unet, scheduler, run.settings, images, labels, compile_net=compile_net, on_snapshot=draw_grid
+        unet,
+        scheduler,
+        run.settings,
+        images,
+        labels,
+        compile_net=compile_net,
+        on_snapshot=draw_grid,
+        processes=processes,
+        accumulate=command.machine.accumulate,
     )
     if isinstance(command, New):
-        make_run(out, lambda folder: replace(run, fingerprint=found).save(folder / "train.json"))
+        processes.wait()  # every process has seen that the directory does not exist
+        if processes.is_first:
+            make_run(out, lambda folder: replace(run, fingerprint=found).save(folder / "train.json"))
     elif (out / "last.pt").exists():  # otherwise the run was killed before its first snapshot, and starts anew
         trainer.load(out / "last.pt")
     return trainer
@@ -96,13 +108,15 @@ def draw_grid(pipe: DDPMPipeline, folder: Path) -> None:
 
 def main(command: New | Resume) -> int:
     """Run the command. Returns 0 if the run is complete, 1 if it was stopped."""
-    console = Console()
     check_threads(command.machine.threads or 1)
     command.machine.set_threads()
-    trainer = prepare(command)
+    processes = Processes.join(command.machine.device)
+    console = Console(quiet=not processes.is_first)
+    with processes.watched():
+        trainer = prepare(command, processes)
     parameters = sum(p.numel() for p in trainer.net.parameters())
     console.print(f"{parameters / 1e6:.2f}M parameters, from step {trainer.step} to {trainer.settings.steps}")
-    finished = train_with_progress(trainer, command.out, console)
+    finished = train_with_progress(trainer, command.out, console, command.machine.track)
     resume = f"asd-policy images train resume --out {command.out}"
     console.print("finished" if finished else f"stopped; continue with: {resume}", soft_wrap=True)
     return COMPLETE if finished else INCOMPLETE

@@ -33,7 +33,8 @@ class Arguments:
     """The checkpoint, and what to do with it."""
 
     path: tyro.conf.Positional[Path]
-    """A real-stanford .ckpt, a robomimic .pth, a lerobot or native folder, or a shipped checkpoint such as square."""
+    """A real-stanford .ckpt, a robomimic .pth, a lerobot or native folder, a shipped checkpoint such as square, or a
+    Hugging Face hub id (user/name or user/name@revision)."""
     out: Path | None = None
     """Where to write the converted policy."""
     to: WritableName = "native"

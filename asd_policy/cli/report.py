@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 from rich.console import Console
@@ -66,14 +68,23 @@ def main(arguments: Arguments) -> int:
     return record_videos(tasks, chosen, checkpoints, page, arguments, console)
 
 
-def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[str, tuple[Path, bool]]:
-    """SHA-256 -> the checkpoint, and whether the hash includes its calibrated windows; for the episodes to film.
+class Found(NamedTuple):
+    """A checkpoint, and whether its SHA-256 includes the calibrated windows and the first guess."""
+
+    path: Path
+    windows: bool
+    guess: bool
+
+
+def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[str, Found]:
+    """SHA-256 -> the checkpoint, for the episodes to film.
 
     Raises:
         ConfigError: if a checkpoint is not among the paths.
     """
     folders = [find_checkpoint(path) for path in paths]
-    found = {fingerprint(path, windows): (path, windows) for path in folders for windows in (True, False)}
+    kinds = [Found(path, *kept) for path in folders for kept in product((True, False), (False, True))]
+    found = {fingerprint(*kind): kind for kind in kinds}
     for record in chosen:
         if record.checkpoint_sha256 not in found:
             raise ConfigError(
@@ -86,7 +97,7 @@ def find_checkpoints(chosen: Sequence[Record], paths: Sequence[Path]) -> dict[st
 def record_videos(
     tasks: Sequence[TaskReport],
     chosen: Sequence[Record],
-    checkpoints: Mapping[str, tuple[Path, bool]],
+    checkpoints: Mapping[str, Found],
     page: Path,
     arguments: Arguments,
     console: Console,
@@ -94,10 +105,11 @@ def record_videos(
     """Film the episodes, and write the page again with the finished videos. Returns the exit status."""
 
     def load(record: Record) -> LoadedTask:
-        path, windows = checkpoints[record.checkpoint_sha256]
-        task = {record.task: (path, record.checkpoint_sha256)}
+        found = checkpoints[record.checkpoint_sha256]
+        task = {record.task: (found.path, record.checkpoint_sha256)}
         settings = as_recorded(record.settings, arguments.device)
-        return TaskLoader(task, windows, settings, render=True, modules=arguments.modules)(record.task)
+        loader = TaskLoader(task, found.windows, settings, True, arguments.modules, found.guess)
+        return loader(record.task)
 
     def started(record: Record) -> None:
         status.update(f"Filming {record.task} {record.sampler} seed {record.env_seed}")

@@ -41,7 +41,8 @@ class Arguments:
     """The episodes to run, and where."""
 
     checkpoints: tuple[Path, ...]
-    """One for each task: a folder with config.json and model.safetensors, or another library's file."""
+    """One for each task: a folder with config.json and model.safetensors, another library's file, or a Hugging Face hub
+    id (user/name or user/name@revision)."""
     samplers: tuple[str, ...]
     """ddpm[:CAPTURE], ddim[:STEPS], asd[:DRAFT[:WINDOW[:CAPTURE]]]; WINDOW is a number or "all"."""
     out: Path

@@ -81,6 +81,7 @@ class TaskLoader:
         settings: from `run_settings`.
         render: whether the environment renders.
         modules: modules to import first, which register environments, drafts or networks.
+        guess: use the learned first guess; the SHA-256 includes it.
     """
 
     checkpoints: Mapping[str, tuple[Path, str]]
@@ -88,6 +89,7 @@ class TaskLoader:
     settings: Mapping[str, Any]
     render: bool = False
     modules: tuple[str, ...] = ()
+    guess: bool = True
 
     def __call__(self, task: str) -> LoadedTask:
         """The task's environment, and its policy for each sampler. Policies that compile are warmed up.
@@ -103,9 +105,9 @@ class TaskLoader:
         import_modules(self.modules)
         torch.set_num_threads(self.settings["threads"])
         path, expected = self.checkpoints[task]
-        if fingerprint(path, self.windows) != expected:
+        if fingerprint(path, self.windows, self.guess) != expected:
             raise CheckpointError(f"{path} has changed since the sweep began, or differs on this machine.")
-        policy = load_policy(path, device=self.settings["device"])
+        policy = load_policy(path, device=self.settings["device"], guess=self.guess)
 
         def make_policy(label: str) -> DiffusionPolicy:
             own = policy.with_sampler(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from operator import index
@@ -29,6 +30,28 @@ def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
 def as_seed(value: int) -> int:
     """The value as an int; NumPy's integers are fine. Raises ConfigError unless it is an integer of at least 0."""
     return _as_integer(value, 0, "The seed")
+
+
+def as_positive(value: float, name: str) -> float:
+    """The value as a float. Raises ConfigError unless it is a positive, finite number."""
+    if not is_real(value) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; expected a positive number.")
+    return float(value)
+
+
+def as_levels(levels: Tensor | Sequence[float], name: str = "sigmas") -> Tensor:
+    """The levels (K + 1,), K >= 1, as float64 on the CPU.
+
+    Raises ConfigError unless they are finite numbers that fall strictly, positive but for the last, which may be 0.
+    """
+    try:
+        found = torch.as_tensor(levels, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} is {levels!r:.80}; expected a vector of numbers.") from error
+    falling = found.ndim == 1 and len(found) > 1 and bool((found.diff() < 0).all() and found[-1] >= 0)
+    if not falling or not bool(found.isfinite().all()):
+        raise ConfigError(f"{name} is {found.tolist()!s:.80}; expected two or more numbers that fall to 0 or above.")
+    return found
 
 
 def as_device(device: torch.device | str) -> torch.device:

@@ -1,7 +1,8 @@
 """Denoisers: one call, (x, t, cond) -> prediction of the clean sample, for every network.
 
 A denoiser converts the network's output (noise, velocity or clean sample) to a clean sample (DDPM eq. 15; v as in
-Salimans & Ho 2022, https://arxiv.org/abs/2202.00512). All three conversions are affine in the noisy sample and output.
+Salimans & Ho 2022, https://arxiv.org/abs/2202.00512). The conversions are affine in the noisy sample and the output.
+Here are those of a Schedule's integer timesteps; `asd_policy.core.preconditioning` has those of real-valued times.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Denoiser(Protocol):
     """Any callable that predicts the clean sample, clipping included."""
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        """x (N, *E) noisy samples, t (N,) int64 training timesteps, cond (N, ...) or None -> x0 (N, *E)."""
+        """x (N, *E) noisy samples, t (N,) the chain's timesteps, cond (N, ...) or None -> x0 (N, *E)."""
         ...
 
 
@@ -35,12 +36,17 @@ class PreparedNetwork(Protocol):
     """A network that precomputes the terms without the noisy sample, once for a batch of B samples and K steps."""
 
     def prepare(self, timesteps: Tensor, cond: Tensor) -> Any:
-        """timesteps (K,) int64, cond (B, ...) -> a tensor, or a NamedTuple of tensors."""
+        """timesteps (K,), cond (B, ...) -> a tensor, or a NamedTuple of tensors."""
         ...
 
     def predict(self, x: Tensor, step: Tensor, row: Tensor, prepared: Any) -> Tensor:
         """The network's output for x (N, *E), timesteps[step], cond[row]; step and row (N,) int64."""
         ...
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """Append singleton dimensions to `value` (N,) until it broadcasts against x (N, *E)."""
+    return value.view((-1,) + (1,) * (x.ndim - 1))
 
 
 def clipped(x0: Tensor, clip: float | None) -> Tensor:
@@ -51,36 +57,83 @@ def clipped(x0: Tensor, clip: float | None) -> Tensor:
     return x0 if clip is None else torch.where(x0.isfinite(), x0.clamp(-clip, clip), x0)
 
 
-class AffineDenoiser(nn.Module):
-    """x0 = clip(x_weight[t] x + net_weight[t] net(x, t, cond))."""
+class NetworkDenoiser(nn.Module):
+    """x0 = clip(c_skip(t) x + c_out(t) net(c_in(t) x, c_noise(t), cond)): Karras et al. 2022, eq. 7.
 
-    x_weight: Tensor
-    net_weight: Tensor
+    Subclasses define `weights`, and `scale` and `network_time` unless the network takes x and t as they are.
+    (https://arxiv.org/abs/2206.00364)
+    """
 
-    def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
+    def __init__(self, net: Network, clip: float | None):
         super().__init__()
         if clip is not None and not (is_real(clip) and 0 < clip < math.inf):
             raise ConfigError(f"clip is {clip!r}; expected a positive number, or None for predictions without bounds.")
         self.net = net
         self.clip = clip
-        self.register_buffer("x_weight", x_weight.float(), persistent=False)
-        self.register_buffer("net_weight", net_weight.float(), persistent=False)
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out (N,) at the times t (N,)."""
+        raise NotImplementedError
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        """c_in (N,); None is 1."""
+        return None
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """c_noise (N,), the times that the network is told."""
+        return t
+
+    def check_timesteps(self, timesteps: Tensor) -> None:
+        """Raise ConfigError if the denoiser cannot be told one of the timesteps (K,), on the CPU."""
+        usable = torch.stack([*self.weights(timesteps), self.network_time(timesteps)]).isfinite().all(dim=0)
+        if not bool(usable.all()):
+            raise ConfigError(
+                f"At the times {timesteps[~usable].tolist()!s:.80} the output of a {type(self).__name__}'s network "
+                "determines no clean sample. Begin the chain at another time."
+            )
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (N, *E), t (N,) int64, cond (N, ...) or None -> x0 (N, *E)."""
-        return self.to_clean(x, t, self.net(x, t, cond))
+        """x (N, *E), t (N,), cond (N, ...) or None -> x0 (N, *E)."""
+        return self.to_clean(x, t, self.net(self.scaled(x, t), self.network_time(t), cond))
+
+    def scaled(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's input at x (N, *E), t (N,)."""
+        scale = self.scale(t)
+        return x if scale is None else per_sample(scale, x) * x
 
     def to_clean(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """Convert the network's output (N, *E) at x (N, *E), t (N,) to a prediction of the clean sample (N, *E)."""
-        per_sample = (-1,) + (1,) * (x.ndim - 1)
-        x0 = self.x_weight[t].view(per_sample) * x + self.net_weight[t].view(per_sample) * output
-        return clipped(x0, self.clip)
+        skip, out = self.weights(t)
+        return clipped(per_sample(skip, x) * x + per_sample(out, x) * output, self.clip)
 
     def without_clip(self) -> Self:
         """The same network with unclipped predictions."""
         denoiser = copy.copy(self)
         denoiser.clip = None
         return denoiser
+
+
+class AffineDenoiser(NetworkDenoiser):
+    """x0 = clip(x_weight[t] x + net_weight[t] net(x, t, cond)) for the integer timesteps t of a Schedule."""
+
+    x_weight: Tensor
+    net_weight: Tensor
+
+    def __init__(self, net: Network, x_weight: Tensor, net_weight: Tensor, clip: float | None):
+        super().__init__(net, clip)
+        self.register_buffer("x_weight", x_weight.float(), persistent=False)
+        self.register_buffer("net_weight", net_weight.float(), persistent=False)
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x_weight[t], self.net_weight[t]
+
+    def check_timesteps(self, timesteps: Tensor) -> None:
+        last = len(self.x_weight) - 1
+        if timesteps.is_floating_point() or not bool(((timesteps >= 0) & (timesteps <= last)).all()):
+            raise ConfigError(
+                f"The timesteps are {timesteps.tolist()!s:.80}; a {type(self).__name__} takes integers, 0 to {last}: "
+                "its schedule's training timesteps. Take a denoiser of real-valued times, or another chain."
+            )
 
 
 class EpsilonDenoiser(AffineDenoiser):
@@ -114,7 +167,7 @@ DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": Sa
 class Context(NamedTuple):
     """The denoiser's inputs that are fixed for a batch of B samples and all K steps."""
 
-    timesteps: Tensor  # (K,) int64
+    timesteps: Tensor  # (K,) as in the chain
     cond: Tensor | None  # (B, ...)
     prepared: Any = None  # the network's precomputed terms, if it is a PreparedNetwork
 
@@ -134,10 +187,10 @@ def can_prepare(net: Network) -> bool:
 
 
 def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
-    """The context of a batch: timesteps (K,) int64, cond (B, ...) or None. Precomputes what the steps share."""
-    if cond is not None and isinstance(denoiser, AffineDenoiser) and can_prepare(denoiser.net):
+    """The context of a batch: timesteps (K,), cond (B, ...) or None. Precomputes what the steps share."""
+    if cond is not None and isinstance(denoiser, NetworkDenoiser) and can_prepare(denoiser.net):
         assert isinstance(denoiser.net, PreparedNetwork)
-        return Context(timesteps, cond, denoiser.net.prepare(timesteps, cond))
+        return Context(timesteps, cond, denoiser.net.prepare(denoiser.network_time(timesteps), cond))
     return Context(timesteps, cond)
 
 
@@ -148,12 +201,13 @@ def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: C
         ConfigError: if the network returned another shape.
     """
     timesteps, cond, prepared = context
+    t = timesteps[step]
     if prepared is None:
-        x0 = denoiser(x, timesteps[step], None if cond is None else cond[row])
+        x0 = denoiser(x, t, None if cond is None else cond[row])
     else:
-        assert isinstance(denoiser, AffineDenoiser)
+        assert isinstance(denoiser, NetworkDenoiser)
         assert isinstance(denoiser.net, PreparedNetwork)
-        x0 = denoiser.to_clean(x, timesteps[step], denoiser.net.predict(x, step, row, prepared))
+        x0 = denoiser.to_clean(x, t, denoiser.net.predict(denoiser.scaled(x, t), step, row, prepared))
     if not isinstance(x0, Tensor):
         raise ConfigError(f"The denoiser returned a {type(x0).__name__}; expected a tensor of shape {tuple(x.shape)}.")
     if x0.shape != x.shape or x0.is_complex():
@@ -165,6 +219,12 @@ def denoise(denoiser: Denoiser, x: Tensor, step: Tensor, row: Tensor, context: C
 
 Evaluate = Callable[[Denoiser, Tensor, Tensor, Tensor, Context], Tensor]
 """The signature of `denoise` and of a capture's version of it."""
+
+
+def check_timesteps(denoiser: Denoiser, timesteps: Tensor) -> None:
+    """Raise ConfigError if the denoiser tells that it cannot be told one of the timesteps (K,), on the CPU."""
+    if isinstance(denoiser, NetworkDenoiser):
+        denoiser.check_timesteps(timesteps)
 
 
 def device_of(denoiser: Denoiser, device: torch.device | str | None = None) -> torch.device:

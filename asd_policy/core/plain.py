@@ -1,4 +1,4 @@
-"""The plain samplers, DDPM and DDIM. `sample_ddpm` is the reference law of every exact sampler."""
+"""The plain samplers: of any chain, DDPM's among them, and DDIM."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.chain import Chain, as_chain
+from asd_policy.core.chains.ddim import as_schedule, check_eta, without_clip
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
-from asd_policy.core.denoiser import Denoiser, device_of, prepare
+from asd_policy.core.denoiser import Denoiser, check_timesteps, device_of, prepare
 from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise, NoiseTape
 from asd_policy.core.schedule import Schedule
-from asd_policy.core.sequential import OnRound, Steps, check_eta, ddim_steps, ddpm_steps, without_clip
-from asd_policy.core.spec import label_of, read_count, read_words
+from asd_policy.core.sequential import OnRound, Steps, chain_steps, ddim_steps
+from asd_policy.core.spec import label_of, options_word, read_count, read_words
 from asd_policy.core.transfer import moved
 
 
@@ -25,14 +27,15 @@ class PlainSampler:
     """Draws with one network call per step.
 
     Args:
-        denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
+        denoiser: (x (N, *E), t (N,) timesteps of the steps, cond (N, ...) | None) -> clean sample (N, *E).
         steps: the steps and their update rule.
         event_shape: E, the shape of one sample.
         capture: how the steps are run: a name in CAPTURES, or a capture; see `AsdSampler`.
         device: the device for a denoiser that is a plain function; a module is sampled on its own device.
 
     Raises:
-        ConfigError: on a capture that does not exist or is incomplete, or a device that this machine lacks.
+        ConfigError: on a capture that does not exist or is incomplete, timesteps that the denoiser does not take, or a
+            device that this machine lacks.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class PlainSampler:
         capture: str | Capture = "eager",
         device: torch.device | str | None = None,
     ):
+        check_timesteps(denoiser, steps.timesteps)
         self.denoiser = denoiser
         self.event_shape = as_event_shape(event_shape)
         self._steps = steps
@@ -89,15 +93,19 @@ class PlainSampler:
         return Drawn(x, record=None, calls=self.num_steps, predictions=None)
 
 
-def ddpm_sampler(
+def chain_sampler(
     denoiser: Denoiser,
-    schedule: Schedule,
+    schedule: Chain,
     event_shape: Sequence[int],
     capture: str | Capture = "eager",
     device: torch.device | str | None = None,
 ) -> PlainSampler:
-    """Ancestral sampling in K steps, as `sample_ddpm`."""
-    return PlainSampler(denoiser, ddpm_steps(schedule), event_shape, capture, device)
+    """One network call per step of the chain, as `sample_chain`."""
+    return PlainSampler(denoiser, chain_steps(as_chain(schedule)), event_shape, capture, device)
+
+
+ddpm_sampler = chain_sampler
+"""A DDPM's, whose chain is a Schedule."""
 
 
 def ddim_sampler(
@@ -121,7 +129,7 @@ def ddim_sampler(
 
 @dataclass(frozen=True)
 class Ddpm:
-    """The spec of `ddpm_sampler`: K steps, exact."""
+    """The spec of `chain_sampler`: K steps, exact."""
 
     capture: str | Capture = "eager"
 
@@ -144,12 +152,12 @@ class Ddpm:
     def build(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> PlainSampler:
         """As `SamplerSpec.build`."""
-        return ddpm_sampler(denoiser, schedule, event_shape, self.capture, device)
+        return chain_sampler(denoiser, schedule, event_shape, self.capture, device)
 
 
 @dataclass(frozen=True)
@@ -177,13 +185,11 @@ class Ddim:
     @property
     def label(self) -> str:
         """As `SamplerSpec.label`. Options without a form on the command line follow after commas."""
-        others = {
-            "eta": self.eta or None,
-            "use_clipped_model_output": self.use_clipped_model_output,
-            "set_alpha_to_one": self.set_alpha_to_one,
-        }
-        told = [f",{name}={value}" for name, value in others.items() if value is not None]
-        return label_of(self, str(self.num_steps)) + "".join(told)
+        return label_of(self, str(self.num_steps)) + options_word(
+            eta=self.eta or None,
+            use_clipped_model_output=self.use_clipped_model_output,
+            set_alpha_to_one=self.set_alpha_to_one,
+        )
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
@@ -193,15 +199,15 @@ class Ddim:
     def build(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> PlainSampler:
-        """As `SamplerSpec.build`."""
+        """As `SamplerSpec.build`. The chain must be a Schedule, whose timesteps DDIM strides."""
         clipped, to_one = self.use_clipped_model_output, self.set_alpha_to_one
         return ddim_sampler(
             denoiser,
-            schedule,
+            as_schedule(schedule),
             event_shape,
             self.num_steps,
             self.eta,
@@ -212,9 +218,9 @@ class Ddim:
         )
 
 
-def sample_ddpm(
+def sample_chain(
     denoiser: Denoiser,
-    schedule: Schedule,
+    schedule: Chain,
     event_shape: Sequence[int],
     batch_size: int = 1,
     cond: Tensor | None = None,
@@ -222,9 +228,10 @@ def sample_ddpm(
     on_round: OnRound | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Ancestral sampling in K steps (Ho et al. 2020, Algorithm 2).
+    """Samples of a chain, with one network call per step. The reference law of every exact sampler.
 
     Args:
+        schedule: the chain: a DDPM's Schedule, or a GaussianChain.
         cond: (B, ...) or None, passed to the denoiser.
         generator: one for the batch or one per sample. `AsdSampler` draws the same tape from the same generator.
         on_round: called after each step.
@@ -234,12 +241,16 @@ def sample_ddpm(
         x (B, *event_shape), float32, on that device.
 
     Raises:
-        ConfigError: on a batch, condition or denoiser output whose shape does not fit, or a device that is not the
-            denoiser's.
+        ConfigError: on a batch, condition or denoiser output whose shape does not fit, timesteps that the denoiser does
+            not take, or a device that is not the denoiser's.
         NumericalError: if the network returned NaN or infinity.
     """
-    sampler = ddpm_sampler(denoiser, schedule, event_shape, device=device)
+    sampler = chain_sampler(denoiser, schedule, event_shape, device=device)
     return sampler.draw(batch_size, cond, generator, on_round=on_round).x
+
+
+sample_ddpm = sample_chain
+"""Ancestral sampling of a Schedule (Ho et al. 2020, Algorithm 2)."""
 
 
 def sample_ddim(
@@ -267,7 +278,7 @@ def sample_ddim(
             prediction, as diffusers does by default. They are equal if nothing is clipped.
         set_alpha_to_one: the last step ends at the clean sample. False ends it at training timestep 0.
 
-    Returns and raises as `sample_ddpm`. ConfigError also if `eta` is negative or not finite, or if the denoiser
+    Returns and raises as `sample_chain`. ConfigError also if `eta` is negative or not finite, or if the denoiser
     cannot return the unclipped predictions asked for.
     """
     sampler = ddim_sampler(

@@ -1,4 +1,4 @@
-"""AsdSampler: exact draws of a DDPM in few sequential network calls."""
+"""AsdSampler: exact draws of a Gaussian chain in few sequential network calls."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from torch import Tensor
 from asd_policy.core.calibration import Calibration, calibrate
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.chain import Chain, as_chain
+from asd_policy.core.chains.ddim import as_schedule, check_noisy, ddim_chain, unclipped_ddim
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
-from asd_policy.core.denoiser import Denoiser, device_of, prepare
+from asd_policy.core.denoiser import Denoiser, check_timesteps, device_of, prepare
 from asd_policy.core.drafts import make_draft
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.draws import Drawn, Draws, SampleStats
 from asd_policy.core.noise import Noise, NoiseTape
-from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
-from asd_policy.core.spec import label_of, object_word, read_window, read_words, window_word
-from asd_policy.core.speculative import Chain, begin
+from asd_policy.core.spec import label_of, object_word, options_word, read_window, read_words, window_word
+from asd_policy.core.speculative import Batch, begin
 from asd_policy.core.transfer import moved
 from asd_policy.core.window import Window, WindowTable, as_windows, shortened
 from asd_policy.errors import ConfigError
 
 
 class AsdSampler:
-    """Draws exactly from the law of `sample_ddpm`, for any draft and window.
+    """Draws exactly from the law of `sample_chain`, for any draft and window.
 
     Args:
-        denoiser: (x (N, *E), t (N,) int64 training timesteps, cond (N, ...) | None) -> clean sample (N, *E).
-        schedule: the chain's coefficients.
+        denoiser: (x (N, *E), t (N,) timesteps of the chain, cond (N, ...) | None) -> clean sample (N, *E).
+        schedule: the chain: a DDPM's Schedule, or a GaussianChain.
         event_shape: E, the shape of one sample.
         draft: "frozen" (the paper's), "reuse", "path", another name in DRAFTS, or a `Draft`; see docs/algorithm.md.
         window: how many steps a round speculates (the paper's theta); None for all K (its ASD-infinity); a tuple with
@@ -45,13 +46,14 @@ class AsdSampler:
 
     Raises:
         ConfigError: on a window below 1, an unknown name (the message lists the known ones), a draft or capture that
-            lacks members of its protocol (the message names them), or a device that this machine lacks.
+            lacks members of its protocol (the message names them), timesteps that the denoiser does not take, or a
+            device that this machine lacks.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         draft: str | Draft = "path",
         window: Window = 24,
@@ -62,19 +64,17 @@ class AsdSampler:
         self._schedule = schedule
         self.event_shape = as_event_shape(event_shape)
         self._device = None if device is None else as_device(device)
-        self._constants: tuple[Tensor, ...] = (
-            schedule.a.float(),
-            schedule.b.float(),
-            schedule.s.float(),
-            schedule.timesteps,
-        )
+        chain = as_chain(schedule)
+        check_timesteps(denoiser, chain.timesteps)
+        self._constants: tuple[Tensor, ...] = (chain.a.float(), chain.b.float(), chain.s.float(), chain.timesteps)
+        self._start_std = chain.start_std
         self.draft = make_draft(draft)
-        self.windows = _table(window, schedule.num_steps)
+        self.windows = _table(window, chain.num_steps)
         self.capture = make_capture(capture)
 
     @property
-    def schedule(self) -> Schedule:
-        """The chain's coefficients. Read-only: another schedule needs another sampler."""
+    def schedule(self) -> Chain:
+        """The chain. Read-only: another one needs another sampler."""
         return self._schedule
 
     @property
@@ -96,7 +96,7 @@ class AsdSampler:
 
         Args:
             cond: (B, ...) or None, passed to the denoiser.
-            generator: one for the batch or one per sample. `sample_ddpm` draws the same tape from the same generator.
+            generator: one for the batch or one per sample. `sample_chain` draws the same tape from the same generator.
 
         Returns:
             x (B, *event_shape), float32, on the sampler's device; and its cost.
@@ -138,22 +138,22 @@ class AsdSampler:
     ) -> Drawn:
         """Begin a draw as `draw` does, without waiting for it. `Drawn.read` raises the NumericalError."""
         check_condition(cond, batch_size)
-        expected = (batch_size, self.schedule.num_steps, *self.event_shape)
+        expected = (batch_size, self.num_steps, *self.event_shape)
         if warm is not None and (not isinstance(warm, Tensor) or warm.shape != expected):
             got = f"shape {tuple(warm.shape)}" if isinstance(warm, Tensor) else f"type {type(warm).__name__}"
             raise ConfigError(f"warm has {got}; expected a tensor of shape {expected}, or None.")
-        chain = self.chain(batch_size, cond, generator)
-        state = begin(chain, self.draft, warm)
-        state = self.capture.run_rounds(chain, self.draft, state, self.windows_run(), on_round)
+        batch = self.batch(batch_size, cond, generator)
+        state = begin(batch, self.draft, warm)
+        state = self.capture.run_rounds(batch, self.draft, state, self.windows_run(), on_round)
         record = state.since, state.accepted, state.evaluations
         return Drawn(state.x, record, self.draft.calls, self.draft.predictions(state.memory))
 
-    def chain(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Chain:
+    def batch(self, batch_size: int, cond: Tensor | None, generator: Noise) -> Batch:
         """The constants of a batch; takes its noise from `generator`."""
         device, num_steps = device_of(self.denoiser, self._device), self.num_steps
         self._constants = moved(self._constants, device)
         a, b, s, timesteps = self._constants
-        return Chain(
+        return Batch(
             denoiser=self.denoiser,
             context=prepare(self.denoiser, timesteps, cond),
             tape=NoiseTape.draw(batch_size, num_steps, self.event_shape, generator, device),
@@ -161,6 +161,7 @@ class AsdSampler:
             b=b,
             s=s,
             clip=getattr(self.denoiser, "clip", None),
+            start_std=self._start_std,
         )
 
     def windows_run(self) -> WindowTable:
@@ -204,11 +205,22 @@ def _table(window: Window, num_steps: int) -> WindowTable | None:
 
 @dataclass(frozen=True)
 class Asd:
-    """The spec of an `AsdSampler`: exact, in few rounds."""
+    """The spec of an `AsdSampler`: exact, in few rounds.
+
+    Attributes:
+        eta: None for the law of the DDPM; a positive number for that of the DDIM with this eta, and with the other
+            options. Sampler "ddim" draws with eta = 0.
+        num_steps: of that DDIM; None takes the schedule's own.
+        use_clipped_model_output, set_alpha_to_one: as in `Ddim`; they matter with eta alone.
+    """
 
     draft: str | Draft = "path"
     window: Window = 24
     capture: str | Capture = "eager"
+    num_steps: int | None = None
+    eta: float | None = None
+    use_clipped_model_output: bool | None = None
+    set_alpha_to_one: bool | None = None
 
     name: ClassVar[str] = "asd"
     form: ClassVar[str] = "asd[:DRAFT[:WINDOW[:CAPTURE]]]"
@@ -216,11 +228,30 @@ class Asd:
     def __post_init__(self) -> None:
         make_draft(self.draft)  # both raise ConfigError if they cannot be made
         make_capture(self.capture)
+        if self.eta is not None:
+            check_noisy(self.eta)
+        elif self.num_steps is not None:
+            raise ConfigError(
+                f"num_steps is {self.num_steps!r} without eta: the DDPM has as many steps as its schedule. Expected "
+                "eta too, for the law of a DDIM of that many steps."
+            )
 
     @property
     def label(self) -> str:
-        """As `SamplerSpec.label`."""
-        return label_of(self, object_word(self.draft), window_word(self.window))
+        """As `SamplerSpec.label`. Options without a form on the command line follow after commas."""
+        return label_of(self, object_word(self.draft), window_word(self.window)) + self.ddim_word
+
+    @property
+    def ddim_word(self) -> str:
+        """The options of the DDIM as text; empty for the DDPM."""
+        if self.eta is None:
+            return ""
+        return options_word(
+            num_steps=self.num_steps,
+            eta=self.eta,
+            use_clipped_model_output=self.use_clipped_model_output,
+            set_alpha_to_one=self.set_alpha_to_one,
+        )
 
     @property
     def is_automatic(self) -> bool:
@@ -235,9 +266,14 @@ class Asd:
     def build(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> AsdSampler:
         """As `SamplerSpec.build`."""
+        if self.eta is not None:
+            num_steps = schedule.num_steps if self.num_steps is None else self.num_steps
+            ddim = as_schedule(schedule), num_steps, self.eta, self.set_alpha_to_one is not False
+            denoiser = unclipped_ddim(denoiser, *ddim) if self.use_clipped_model_output is False else denoiser
+            schedule = ddim_chain(*ddim)
         return AsdSampler(denoiser, schedule, event_shape, self.draft, self.window, self.capture, device)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from asd_policy.core.checks import is_real
-from asd_policy.core.denoiser import AffineDenoiser, Context, Denoiser, Evaluate, clipped
+from asd_policy.core.chain import GaussianChain
+from asd_policy.core.chains.ddim import ddim_coefficients
+from asd_policy.core.denoiser import Context, Denoiser, Evaluate, clipped
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.schedule import Schedule
-from asd_policy.errors import ConfigError
 
 OnRound = Callable[[Tensor, Tensor], None]
 """Called after each round with the frontier (B,) int64, the number of certain steps of each chain, and x (B, *E)."""
@@ -27,14 +26,17 @@ class Steps:
     """All steps of a plain sampler, one network call each. No step reads a value on the host: a capture can record it.
 
     Args:
-        timesteps: (K,) int64, the training timestep of each step.
+        timesteps: (K,) what the denoiser is told at each step.
         coefficients: K tuples, the coefficients of each step.
         step: the update rule of a step.
+        start_std: standard deviation of the first state.
     """
 
-    def __init__(self, timesteps: Tensor, coefficients: Sequence[tuple[float, ...]], step: Step):
+    def __init__(
+        self, timesteps: Tensor, coefficients: Sequence[tuple[float, ...]], step: Step, start_std: float = 1.0
+    ):
         self.num_steps, self.timesteps = len(timesteps), timesteps
-        self._coefficients, self._step = coefficients, step
+        self._coefficients, self._step, self._start_std = coefficients, step, start_std
 
     def __call__(
         self,
@@ -46,7 +48,7 @@ class Steps:
     ) -> Tensor:
         """x (B, *E) at the end of the tape's chains; `network` is `denoise` or a capture's version of it."""
         step, row = _steps_and_rows(self.num_steps, len(tape.start), tape.start.device)
-        x = tape.start
+        x = self._start_std * tape.start
         for k, coefficients in enumerate(self._coefficients):
             x0 = network(denoiser, x, step[k], row, context)
             x = self._step(coefficients, x, x0, tape.xi[:, k])
@@ -55,24 +57,20 @@ class Steps:
         return x
 
 
-def ddpm_steps(schedule: Schedule) -> Steps:
-    """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
-    return Steps(schedule.timesteps, _rows(schedule.a, schedule.b, schedule.s), _ddpm_step)
+def chain_steps(chain: GaussianChain) -> Steps:
+    """The steps of any chain; a DDPM's are ancestral sampling (Ho et al. 2020, Algorithm 2)."""
+    return Steps(chain.timesteps, _rows(chain.a, chain.b, chain.s), _chain_step, chain.start_std)
 
 
-def _ddpm_step(coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tensor) -> Tensor:
+def _chain_step(coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tensor) -> Tensor:
     a, b, s = coefficients
     return a * x + b * x0 + s * xi
 
 
 def ddim_steps(schedule: Schedule, num_steps: int, eta: float, clip: float | None, set_alpha_to_one: bool) -> Steps:
     """DDIM (Song et al. 2021, eq. 12). Arguments as `sample_ddim`; `clip` bounds unclipped predictions."""
-    strided = schedule.with_num_steps(num_steps)
-    abar, abar_next = strided.abar, _ddim_abar_next(strided, set_alpha_to_one)
-    sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
-    direction = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
-    coefficients = _rows(abar.sqrt(), (1 - abar).sqrt(), abar_next.sqrt(), direction, sigma)
-    return Steps(strided.timesteps, coefficients, partial(_ddim_step, clip))
+    timesteps, *coefficients = ddim_coefficients(schedule, num_steps, eta, set_alpha_to_one)
+    return Steps(timesteps, _rows(*coefficients), partial(_ddim_step, clip))
 
 
 def _ddim_step(clip: float | None, coefficients: tuple[float, ...], x: Tensor, x0: Tensor, xi: Tensor) -> Tensor:
@@ -84,33 +82,6 @@ def _ddim_step(clip: float | None, coefficients: tuple[float, ...], x: Tensor, x
 def _rows(*columns: Tensor) -> list[tuple[float, ...]]:
     """Transpose columns (K,) into K rows of numbers."""
     return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def check_eta(eta: float) -> None:
-    """Raise ConfigError unless DDIM's `eta` is a finite number of at least 0."""
-    if not is_real(eta) or not 0 <= eta < math.inf:
-        raise ConfigError(f"eta is {eta!r}; expected a number of at least 0.")
-
-
-def _ddim_abar_next(strided: Schedule, set_alpha_to_one: bool) -> Tensor:
-    """(K,) the signal's share of variance after each step. DDIM steps by T // K timesteps, whatever the spacing."""
-    abar = strided.alphas_cumprod
-    following = strided.timesteps - len(abar) // strided.num_steps
-    final = abar.new_ones(()) if set_alpha_to_one else abar[0]
-    return torch.where(following >= 0, abar[following.clamp(min=0)], final)
-
-
-def without_clip(denoiser: Denoiser) -> tuple[Denoiser, float | None]:
-    """The denoiser without its clip, and the clip. Raises ConfigError if it has a clip that cannot be removed."""
-    clip = getattr(denoiser, "clip", None)
-    if clip is None:
-        return denoiser, None
-    if not isinstance(denoiser, AffineDenoiser):
-        raise ConfigError(
-            f"use_clipped_model_output=False needs predictions before they are clipped, which a "
-            f"{type(denoiser).__name__} does not tell; take an EpsilonDenoiser, VDenoiser or SampleDenoiser."
-        )
-    return denoiser.without_clip(), clip
 
 
 def _steps_and_rows(num_steps: int, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

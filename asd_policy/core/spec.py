@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from asd_policy.core.capture.protocol import Capture
+from asd_policy.core.chain import Chain
 from asd_policy.core.denoiser import Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.draws import Drawn, Draws
 from asd_policy.core.noise import Noise
-from asd_policy.core.schedule import Schedule
 from asd_policy.core.sequential import OnRound
 from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
@@ -86,7 +86,7 @@ class SamplerSpec(Protocol):
     def build(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
+        schedule: Chain,
         event_shape: Sequence[int],
         device: torch.device | str | None = None,
     ) -> Sampler:
@@ -104,8 +104,8 @@ class SamplerOptions(TypedDict, total=False):
     draft: str | Draft
     window: Window
     capture: str | Capture
-    num_steps: int
-    eta: float
+    num_steps: int | None
+    eta: float | None
     use_clipped_model_output: bool | None
     set_alpha_to_one: bool | None
 
@@ -164,3 +164,8 @@ def label_of(spec: SamplerSpec, *words: str) -> str:
     """The name, the words and the capture unless it is "eager", joined by colons."""
     capture = object_word(spec.capture)
     return ":".join([spec.name, *words, *([] if capture == "eager" else [capture])])
+
+
+def options_word(**options: object) -> str:
+    """The options that are not None and have no form on the command line, as ",name=value" each."""
+    return "".join(f",{name}={value}" for name, value in options.items() if value is not None)

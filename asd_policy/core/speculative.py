@@ -20,16 +20,17 @@ from asd_policy.core.roll_out import Ahead, per_event, roll_out
 from asd_policy.core.verify import gaussian_rejection
 
 
-class Chain(NamedTuple):
+class Batch(NamedTuple):
     """The constants of a batch of chains."""
 
     denoiser: Denoiser
     context: Context
     tape: NoiseTape
-    a: Tensor  # (K,) float32, as in Schedule
+    a: Tensor  # (K,) float32, as in GaussianChain
     b: Tensor  # (K,)
     s: Tensor  # (K,)
     clip: float | None = None  # the denoiser's clip, for guesses too
+    start_std: float = 1.0  # as in GaussianChain
 
 
 class State(NamedTuple):
@@ -43,14 +44,14 @@ class State(NamedTuple):
     evaluations: Tensor  # (B,) int64, states that the network has evaluated
 
 
-def begin(chain: Chain, draft: Draft, warm: Tensor | None = None) -> State:
+def begin(batch: Batch, draft: Draft, warm: Tensor | None = None) -> State:
     """The state before the first round; `warm` (B, K, *E) as in `Draft.begin`, with 0 in place of non-finite values."""
-    start, u = chain.tape.start, chain.tape.u
+    start, u = batch.tape.start, batch.tape.u
     warm = None if warm is None else warm.to(start).nan_to_num(posinf=0, neginf=0)  # type and device of the chain
     zeros = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     return State(
         frontier=zeros,
-        x=start.clone(),  # a capture updates it in place
+        x=batch.start_std * start,
         memory=separate(draft.begin(start, u.shape[1], warm), start),
         since=torch.zeros_like(u, dtype=torch.int64),
         accepted=torch.zeros_like(u, dtype=torch.bool),
@@ -84,7 +85,7 @@ def share_storage(one: Tensor, other: Tensor) -> bool:
 class Parts(NamedTuple):
     """The functions of a round's parts. A capture replaces the plain ones by compiled ones."""
 
-    look_ahead: Callable[[Chain, Draft, Memory, Tensor, int], Ahead]
+    look_ahead: Callable[[Batch, Draft, Memory, Tensor, int], Ahead]
     roll_out: Callable[[Tensor, Ahead, float | None], tuple[Tensor, Tensor]]
     denoise: Evaluate
     settle: Callable[[Draft, State, Speculated, Tensor], State]
@@ -99,38 +100,38 @@ class Speculated(NamedTuple):
     memory: Memory  # the draft's memory after `propose`
 
 
-def speculative_round(chain: Chain, draft: Draft, state: State, window: int, parts: Parts | None = None) -> State:
+def speculative_round(batch: Batch, draft: Draft, state: State, window: int, parts: Parts | None = None) -> State:
     """Advance every unfinished chain by at least one and at most `window` steps. `parts` None takes the plain ones."""
     parts = parts or PLAIN
 
     def network(x: Tensor, step: Tensor, row: Tensor) -> Tensor:
-        x0 = parts.denoise(chain.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), chain.context)
+        x0 = parts.denoise(batch.denoiser, x.flatten(0, 1), step.flatten(), row.flatten(), batch.context)
         return x0.view(*step.shape, *x0.shape[1:])
 
     def look_again(x: Tensor, step: Tensor) -> Tensor:
         row = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(step)
-        return network(x, step.clamp(max=len(chain.s) - 1), row)  # a finished chain's frontier is past the last step
+        return network(x, step.clamp(max=len(batch.s) - 1), row)  # a finished chain's frontier is past the last step
 
     memory = draft.propose(state.memory, state.x, state.frontier, look_again)
-    ahead = parts.look_ahead(chain, draft, memory, state.frontier, window)
-    y, mhat = parts.roll_out(state.x, ahead, chain.clip)
+    ahead = parts.look_ahead(batch, draft, memory, state.frontier, window)
+    y, mhat = parts.roll_out(state.x, ahead, batch.clip)
     x0 = network(y, ahead.step, ahead.row)
     return parts.settle(draft, state, Speculated(ahead, y, mhat, memory), x0)
 
 
-def look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
+def look_ahead(batch: Batch, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
     """Gather the inputs of the roll-out from the frontier (B,), so that the roll-out is elementwise over the event."""
     rows = torch.arange(len(frontier), device=frontier.device).unsqueeze(1)
     steps = frontier.unsqueeze(1) + torch.arange(window, device=frontier.device)
-    step = steps.clamp(max=len(chain.s) - 1)  # (B, W)
+    step = steps.clamp(max=len(batch.s) - 1)  # (B, W)
     return Ahead(
         step=step,
         row=rows.expand_as(step).contiguous(),
-        a=chain.a[step],
-        b=chain.b[step],
-        s=chain.s[step],
-        xi=chain.tape.xi[rows, step],
-        u=chain.tape.u[rows, step],
+        a=batch.a[step],
+        b=batch.b[step],
+        s=batch.s[step],
+        xi=batch.tape.xi[rows, step],
+        u=batch.tape.u[rows, step],
         guess=draft.guess(memory, step),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asd_policy.data.lazy_images import LazyImages
 from asd_policy.errors import ConfigError, DataError
 
 CHANNELS = (1, 3, 4)
@@ -28,13 +29,14 @@ class Demonstration:
     Attributes:
         seed: seed of the environment's reset, or the number of an imported demonstration.
         obs: (T, D) float32 or (T, H, W, C) uint8 per key; a row is the observation before the action of its step.
+            Images may be `LazyImages`.
         action: (T, A) float32, the expert's actions.
         executed_action: (T, A) float32, the actions that the environment executed.
         steps_to_success: steps until the first success.
     """
 
     seed: int
-    obs: Mapping[str, NDArray[Any]]
+    obs: Mapping[str, NDArray[Any] | LazyImages]
     action: NDArray[np.float32]
     executed_action: NDArray[np.float32]
     steps_to_success: int
@@ -102,8 +104,10 @@ class Gate:
             raise DataError(f"{where} has seed and steps to success {numbers}; expected numbers of 64 bits.")
         return dataclasses.replace(episode, obs=obs, action=action, executed_action=executed)
 
-    def _rows(self, where: str, key: str, values: NDArray[Any], steps: int) -> NDArray[Any]:
-        rows = as_rows(where, key, values, self.obs_shapes.get(key, (self.action_dim,)))
+    def _rows(self, where: str, key: str, values: Any, steps: int) -> Any:
+        shape = self.obs_shapes.get(key, (self.action_dim,))
+        lazy = isinstance(values, LazyImages) and values.shape[1:] == shape
+        rows = values if lazy else as_rows(where, key, values, shape)
         if len(rows) != steps:
             raise DataError(f"{where} has {steps} actions but {len(rows)} steps of {key!r}; expected as many.")
         return rows

@@ -72,6 +72,16 @@ class UntrustedHdf5:
             self._check_held(name, dataset)
             return np.asarray(dataset[()])
 
+    def check_whole(self, name: str) -> None:
+        """Raise DataError unless the file holds all rows of a dataset."""
+        with self._reading(name):
+            self._check_held(name, self._dataset(name))
+
+    def rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows of a dataset that `check_whole` has checked; `rows` are increasing."""
+        with self._reading(name):
+            return np.asarray(self._dataset(name)[rows])
+
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
         """Turn every error of h5py on a damaged file, from RuntimeError to MemoryError, into a DataError."""

@@ -64,9 +64,9 @@ class EpisodeStore:
         self.path = path
         self.obs_keys = _obs_keys(path, root.attrs.get("obs_keys"))
         self.action_kind = _action_kind(root.attrs)
-        shapes = {key: tuple(self._array(f"data/obs/{key}").shape[1:]) for key in self.obs_keys}
-        action_dim = int(self._array("data/action").shape[-1])
-        self._gate = Gate(str(path), shapes, action_dim, self.action_kind)
+        self.obs_shapes = {key: tuple(self._array(f"data/obs/{key}").shape[1:]) for key in self.obs_keys}
+        self.action_dim = int(self._array("data/action").shape[-1])
+        self._gate = Gate(str(path), self.obs_shapes, self.action_dim, self.action_kind)
         self._release = weakref.finalize(self, os.close, lock_store(path)) if writable else None
 
     @classmethod
@@ -189,6 +189,17 @@ class EpisodeStore:
         """One observation of all committed steps: (N, D) float32 or (N, H, W, C) uint8."""
         return self._steps(f"obs/{key}", self.episode_ends)
 
+    def check_images(self, key: str) -> None:
+        """Raise DataError if images of an observation are lost."""
+        self._check_chunks(f"data/obs/{key}", self._array(f"data/obs/{key}"), 0, self.num_steps)
+
+    def read_images(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images (n, H, W, C) of some steps. Raises DataError if they are damaged."""
+        array = self._array(f"data/obs/{key}")
+        with self._zarr(f"is damaged at data/obs/{key}"):
+            run = int(rows[-1]) - int(rows[0]) + 1 == len(rows)  # slices are faster
+            return np.asarray(array[rows[0] : rows[-1] + 1] if run else array.oindex[rows], np.uint8)
+
     def actions(self, executed: bool = False) -> NDArray[np.float32]:
         """The expert's actions of all committed steps, or the executed actions; (N, A)."""
         return self._steps("executed_action" if executed else "action", self.episode_ends)
@@ -246,7 +257,7 @@ class EpisodeStore:
         meta = {"seed": episode.seed, "steps_to_success": episode.steps_to_success, "episode_ends": end}
         with zarr.config.set({"array.write_empty_chunks": True}), self._zarr("cannot be written"):
             for name, values in rows.items():
-                self._array(name).append(values)
+                self._array(name).append(np.asarray(values))
             for name, value in meta.items():
                 self._array(f"meta/{name}").append(np.array([value], np.int64))
 

@@ -1,4 +1,4 @@
-"""Training windows over demonstrations, held in memory as tensors.
+"""Training windows over demonstrations.
 
 They equal the windows of Diffusion Policy's SequenceSampler (https://github.com/real-stanford/diffusion_policy,
 `common/sampler.py`). A window may begin before its episode or run past its end; there the edge step is repeated.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asd_policy.data.lazy_images import LazyImages
 from asd_policy.errors import DataError
 
 
@@ -21,7 +22,7 @@ class TrainingWindows:
     """W windows of H steps over N steps of demonstrations, stored as indices into the demonstrations' tensors.
 
     Attributes:
-        obs: (N, ...) per key, unnormalised observations.
+        obs: (N, ...) per key, unnormalised observations; images may be read when they are used.
         actions: (N, A) normalised actions.
         starts: (W,) int64, first step of each window; may lie before its episode.
         first: (W,) int64, first step of the window's episode.
@@ -30,7 +31,7 @@ class TrainingWindows:
         horizon: H, the number of actions of a window.
     """
 
-    obs: Mapping[str, Tensor]
+    obs: Mapping[str, Tensor | LazyImages]
     actions: Tensor
     starts: Tensor
     first: Tensor
@@ -81,7 +82,7 @@ class TrainingWindows:
 
 
 def make_windows(
-    obs: Mapping[str, Tensor],
+    obs: Mapping[str, Tensor | LazyImages],
     actions: Tensor,
     episode_ends: Tensor,
     n_obs_steps: int,

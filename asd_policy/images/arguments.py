@@ -17,6 +17,7 @@ from torch import Tensor
 from asd_policy.core import Asd, SamplerSpec
 from asd_policy.core.window import Window
 from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
+from asd_policy.images.conditions import is_text_unet, pooled_width, text_width
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -79,14 +80,19 @@ def check_name(kind: str, value: Any, available: Collection[str]) -> None:
 
 
 def check_pipeline(
-    pipe: Any, kind: type[Any], components: Collection[str], methods: Collection[str], text: bool
+    pipe: Any,
+    kind: type[Any],
+    components: Collection[str],
+    methods: Collection[str],
+    additions: Collection[str | None] = (),
 ) -> None:
     """Raise ConfigError unless `pipe` behaves like the diffusers pipeline `kind` and has all required components.
 
     Args:
         components: the required components.
         methods: methods that this package replaces. A subclass with its own versions is refused.
-        text: whether the U-Net is conditioned on text embeddings.
+        additions: the `addition_embed_type`s of the U-Nets that the pipeline can feed; empty for a pipeline without
+            text.
     """
     name = type(pipe).__name__
     if not issubclass(type(pipe), kind):
@@ -99,9 +105,15 @@ def check_pipeline(
     missing = [component for component in components if getattr(pipe, component, None) is None]
     if missing:
         raise ConfigError(f"The pipeline has no {', '.join(missing)}; load it with all its components.")
-    if ("cross_attention_dim" in getattr(pipe.unet, "config", ())) != text:
-        wanted = "UNet2DConditionModel" if text else "UNet2DModel"
+    config = getattr(pipe.unet, "config", {})
+    if is_text_unet(config) != bool(additions):
+        wanted = "UNet2DConditionModel" if additions else "UNet2DModel"
         raise ConfigError(f"The U-Net of the {name} is a {type(pipe.unet).__name__}; expected a {wanted}.")
+    if additions and config.get("addition_embed_type") not in additions:
+        raise ConfigError(
+            f"The U-Net of the {name} has addition_embed_type {config.get('addition_embed_type')!r}; expected "
+            f"{' or '.join(map(repr, additions))}: a {kind.__name__} feeds its U-Net no other inputs."
+        )
 
 
 def check_attention_options(options: Any) -> None:
@@ -127,23 +139,32 @@ def check_words(**texts: Any) -> None:
 
 def check_embeddings(config: Any, **embeddings: Any) -> None:
     """Raise ConfigError unless each is None or a tensor (B, L, D) with the width D of the U-Net's `config`."""
-    width = config.cross_attention_dim if config.encoder_hid_dim_type is None else config.encoder_hid_dim
+    _check_width("(B, L, D)", text_width(config), embeddings)
+
+
+def check_pooled(config: Any, **embeddings: Any) -> None:
+    """Raise ConfigError unless each is None or a tensor (B, P) with the pooled width P of the U-Net's `config`."""
+    _check_width("(B, P)", pooled_width(config), embeddings)
+
+
+def _check_width(shape: str, width: Any, embeddings: Mapping[str, Any]) -> None:
     for name, value in embeddings.items():
-        if value is not None and (not isinstance(value, Tensor) or value.ndim != 3):
-            raise ConfigError(f"{name} is {value!r}; expected a tensor (B, L, D) or None.")
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != shape.count(",") + 1):
+            raise ConfigError(f"{name} is {value!r:.200}; expected a tensor {shape} or None.")
         # Some U-Nets have one width for each block.
         if value is not None and isinstance(width, int) and value.shape[-1] != width:
             raise ConfigError(f"{name} has shape {tuple(value.shape)}; the U-Net expects {width} values at the end.")
 
 
 REFUSED = {
-    "sigmas": "diffusers' DDPMScheduler takes none either: pass timesteps",
+    "sigmas": "diffusers' own DDPM, DDIM and Euler ancestral schedulers take none either",
+    "denoising_end": "latents for a refiner still hold noise: use the plain pipeline",
     "ip_adapter_image": "U-Nets with IP adapters are not supported: use the plain pipeline",
     "ip_adapter_image_embeds": "U-Nets with IP adapters are not supported: use the plain pipeline",
     "callback": "diffusers has deprecated it: pass callback_on_step_end",
     "callback_steps": "diffusers has deprecated it: pass callback_on_step_end, which is called once per round",
 }
-"""Arguments of StableDiffusionPipeline's call that must be None -> the reason."""
+"""Arguments of text-to-image pipelines' calls that must be None -> the reason."""
 
 
 def refuse(arguments: Mapping[str, Any], call: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
@@ -14,7 +14,8 @@ from asd_policy.core import OnRound
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import check_name
 
-StepEnd = Callable[[StableDiffusionPipeline, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+StepEnd = Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None]
+"""(pipeline, step, timestep, tensors) -> the same tensors, or None."""
 FIXED = ("guidance_scale", "guidance_rescale", "cross_attention_kwargs", "unet", "scheduler")
 """Attributes of the pipeline that diffusers reads at every step."""
 
@@ -43,17 +44,17 @@ def check_callback(callback: Any, inputs: Any, available: Collection[str]) -> No
 
 
 def watch(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     callback: StepEnd | None,
     inputs: Sequence[str],
     texts: Mapping[str, Tensor | None],
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
 ) -> OnRound:
     """Make the function to call after each round: it calls `callback`, and stops if the pipeline was interrupted.
 
     Args:
         inputs: names of the tensors that the callback gets: "latents", or one of `texts`.
-        timesteps: (K,) the training timestep of each step.
+        timesteps: (K,) the timestep of each step.
 
     The function raises:
         ConfigError: if the callback changed a tensor or a setting.
@@ -72,7 +73,7 @@ def watch(
 
 
 def _tell(
-    pipe: StableDiffusionPipeline, callback: StepEnd, step: int, timestep: int, tensors: Mapping[str, Tensor | None]
+    pipe: DiffusionPipeline, callback: StepEnd, step: int, timestep: float, tensors: Mapping[str, Tensor | None]
 ) -> None:
     given: dict[str, Any] = {name: None if value is None else value.clone() for name, value in tensors.items()}
     before = {name: getattr(pipe, name) for name in FIXED}

@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from asd_policy.core import Denoiser, Schedule
+from asd_policy.core import Denoiser
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.denoiser import Context, Evaluate
@@ -21,7 +20,7 @@ from asd_policy.core.speculative import Parts
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import as_config_errors
 from asd_policy.images.fingerprint import fingerprint
-from asd_policy.images.scheduler import make_denoiser
+from asd_policy.images.laws import Law
 from asd_policy.images.unet import UnetNetwork
 
 MAX_SAMPLERS = 4
@@ -67,8 +66,7 @@ class PipelineSamplers(Generic[S]):
     def get(
         self,
         network: UnetNetwork,
-        scheduler: DDPMScheduler,
-        schedule: Schedule,
+        law: Law,
         event_shape: tuple[int, ...],
         device: torch.device,
         make: Callable[[Denoiser, Capture], S],
@@ -76,20 +74,19 @@ class PipelineSamplers(Generic[S]):
         """The sampler that `make` makes from a denoiser and a capture, or the kept one if nothing has changed since.
 
         Raises:
-            ConfigError: on a U-Net that cannot be captured, and as `make_denoiser` and `make`.
+            ConfigError: on a U-Net that cannot be captured, and as `law.denoiser` and `make`.
         """
 
         def sampler() -> S:
-            denoiser = make_denoiser(network, scheduler, schedule).to(device)
             with as_config_errors():
-                return make(denoiser, self._capture())
+                return make(law.denoiser(network).to(device), self._capture())
 
         if self._can.compiles(device):
             check_forward(network.unet, self._name)
         if not self._can.keeps_graphs:
             return sampler()
         autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-        key = fingerprint((network, scheduler.config, schedule.timesteps.tolist(), event_shape, device, autocast))
+        key = law.chain, fingerprint((network, law.settings, event_shape, device, autocast))
         if key not in self._kept:
             self._kept[key] = sampler()
         self._kept.move_to_end(key)

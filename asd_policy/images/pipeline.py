@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from asd_policy.core import Denoiser, OnRound, Sampler, SamplerOptions, SamplerSpec, SampleStats, as_spec
+from asd_policy.core import Ddim, Denoiser, OnRound, Sampler, SamplerOptions, SamplerSpec, SampleStats, as_spec
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.samplers import with_options
 from asd_policy.errors import CheckpointError, ConfigError
@@ -27,19 +27,21 @@ from asd_policy.images.arguments import (
     without_calibration,
 )
 from asd_policy.images.capture import PipelineSamplers
+from asd_policy.images.laws import DdpmOfBetas, Law, StepsAsked, law_at_construction, law_of, warn_of_ddim
 from asd_policy.images.noise import Generators, diffusers_noise
 from asd_policy.images.progress import progress_bar
-from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
 from asd_policy.images.unet import UnetNetwork
+
+BETAS = DdpmOfBetas(clips_by_default=True)
 
 
 class AsdImagePipeline:
-    """Draws images from the law of a DDPMPipeline.
+    """Draws images from the law of a DDPMPipeline's scheduler; see `accelerate_pipeline` for what that is.
 
     Args:
         pipe: the pipeline. Each call uses its present U-Net, scheduler, device and progress bar.
-        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds) or "ddim" (another law), command-line text such as
-            "asd:path:16", or a spec.
+        sampler: "asd" (exact, few rounds), "ddpm" (exact, K rounds: one for each step of the chain) or "ddim" (another
+            law), command-line text such as "asd:path:16", or a spec.
         max_states: most rows in one call of the U-Net; see `UnetNetwork`.
         options: sampler options. asd: `draft`, `window`; ddim: `num_steps`, `eta`; all: `capture`, how the steps are
             run, see `AsdSampler` and docs/images.md.
@@ -62,14 +64,18 @@ class AsdImagePipeline:
         self._spec = without_calibration(as_spec(sampler, **options))
         self._max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[Sampler] = PipelineSamplers(self._spec.capture, self._max_states)
-        table = getattr(self._spec, "window", None)
+        network = self._network(1.0)
         # Raises now what would fail at the first images.
-        self._sampler(len(table) if isinstance(table, tuple) else None, guidance_scale=1.0)
+        if isinstance(self._spec, Ddim):
+            self._build(network, self._law(StepsAsked()))
+        else:
+            window = getattr(self._spec, "window", None)
+            self._build(network, law_at_construction(pipe.scheduler, window, BETAS))
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler."""
-        return ddpm_scheduler(self.pipe.scheduler)
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
+        return BETAS.scheduler(self.pipe.scheduler)
 
     @classmethod
     def from_pretrained(
@@ -128,6 +134,7 @@ class AsdImagePipeline:
         output_type: str = "pil",
         on_round: OnRound | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
     ) -> ImagePipelineOutput:
         """Draw images.
 
@@ -138,10 +145,14 @@ class AsdImagePipeline:
             negative_label: the label to move away from, usually the one trained as "no class".
             generator: one for the batch or one per image. The plain sampler ("ddpm") draws the same images from it as
                 DDPMPipeline.
-            num_inference_steps: K, strided from the training timesteps; None takes all of them.
+            num_inference_steps: K, strided from the training timesteps; None takes all of them. For a scheduler that is
+                kept (see `eta`) None is 50.
             output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for the tensor as drawn.
             on_round: called after each round with the frontier and the images. capture="cuda_graph" cannot call it.
             return_dict: False returns a tuple with the images.
+            eta: of a DDIMScheduler: above 0, DDIM's own chain is sampled, as DDIMPipeline does. An
+                EulerAncestralDiscreteScheduler is sampled as it is, any other scheduler as the DDPM of its betas.
+                Sampler "ddim" has its own `eta`.
 
         Raises:
             ConfigError: on labels that do not fit the U-Net or the batch, or as the constructor or the sampler.
@@ -150,7 +161,9 @@ class AsdImagePipeline:
         check_name("output_type", output_type, OUTPUT_TYPES)
         batch_size, guidance_scale = whole("batch_size", batch_size), finite("guidance_scale", guidance_scale)
         self._samplers.check_watcher("on_round", on_round)
-        sampler = self._sampler(num_inference_steps, guidance_scale)
+        sampler = self._sampler(num_inference_steps, guidance_scale, eta)
+        if not isinstance(self._spec, Ddim):
+            warn_of_ddim(self.pipe.scheduler, StepsAsked(eta=eta))
         cond = self._condition(batch_size, class_labels, guidance_scale, negative_label)
         device = self.pipe._execution_device
         noise = diffusers_noise(batch_size, sampler.num_steps, self.event_shape, generator, device)
@@ -161,18 +174,34 @@ class AsdImagePipeline:
         images = VaeImageProcessor().postprocess(draws.x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def _sampler(self, num_steps: int | None, guidance_scale: float) -> Sampler:
-        """The sampler for the present state of the pipeline."""
-        check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",), text=False)
-        network = UnetNetwork(self.pipe.unet, guidance_scale)
-        scheduler = self.scheduler
-        schedule = ddpm_schedule(scheduler, num_steps)
+    def _law(self, asked: StepsAsked) -> Law:
+        """The law of a call. Raises ConfigError as `law_of`, or on an `eta` that has no effect."""
+        scheduler = self.pipe.scheduler
+        if isinstance(self._spec, Ddim):
+            if asked.eta != 0:
+                raise ConfigError(f"eta is {asked.eta!r}; with sampler 'ddim' it is an option of the sampler.")
+            return BETAS.law(scheduler, asked)  # DDIM strides the timesteps of a DDPM
+        if asked.eta != 0 and not isinstance(scheduler, DDIMScheduler):
+            name = type(scheduler).__name__
+            raise ConfigError(f"eta is {asked.eta!r}, which is DDIM's; the pipeline's scheduler is a {name}.")
+        return law_of(scheduler, asked, BETAS)
+
+    def _sampler(self, num_steps: int | None, guidance_scale: float, eta: float = 0.0) -> Sampler:
+        """The sampler of a call on the present pipeline."""
+        return self._build(self._network(guidance_scale), self._law(StepsAsked(num_steps, eta=eta)))
+
+    def _network(self, guidance_scale: float) -> UnetNetwork:
+        """The pipeline's present U-Net."""
+        check_pipeline(self.pipe, DDPMPipeline, ("unet", "scheduler"), ("__call__",))
+        return UnetNetwork(self.pipe.unet, guidance_scale)
+
+    def _build(self, network: UnetNetwork, law: Law) -> Sampler:
         shape, device = self.event_shape, self.pipe._execution_device
 
         def make(denoiser: Denoiser, capture: Capture) -> Sampler:
-            return with_options(self._spec, capture=capture).build(denoiser, schedule, shape)
+            return with_options(self._spec, capture=capture).build(denoiser, law.chain, shape)
 
-        return self._samplers.get(network, scheduler, schedule, shape, device, make)
+        return self._samplers.get(network, law, shape, device, make)
 
     def _condition(
         self, batch_size: int, labels: Sequence[int] | None, guidance_scale: float, negative: int | None

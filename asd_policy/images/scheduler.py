@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import DDPMParallelScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMParallelScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
 
 from asd_policy.core import DENOISERS, Schedule
@@ -40,9 +40,8 @@ def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMSchedu
     config: dict[str, Any] = dict(scheduler.config)
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
         raise ConfigError(f"{name} tells its network continuous times or flows; a DDPM has discrete timesteps.")
-    own = [step for step in STEPS if getattr(type(scheduler), step, None) is not getattr(DDPMScheduler, step)]
-    if isinstance(scheduler, DDPMScheduler) and own:
-        raise ConfigError(f"{name} has its own {', '.join(own)}, which would not be used; expected DDPMScheduler's.")
+    if isinstance(scheduler, DDPMScheduler):
+        check_own_methods(scheduler, DDPMScheduler, STEPS)
     if isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler):
         # from_config skips entries left at the class's defaults, even if a pipeline has replaced them since.
         config.pop("_use_default_values", None)
@@ -50,6 +49,18 @@ def ddpm_scheduler(scheduler: SchedulerMixin, **overrides: object) -> DDPMSchedu
         ddpm = DDPMScheduler.from_config(config, **overrides)
     _check_noise_levels(scheduler, ddpm)
     return ddpm
+
+
+def check_own_methods(scheduler: SchedulerMixin, kind: type[SchedulerMixin], methods: Sequence[str]) -> None:
+    """Raise ConfigError if a scheduler of diffusers' class `kind` has its own version of one of its `methods`."""
+    own = [
+        name for name in methods if getattr(type(scheduler), name) is not getattr(kind, name) or name in vars(scheduler)
+    ]
+    if own:
+        raise ConfigError(
+            f"{type(scheduler).__name__} has its own {', '.join(own)}, which would not be used; expected "
+            f"{kind.__name__}'s."
+        )
 
 
 def _check_noise_levels(scheduler: SchedulerMixin, ddpm: DDPMScheduler) -> None:
@@ -114,7 +125,7 @@ class Thresholded(nn.Module):
         return torch.where(x0.isfinite(), x0.clamp(-limit, limit) / limit, x0)
 
 
-def make_denoiser(network: UnetNetwork, scheduler: DDPMScheduler, schedule: Schedule) -> nn.Module:
+def make_denoiser(network: UnetNetwork, scheduler: DDPMScheduler | DDIMScheduler, schedule: Schedule) -> nn.Module:
     """The network's clean-sample predictions, clipped or thresholded as the scheduler's settings say.
 
     Raises:

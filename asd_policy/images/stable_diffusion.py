@@ -1,71 +1,30 @@
-"""accelerate_pipeline: exact sampling of Stable Diffusion, with its prompts, guidance and decoder."""
+"""AsdStableDiffusion: exact sampling of Stable Diffusion, with its prompts, guidance and decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from asd_policy.core import Asd, AsdSampler, Denoiser, Draft, NoiseTape, OnRound, SampleStats
+from asd_policy.core import Draft, SampleStats
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
-from asd_policy.images.arguments import (
-    OUTPUT_TYPES,
-    as_config_errors,
-    check_embeddings,
-    check_name,
-    check_pipeline,
-    check_words,
-    checked_window,
-    finite,
-    image_size,
-    refuse,
-    whole,
+from asd_policy.images.arguments import as_config_errors, check_embeddings, check_words, refuse, whole
+from asd_policy.images.callbacks import StepEnd
+from asd_policy.images.latents import Kind, LatentSampler, Request, halves
+from asd_policy.images.laws import StepsAsked, warn_of_ddim
+from asd_policy.images.noise import Generators
+
+KIND = Kind(
+    StableDiffusionPipeline,
+    additions=(None, "text"),
+    tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds"),
 )
-from asd_policy.images.callbacks import Interrupted, StepEnd, check_callback, watch
-from asd_policy.images.capture import PipelineSamplers
-from asd_policy.images.noise import Generators, diffusers_noise
-from asd_policy.images.pipeline import AsdImagePipeline
-from asd_policy.images.progress import progress_bar
-from asd_policy.images.scheduler import ddpm_schedule, ddpm_scheduler
-from asd_policy.images.unet import UnetNetwork
-
-TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-"""Tensors that callback_on_step_end can request."""
-
-
-def accelerate_pipeline(
-    pipe: DiffusionPipeline,
-    draft: str | Draft = "path",
-    window: Window = 24,
-    max_states: int | None = None,
-    capture: str | Capture = "eager",
-) -> AsdStableDiffusion | AsdImagePipeline:
-    """A pipeline that samples the DDPM of `pipe`'s noise schedule exactly, in few sequential U-Net calls.
-
-    Args:
-        pipe: a StableDiffusionPipeline or DDPMPipeline. It is neither moved nor changed, and shared: later changes to
-            it (another scheduler, LoRA weights, another device, offloading) apply to both.
-        draft: "path", "reuse" or "frozen" (the paper's), another name in DRAFTS, or a `Draft`.
-        window: how many steps a round speculates, or a table with a number for each step; None for all.
-        max_states: most rows in one call of the U-Net; see `UnetNetwork`.
-        capture: how the rounds are run: "eager", "compile", "cuda_graph", another name in CAPTURES, or a `Capture`; see
-            `AsdSampler` and docs/images.md.
-
-    Raises:
-        ConfigError: on another pipeline, a U-Net or scheduler that is not a DDPM's, or bad options.
-    """
-    if isinstance(pipe, DDPMPipeline):
-        return AsdImagePipeline(pipe, "asd", max_states, draft=draft, window=window, capture=capture)
-    if isinstance(pipe, StableDiffusionPipeline):
-        return AsdStableDiffusion(pipe, draft, window, max_states, capture)
-    raise ConfigError(f"Got a {type(pipe).__name__}; expected a StableDiffusionPipeline or a DDPMPipeline.")
 
 
 class _Texts(NamedTuple):
@@ -88,22 +47,23 @@ class AsdStableDiffusion:
         max_states: int | None = None,
         capture: str | Capture = "eager",
     ):
-        self.pipe = pipe
-        self.stats: SampleStats | None = None
+        _check_safety(pipe)
+        self._latents = LatentSampler(pipe, KIND, draft, window, max_states, capture)
+
+    @property
+    def pipe(self) -> StableDiffusionPipeline:
+        """The pipeline, as it is at each call."""
+        return self._latents.pipe
+
+    @property
+    def stats(self) -> SampleStats | None:
         """The cost of the last images; None if they were interrupted."""
-        self._spec = Asd(draft, checked_window(window), capture)
-        max_states = None if max_states is None else whole("max_states", max_states)
-        self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
-        table = self._spec.window if isinstance(self._spec.window, tuple) else None
-        # Raises now what would fail at the first prompt.
-        self._sampler(self._network(1.0), len(table) if table else None, None, (1,))
+        return self._latents.stats
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler."""
-        # Latents are clipped only if the scheduler's config says so; DDPMScheduler's default would clip them.
-        scheduler = self.pipe.scheduler
-        return ddpm_scheduler(scheduler, clip_sample=getattr(scheduler, "config", {}).get("clip_sample", False))
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
+        return self._latents.betas.scheduler(self.pipe.scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -133,16 +93,18 @@ class AsdStableDiffusion:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **others: None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """As the call of StableDiffusionPipeline with a DDPMScheduler, with these differences:
+        """As the call of StableDiffusionPipeline with the scheduler that is sampled, with these differences:
 
         Args:
             height, width: both or neither.
-            num_inference_steps: K, strided from the training timesteps; None takes all of them. Only then is the law
-                that of the trained DDPM.
-            timesteps: the training timesteps to use, in descending order; num_inference_steps is then ignored.
+            num_inference_steps: K. None takes all training timesteps of a DDPM, and only then is the law that of the
+                trained DDPM; for a kept scheduler (Euler ancestral, or DDIM with eta > 0) None is 50.
+            timesteps: the training timesteps of a DDPM to use, in descending order, in place of num_inference_steps.
+                Kept schedulers take none.
             sigmas, ip_adapter_image, ip_adapter_image_embeds, and diffusers' former callback and callback_steps: None;
                 anything else is refused.
-            eta: ignored: it is DDIM's.
+            eta: of a DDIMScheduler: above 0, DDIM's own chain is sampled; with 0, the DDPM with its betas, and a
+                warning says so. Schedulers that have no eta ignore it.
             generator: one for the batch or one per image. The noise equals diffusers' from the same generators in
                 float32.
             cross_attention_kwargs: plain values, such as {"scale": 0.5} for LoRA weights.
@@ -158,73 +120,28 @@ class AsdStableDiffusion:
         """
         adapters = {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}
         refuse({"sigmas": sigmas, **adapters, **others}, self.__call__)
-        check_name("output_type", output_type, OUTPUT_TYPES)
-        self._samplers.check_watcher("callback_on_step_end", callback_on_step_end)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, TENSOR_INPUTS)
-        pipe = self.pipe
-        network = self._network(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        shape = self._event_shape(height, width, latents)
-        sampler = self._sampler(network, num_inference_steps, timesteps, shape)
-        pipe._guidance_scale, pipe._guidance_rescale = network.guidance_scale, network.guidance_rescale
-        pipe._clip_skip, pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
-        pipe._num_timesteps, pipe._interrupt = sampler.num_steps, False
-
+        request = Request(
+            StepsAsked(num_inference_steps, timesteps, eta),
+            guidance_scale,
+            guidance_rescale,
+            cross_attention_kwargs,
+            clip_skip,
+            generator,
+            latents,
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        _check_safety(self.pipe)
+        sampler = self._latents.begin(request, height, width)
+        warn_of_ddim(self.pipe.scheduler, request.steps)
         texts = _Texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         cond = self._encode(texts, whole("num_images_per_prompt", num_images_per_prompt))
-        inputs = callback_on_step_end_tensor_inputs
         embeds = {"prompt_embeds": cond[:, -1], "negative_prompt_embeds": cond[:, 0] if cond.shape[1] > 1 else None}
-        watcher = watch(pipe, callback_on_step_end, inputs, embeds, sampler.schedule.timesteps.tolist())
-        noise = self._noise(sampler, len(cond), generator, latents)
-        drawn = self._draw(sampler, cond, noise, watcher)
+        drawn = self._latents.draw(sampler, request, cond, embeds)
         images, flags = self._decode(drawn, output_type, cond.dtype, generator)
-        pipe.maybe_free_model_hooks()
+        self.pipe.maybe_free_model_hooks()
         return StableDiffusionPipelineOutput(images, flags) if return_dict else (images, flags)
-
-    def _network(self, guidance_scale: float, rescale: float = 0.0, attention: Any = None) -> UnetNetwork:
-        """The pipeline's present U-Net."""
-        pipe, own = self.pipe, ("__call__", "prepare_latents")
-        check_pipeline(pipe, StableDiffusionPipeline, ("unet", "vae", "scheduler"), own, text=True)
-        guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
-        network = UnetNetwork(pipe.unet, guidance_scale, None, rescale, attention)
-        latent, decoded = pipe.unet.config.in_channels, pipe.vae.config.get("latent_channels")
-        if decoded not in (None, latent):
-            raise ConfigError(f"The U-Net makes latents of {latent} channels; the VAE decodes {decoded}.")
-        if pipe.safety_checker is not None and pipe.feature_extractor is None:
-            raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")
-        return network
-
-    def _sampler(
-        self,
-        network: UnetNetwork,
-        num_steps: int | None,
-        timesteps: Sequence[int] | None,
-        event_shape: tuple[int, ...],
-    ) -> AsdSampler:
-        """The sampler for the present state of the pipeline."""
-        scheduler = self.scheduler
-        schedule = ddpm_schedule(scheduler, num_steps, timesteps)
-
-        def make(denoiser: Denoiser, capture: Capture) -> AsdSampler:
-            return replace(self._spec, capture=capture).build(denoiser, schedule, event_shape)
-
-        return self._samplers.get(network, scheduler, schedule, event_shape, self.pipe._execution_device, make)
-
-    def _event_shape(self, height: int | None, width: int | None, latents: Tensor | None) -> tuple[int, ...]:
-        """(C, H, W) of a latent image, from the latents, the requested size or the U-Net."""
-        pipe, config = self.pipe, self.pipe.unet.config
-        if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
-            raise ConfigError(f"latents is {latents!r}; expected a tensor (B, C, H, W) or None.")
-        if height is None and width is None:
-            size = config.sample_size if latents is None else latents.shape[2:]
-            if size is None:
-                raise ConfigError("The U-Net has no sample_size; pass height and width.")
-            return config.in_channels, *image_size(size)
-        asked = [whole("height or width", value) for value in (height, width) if value is not None]
-        if any(value % 8 for value in asked):
-            raise ConfigError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}.")
-        if len(asked) == 1:
-            raise ConfigError(f"height is {height} and width is {width}; expected both or neither.")
-        return config.in_channels, *(value // pipe.vae_scale_factor for value in asked)
 
     def _encode(self, texts: _Texts, images_per_prompt: int) -> Tensor:
         """The U-Net's condition (B, G, L, D): with guidance (G = 2) negative embeddings, then the prompt's."""
@@ -254,36 +171,7 @@ class AsdStableDiffusion:
             )
         toward, away = embedded
         check_embeddings(pipe.unet.config, **{"The text encoder's output": toward})
-        if not guided:
-            return toward.unsqueeze(1)
-        if toward.shape != away.shape:
-            raise ConfigError(
-                f"Embeddings of the prompt have shape {tuple(toward.shape)}, those of the negative prompt "
-                f"{tuple(away.shape)}; expected the same."
-            )
-        return torch.stack([away, toward], dim=1)
-
-    def _noise(self, sampler: AsdSampler, batch_size: int, generator: Generators, latents: Tensor | None) -> NoiseTape:
-        """The tape. It starts at `latents` if they are given."""
-        device, shape = self.pipe._execution_device, sampler.event_shape
-        if latents is not None:
-            latents = latents.to(device, torch.float32)
-            if latents.shape != (batch_size, *shape) or not bool(latents.isfinite().all()):
-                raise ConfigError(
-                    f"latents have shape {tuple(latents.shape)}; expected finite values of {(batch_size, *shape)}."
-                )
-        return diffusers_noise(batch_size, sampler.num_steps, shape, generator, device, latents)
-
-    def _draw(self, sampler: AsdSampler, cond: Tensor, noise: Any, watcher: OnRound) -> Tensor:
-        """Latents (B, C, H, W): finished, or in the state at which a callback stopped them."""
-        self.stats = None
-        try:
-            with progress_bar(self.pipe, sampler.num_steps, watcher) as report:
-                draws = sampler.draw(len(cond), cond, noise, on_round=report if self._samplers.watched else None)
-        except Interrupted as interrupted:
-            return interrupted.latents
-        self.stats = draws.stats
-        return draws.x
+        return halves("Embeddings", toward, away if guided else None)
 
     def _decode(
         self, latents: Tensor, output_type: str, dtype: torch.dtype, generator: Generators
@@ -296,3 +184,9 @@ class AsdStableDiffusion:
             image, flags = pipe.run_safety_checker(image, image.device, dtype)
         denormalize = [True] * len(image) if flags is None else [not flag for flag in flags]
         return pipe.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
+
+
+def _check_safety(pipe: Any) -> None:
+    """Raise ConfigError if the pipeline has a safety checker without the feature extractor that feeds it."""
+    if getattr(pipe, "safety_checker", None) is not None and pipe.feature_extractor is None:
+        raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")

@@ -13,23 +13,25 @@ from torch import Tensor
 
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import check_attention_options, whole
+from asd_policy.images.conditions import as_keywords, check_sizes_unet, is_text_unet, takes_sizes
 
 UNDERSTOOD = {
     "time_cond_proj_dim": (None,),  # the guidance scale, in consistency-distilled (LCM) networks
     "encoder_hid_dim_type": (None, "text_proj"),  # others project images, as IP adapters do
-    "addition_embed_type": (None, "text"),  # "text_time" is SDXL's
+    "addition_embed_type": (None, "text", "text_time"),
     "class_embed_type": (None,),
 }
-"""Settings of a U-Net's conditioning -> the supported values, which need no further inputs."""
+"""Settings of a U-Net's conditioning -> the supported values."""
 
 
 @dataclass(frozen=True)
 class UnetNetwork:
     """A U-Net with the core's call: (x (N, C, H, W), t (N,), cond (N, G, ...) or None) -> prediction (N, C, H, W).
 
-    cond holds class labels for a UNet2DModel, (N, G) int64, and text embeddings for a UNet2DConditionModel,
-    (N, G, L, D). G is 1, or 2 for classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598): the
-    condition to move away from, then the one to move toward. Both halves go through the U-Net in one batch.
+    cond holds class labels for a UNet2DModel, (N, G) int64; text embeddings for a UNet2DConditionModel, (N, G, L, D);
+    and packed `TextAndSizes` for Stable Diffusion XL's, (N, G, F). G is 1, or 2 for classifier-free guidance (Ho &
+    Salimans 2022, https://arxiv.org/abs/2207.12598): the condition to move away from, then the one to move toward.
+    Both halves go through the U-Net in one batch.
 
     Attributes:
         guidance_scale: of classifier-free guidance; 1 returns the second half's prediction. Ignored if G is 1.
@@ -59,7 +61,9 @@ class UnetNetwork:
                     f"The U-Net has {name} {config[name]!r}: it needs inputs beside the image, the timestep and its "
                     "text or labels, and would be wrong without them. Use diffusers' own pipeline for it."
                 )
-        if self._is_text and config.get("num_class_embeds") is not None:
+        if takes_sizes(config):
+            check_sizes_unet(config)
+        if is_text_unet(config) and config.get("num_class_embeds") is not None:
             raise ConfigError(
                 f"The U-Net takes text and num_class_embeds {config.num_class_embeds}; expected only one."
             )
@@ -71,10 +75,6 @@ class UnetNetwork:
         if self.max_states is not None:
             whole("max_states", self.max_states)
         check_attention_options(self.attention_options)
-
-    @property
-    def _is_text(self) -> bool:
-        return "cross_attention_dim" in self.unet.config  # a compiled U-Net has another class
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if self.max_states is None:
@@ -92,11 +92,8 @@ class UnetNetwork:
             return prediction
         halves = cond.shape[1]
         grouped = cond.transpose(0, 1).flatten(0, 1)
-        conditions: dict[str, Any] = {"class_labels": grouped}
-        if self._is_text:
-            options = None if self.attention_options is None else dict(self.attention_options)
-            conditions = {"encoder_hidden_states": grouped.to(x.dtype), "cross_attention_kwargs": options}
-        output: Tensor = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **conditions).sample.float()
+        keywords = as_keywords(self.unet.config, grouped, x.dtype, self.attention_options)
+        output: Tensor = self.unet(x.repeat(halves, 1, 1, 1), t.repeat(halves), **keywords).sample.float()
         if halves == 1:
             return output
         away, toward = output.chunk(2)

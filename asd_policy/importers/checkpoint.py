@@ -20,6 +20,7 @@ from asd_policy.importers.robots import action_bound
 from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.config import MAX_KEYS, PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
+from asd_policy.policies.guess_file import load_guess
 from asd_policy.policies.keyed import module_name
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
@@ -33,7 +34,7 @@ FOLDED = 64
 
 MASKS = ("model.mask", "model.memory_mask")  # attention masks, which contain minus infinity
 
-CONFIG, WEIGHTS, WINDOWS = "config.json", "model.safetensors", "windows.json"
+CONFIG, WEIGHTS, WINDOWS, GUESS = "config.json", "model.safetensors", "windows.json", "guess.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,18 @@ class Checkpoint:
         sampler: str | SamplerSpec = "asd",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        guess: bool = True,
         **options: Unpack[SamplerOptions],
     ) -> DiffusionPolicy:
         """The policy, ready to act.
 
+        Args:
+            guess: use the learned first guess beside the checkpoint, if there is one; see `load_policy`.
+
         Raises:
             ConfigError: on an unknown sampler or option.
             CheckpointError: if tensors are missing, unexpected, not finite, or of wrong shapes or types. The message
-                names them.
+                names them. Or if the first guess belongs to other weights, or cannot be read.
         """
         try:
             with torch.device("meta"):  # no memory is allocated, because a file can claim impossible sizes
@@ -86,8 +91,12 @@ class Checkpoint:
         network, normalizer, encoders = modules["model"], modules["normalizer"], modules["encoders"]
         assert isinstance(normalizer, LinearNormalizer)
         assert isinstance(encoders, nn.ModuleDict)
-        windows = windows_file(self.source) if self.source != Path() else None
-        return make_policy(network, normalizer, self.config, sampler, device, windows, dtype, encoders, **options)
+        config, windows, found = self.config, None, None
+        if self.source != Path():
+            windows, kept = windows_file(self.source), guess_file(self.source)
+            if guess and kept.exists():
+                found = load_guess(kept, network, config.global_cond_dim, (config.horizon, config.action_dim))
+        return make_policy(network, normalizer, config, sampler, device, windows, dtype, encoders, found, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write a native folder: `config.json` and `model.safetensors`."""
@@ -231,18 +240,24 @@ def windows_file(source: Path) -> Path:
     return source / WINDOWS if source.is_dir() else source.with_suffix(f".{WINDOWS}")
 
 
-def fingerprint(source: Path, windows: bool = False) -> str:
+def guess_file(source: Path) -> Path:
+    """The file of the learned first guess: in the checkpoint's folder, or beside its file."""
+    return source / GUESS if source.is_dir() else source.with_suffix(f".{GUESS}")
+
+
+def fingerprint(source: Path, windows: bool = False, guess: bool = True) -> str:
     """SHA-256 of a checkpoint's file, or of the names and contents of the JSON and safetensors files in its folder.
 
     Args:
         windows: include the calibrated windows, for samplers that use them.
+        guess: include the learned first guess, if there is one: it changes the samples of a seed.
 
     Raises:
         CheckpointError: if it cannot be read.
     """
-    kept = windows_file(source)
-    files = sorted({*source.glob("*.json"), *source.glob("*.safetensors")} - {kept}) if source.is_dir() else [source]
-    files += [kept] if windows and kept.exists() else []
+    kept = {windows_file(source): windows, guess_file(source): guess}
+    files = sorted({*source.glob("*.json"), *source.glob("*.safetensors")} - {*kept}) if source.is_dir() else [source]
+    files += [file for file, wanted in kept.items() if wanted and file.exists()]
     try:
         digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     except OSError as error:

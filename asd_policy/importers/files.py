@@ -19,7 +19,7 @@ from asd_policy.policies.config import MAX_KEYS
 MAX_JSON_BYTES = 16 * 2**20
 LISTED = 8
 WRAPPERS = ("module", "_orig_mod")
-KEYED = ("fields", "params_dict", "obs_nets", "encoders")
+KEYED = ("fields", "params_dict", "obs_nets", "key_model_map", "encoders")
 """Modules whose children are named by observation keys."""
 
 

@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 
 from asd_policy.errors import AsdPolicyError, CheckpointError
+from asd_policy.hub import HubId, open_snapshot
 from asd_policy.importers.checkpoint import CONFIG, Checkpoint
+from asd_policy.importers.downloads import download_checkpoint
 from asd_policy.importers.registry import read_checkpoint
 from asd_policy.policies.diffusion import DiffusionPolicy
-
-PATTERNS = ("*.json", "*.safetensors")
-"""The files to download: configurations, processors and weights, in subfolders too."""
-
-OTHERS = ("checkpoints/*", "training_state/*", "optimizer*")
-"""Files of training that are not downloaded."""
 
 CARD = """---
 {metadata}
@@ -75,16 +71,23 @@ class PretrainedPolicy(ModelHubMixin):
         self.checkpoint.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> PretrainedPolicy:
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **_: Any,
+    ) -> PretrainedPolicy:
         """Read the checkpoint from a folder or a repository of the hub."""
-        folder = Path(model_id)
-        if not folder.is_dir():
-            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            known = {name: options[name] for name in names if name in options}
-            folder = Path(
-                snapshot_download(model_id, allow_patterns=list(PATTERNS), ignore_patterns=list(OTHERS), **known)
-            )
-        return cls(read_checkpoint(folder))
+        place = Path(model_id)
+        if not place.is_dir():
+            snapshot = open_snapshot(HubId(model_id, revision), "model", cache_dir, token, local_files_only)
+            place = download_checkpoint(snapshot, force_download)
+        return cls(read_checkpoint(place))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> PretrainedPolicy:

@@ -53,23 +53,25 @@ def read_checkpoint(
     obs_keys: Mapping[str, int] | None = None,
     env_id: str | None = None,
     trust_pickle: bool = False,
+    revision: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint in any format.
 
     Args:
-        path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`, or the name of a shipped
-            checkpoint such as "square".
+        path: a native or lerobot folder, a real-stanford `.ckpt`, a robomimic `.pth`, the name of a shipped
+            checkpoint such as "square", or a repository of the Hugging Face hub; see `find_checkpoint`.
         obs_keys: the environment's observation keys and sizes, in the order in which the policy was trained on them.
             Needed if the file has all observations in one vector.
         env_id: the environment. Needed if the file does not name it.
         trust_pickle: allow a pickled file to run any code on this machine while it is read.
+        revision: the branch, tag or commit of a repository of the hub.
 
     Raises:
-        UnknownNameError: if there is no such file, folder or shipped checkpoint.
+        UnknownNameError: if there is no such file, folder, shipped checkpoint or repository.
         UnsafeFileError: if a file asks to run code and is not trusted.
         CheckpointError, ConfigError: if the file cannot be used; the message gives the reason.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(path, revision)
     found = FORMATS[detect_format(path)]
     read = found.read_trusted if trust_pickle and found.read_trusted is not None else found.read
     try:
@@ -94,23 +96,30 @@ def load_policy(
     obs_keys: Mapping[str, int] | None = None,
     env_id: str | None = None,
     trust_pickle: bool = False,
+    revision: str | None = None,
+    guess: bool = True,
     **sampler_options: Unpack[SamplerOptions],
 ) -> DiffusionPolicy:
     """Load a policy in any format. Warns where this package differs from the file's own library.
 
     Args:
-        path: a file, a folder or the name of a shipped checkpoint, see `read_checkpoint`. The format is detected.
+        path: a file, a folder, the name of a shipped checkpoint, or a repository of the Hugging Face hub ("user/name"
+            or "user/name@revision"); see `find_checkpoint`. The format is detected.
         sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
         device: the device to sample on.
         dtype: of the weights used in every network call; see `PolicyModel`.
-        obs_keys, env_id, trust_pickle: see `read_checkpoint`.
-        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`.
+        obs_keys, env_id, trust_pickle, revision: see `read_checkpoint`.
+        guess: start sampler="asd" from the learned first guess beside the checkpoint, if there is one. It reduces the
+            network calls; a seed gives other samples than without it, of the same law.
+        sampler_options: asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`, `capture`. asd
+            takes `num_steps` and `eta` too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
+        UnknownNameError: if there is no such checkpoint; the message says what was tried.
         ConfigError: on an unknown sampler or option, or an invalid config.
-        CheckpointError: on a damaged file, or weights that do not fit the config.
+        CheckpointError: on a damaged file, weights that do not fit the config, or a first guess of other weights.
     """
-    checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle)
+    checkpoint = read_checkpoint(path, obs_keys, env_id, trust_pickle, revision)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    return checkpoint.policy(sampler, device, dtype, **sampler_options)
+    return checkpoint.policy(sampler, device, dtype, guess, **sampler_options)

@@ -84,6 +84,18 @@ def rgb_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("pool.nets.", "pool.conv."): value for name, value in tensors.items() if name != grid}
 
 
+RESNET_PARTS = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+"""Modules of torchvision's ResNet -> their places in the backbone of an `ImageEncoder`."""
+
+
+def torchvision_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's ResNet without its classifier as an `asd_policy.nets.vision.ImageEncoder` that averages."""
+    named = {name: name.partition(".") for name in tensors}
+    return {
+        f"backbone.{RESNET_PARTS.get(first, first)}.{rest}": tensors[name] for name, (first, _, rest) in named.items()
+    }
+
+
 def encoder_tensors(key: str, encoder: Mapping[str, Tensor]) -> dict[str, Any]:
     """The encoder's tensors under their names in a checkpoint."""
     return {f"{encoder_prefix(key)}{name}": value for name, value in encoder.items()}

@@ -1,6 +1,7 @@
-"""The image encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137): a ResNet, keypoints, a linear layer.
+"""The image encoders of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137): a ResNet, and a pooling of its features.
 
-Its maths is robomimic's VisualCore, which real-stanford's hybrid policies use too, and lerobot's DiffusionRgbEncoder.
+With keypoints and a linear layer it is robomimic's VisualCore, which real-stanford's hybrid policies use too, and
+lerobot's DiffusionRgbEncoder. With the average of each channel it is real-stanford's MultiImageObsEncoder.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.transforms.functional import resize
+
+from asd_policy.errors import ConfigError
 
 CHANNELS_PER_GROUP = 16
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -36,7 +39,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Features of an image: resize, crop, ResNet, keypoints, a linear layer with a ReLU.
+    """Features of an image: resize, crop, ResNet, then keypoints and a linear layer with a ReLU, or the average.
 
     Args:
         channels: C, of the image.
@@ -46,6 +49,11 @@ class ImageEncoder(nn.Module):
         backbone: torchvision's name of a ResNet.
         norm: a key of `NORMS`.
         num_keypoints: K.
+        pool: "keypoints" for a spatial softmax and a linear layer, or "average" for each channel's mean over the image.
+        antialias: filter the image before it is made smaller.
+
+    Raises:
+        ConfigError: if the average of the ResNet's channels is not `features` numbers.
     """
 
     def __init__(
@@ -57,16 +65,25 @@ class ImageEncoder(nn.Module):
         backbone: str = "resnet18",
         norm: str = "group",
         num_keypoints: int = 32,
+        pool: str = "keypoints",
+        antialias: bool = True,
     ):
         super().__init__()
-        self._crop, self._resize = crop, list(resize)
+        self._crop, self._resize, self._antialias = crop, list(resize), antialias
         resnet: Any = torchvision.models.get_model(backbone, weights=None, norm_layer=NORMS[norm])
         first = resnet.conv1
         if channels != first.in_channels:
             resnet.conv1 = nn.Conv2d(channels, first.out_channels, 7, stride=2, padding=3, bias=False)
         self.backbone = nn.Sequential(*list(resnet.children())[:-2])  # without the classifier
-        self.pool = SpatialSoftmax(resnet.fc.in_features, num_keypoints)
-        self.out = nn.Linear(2 * num_keypoints, features)
+        width = resnet.fc.in_features
+        if pool == "average":
+            if features != width:
+                raise ConfigError(f"The average of {backbone}'s channels is {width} features; expected {features}.")
+            self.pool: nn.Module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.out: nn.Module = nn.Identity()
+        else:
+            self.pool = SpatialSoftmax(width, num_keypoints)
+            self.out = nn.Linear(2 * num_keypoints, features)
 
     def forward(self, images: Tensor, corners: Tensor | None = None) -> Tensor:
         """Encode.
@@ -81,9 +98,10 @@ class ImageEncoder(nn.Module):
         leading = images.shape[:-3]
         x = images.flatten(0, -4).movedim(-1, 1)
         if self._resize:
-            x = resize(x, self._resize)
+            x = resize(x, self._resize, antialias=self._antialias)
         if self._crop:
             x = self._central(x) if corners is None else self._cropped(x, corners.flatten(0, -2))
+        # the average of a ResNet's features is never negative: the ReLU leaves it as it is
         features: Tensor = self.out(self.pool(self.backbone(x))).relu().unflatten(0, leading)
         return features
 

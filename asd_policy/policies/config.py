@@ -161,7 +161,8 @@ class PolicyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the order of `obs_keys` is kept."""
-        return dataclasses.asdict(self) | {"obs_keys": dict(self.obs_keys)}
+        images = tuple(image.to_dict() for image in self.images)
+        return dataclasses.asdict(self) | {"obs_keys": dict(self.obs_keys), "images": images}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PolicyConfig:

@@ -31,6 +31,7 @@ from asd_policy.errors import ConfigError, ObservationError
 from asd_policy.policies.chunk import Chunk, ChunkStats, check_warm, warm_start
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.episodes import Episodes, History, as_seeds, filled_up, with_rows
+from asd_policy.policies.guess import ChunkGuess, guessed_start
 from asd_policy.policies.model import PolicyModel
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import Observation, batch_size_of, check_image_format
@@ -53,14 +54,22 @@ class DiffusionPolicy:
         sampler: draws chunks with the networks; built from `spec`.
         spec: the sampler's spec.
         windows: the file of calibrated windows, written by `calibrate` and read for `window="auto"`.
+        guess: a learned first guess for sampler="asd", on the model's device; None starts without one.
 
     Attributes:
         sampler: may be replaced by another sampler of chunks of the same shape.
     """
 
-    def __init__(self, model: PolicyModel, sampler: Sampler, spec: SamplerSpec, windows: WindowsFile):
+    def __init__(
+        self,
+        model: PolicyModel,
+        sampler: Sampler,
+        spec: SamplerSpec,
+        windows: WindowsFile,
+        guess: ChunkGuess | None = None,
+    ):
         self.sampler = sampler
-        self._model, self._spec, self._windows = model, spec, windows
+        self._model, self._spec, self._windows, self._guess = model, spec, windows, guess
         if self._automatic:
             windows.read()  # raises CheckpointError now if the file cannot be read
         self._stats: ChunkStats | None = None
@@ -102,6 +111,11 @@ class DiffusionPolicy:
         return self._model.encoders
 
     @property
+    def guess(self) -> ChunkGuess | None:
+        """The learned first guess; None if there is none."""
+        return self._guess
+
+    @property
     def schedule(self) -> Schedule:
         """The schedule that the network was trained with."""
         return self._model.schedule
@@ -138,7 +152,8 @@ class DiffusionPolicy:
         """
         model, spec = self._model, as_spec(sampler, **options)
         again = PolicyModel(model.network, model.normalizer, model.config, model.device, model.dtype, model.encoders)
-        return DiffusionPolicy(again, build_sampler(again, spec), spec, WindowsFile(self._windows.path))
+        windows = WindowsFile(self._windows.path)
+        return DiffusionPolicy(again, build_sampler(again, spec), spec, windows, self._guess)
 
     def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:
         """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.
@@ -309,6 +324,23 @@ class DiffusionPolicy:
         """The network's condition for one environment, (1, global_cond_dim); see `PolicyModel.condition_of`."""
         return self._model.condition_of(history)
 
+    @torch.no_grad()
+    def first_guess(self, cond: Tensor, left: Tensor | None = None, executed: int | None = None) -> Tensor | None:
+        """The guess of each denoising step that a chunk starts from; None if there is none.
+
+        Args:
+            cond: (B, global_cond_dim) conditions, from `condition`.
+            left: the predictions that an earlier chunk left, as `predict_chunk`'s `warm`.
+            executed: as `predict_chunk`.
+
+        Returns:
+            (B, K, H, A), to pass to `sampler.draw` as `warm`.
+        """
+        executed = self.config.n_action_steps if executed is None else executed
+        if self._guess is None or not isinstance(self._spec, Asd):
+            return warm_start(left, executed)
+        return guessed_start(self._guess(cond), left, executed, self.sampler.num_steps)
+
     def _sample(self, history: History, rows: NDArray[np.intp], started: float) -> None:
         """Sample a chunk for the environments `rows` (N,) and plan its executed part.
 
@@ -352,7 +384,7 @@ class DiffusionPolicy:
         model, started = self._model, time.perf_counter()
         cond = model.condition(history)
         batch_size = len(cond)
-        warm = warm_start(left, self.config.n_action_steps if executed is None else executed)
+        warm = self.first_guess(cond, left, executed)
         if padding:
             cond, warm = filled_up(cond, padding), None if warm is None else filled_up(warm, padding)
         with model.evaluating():
@@ -382,7 +414,7 @@ class DiffusionPolicy:
     def _calibrated(self, spec: Asd, batch_size: int) -> Calibrated:
         """The settings for which windows measured now are valid."""
         model, weights = self._model, hash_of(self._model.modules)
-        draft, capture = plug_in_name(spec.draft), plug_in_name(spec.capture)
+        draft, capture = plug_in_name(spec.draft) + spec.ddim_word, plug_in_name(spec.capture)
         return Calibrated(weights, batch_size, model.device, model.dtype, draft, capture)
 
     def _use_calibrated_windows(self, batch_size: int) -> None:
@@ -402,6 +434,7 @@ def make_policy(
     windows_file: Path | None = None,
     dtype: torch.dtype = torch.float32,
     encoders: nn.ModuleDict | None = None,
+    guess: ChunkGuess | None = None,
     **options: Unpack[SamplerOptions],
 ) -> DiffusionPolicy:
     """Make a policy from networks in memory.
@@ -411,11 +444,14 @@ def make_policy(
         sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
         windows_file: the file of calibrated windows, written by `calibrate` and read for `window="auto"`; None keeps
             them in memory.
+        guess: a learned first guess for sampler="asd", from `fit_guess` or `load_guess`; None starts without one.
         options: sampler options. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's.
+            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's. asd takes
+            them too, to draw exactly from the law of DDIM with an `eta` above 0.
 
     Raises:
         ConfigError: on an unknown sampler or option, or a device that this machine lacks.
     """
     model, spec = PolicyModel(network, normalizer, config, device, dtype, encoders), as_spec(sampler, **options)
-    return DiffusionPolicy(model, build_sampler(model, spec), spec, WindowsFile(windows_file))
+    guess = None if guess is None else guess.to(model.device)
+    return DiffusionPolicy(model, build_sampler(model, spec), spec, WindowsFile(windows_file), guess)

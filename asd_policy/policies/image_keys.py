@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from asd_policy.errors import ConfigError
+from asd_policy.records import LATER
 
 NORMS = ("group", "batch")
+POOLS = ("keypoints", "average")
 MAX_SIDE = 2**13  # pixels; a limit on memory
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -24,6 +26,8 @@ class ImageKey:
         backbone: torchvision's name of a ResNet.
         norm: the ResNet's normalisation layers, "group" or "batch".
         num_keypoints: number of keypoints of the spatial softmax.
+        pool: "keypoints" (spatial softmax and linear layer), or "average" of each channel.
+        antialias: filter the image before it is made smaller.
     """
 
     key: str
@@ -33,6 +37,8 @@ class ImageKey:
     backbone: str = "resnet18"
     norm: str = "group"
     num_keypoints: int = 32
+    pool: str = field(default="keypoints", metadata=LATER)
+    antialias: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("shape", "crop", "resize"):
@@ -45,7 +51,13 @@ class ImageKey:
         self._expect(not self.crop or self._crop_fits(seen), "crop", self.crop, f"(top, left, height, width) in {seen}")
         self._expect(self.backbone in BACKBONES, "backbone", self.backbone, f"one of {', '.join(BACKBONES)}")
         self._expect(self.norm in NORMS, "norm", self.norm, " or ".join(NORMS))
+        self._expect(self.pool in POOLS, "pool", self.pool, " or ".join(POOLS))
         self._expect(_are_sizes((self.num_keypoints,), 1), "num_keypoints", self.num_keypoints, "a positive integer")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values. Fields of later versions are left out if they have their defaults: earlier versions read it."""
+        later = {f.name: f.default for f in fields(self) if f.metadata.get("later")}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     @property
     def channels(self) -> int:

@@ -22,7 +22,7 @@ def build_sampler(model: PolicyModel, spec: SamplerSpec) -> Sampler:
 def as_trained(spec: SamplerSpec, scheduler: SchedulerConfig) -> SamplerSpec:
     """The spec with its open options (None) taken from the scheduler that the model was trained with.
 
-    These are DDIM's `use_clipped_model_output` and `set_alpha_to_one`.
+    These are the `use_clipped_model_output` and `set_alpha_to_one` of DDIM, with or without speculation.
     """
     left_open = [field.name for field in fields(cast(Any, spec)) if getattr(spec, field.name) is None]
     known: dict[str, Any] = {name: getattr(scheduler, name) for name in left_open if hasattr(scheduler, name)}

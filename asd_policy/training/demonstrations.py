@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from asd_policy.data.dataset import Choice, Dataset
+from asd_policy.data.formats import open_dataset
 from asd_policy.data.gate import ACTION_KINDS
-from asd_policy.data.robomimic_hdf5 import RobomimicFile
-from asd_policy.data.store import EpisodeStore
+from asd_policy.data.lazy_images import LazyImages, half_of_memory
 from asd_policy.data.windows import TrainingWindows, make_windows
-from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.errors import ConfigError, DataError
 from asd_policy.nets import Architecture
 from asd_policy.policies.actions import POSE_ARM, POSE_ARM_DIM, POSE_ARM_ENV_DIM, from_env_poses
 from asd_policy.policies.config import PolicyConfig
@@ -30,11 +33,11 @@ IMAGE_FEATURES = 64
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Episodes of a store or HDF5 file, as tensors.
+    """Episodes of a dataset, as tensors.
 
     Attributes:
         env_id: the environment.
-        obs: (N, D) per key, float32; for images (N, H, W, C), uint8.
+        obs: (N, D) per key, float32; for images (N, H, W, C), uint8, in memory or read when they are used.
         actions: (N, A), the expert's; rotations of target poses as six numbers, as the network predicts them.
         episode_ends: (E,) int64.
         disturbance: (N,), the largest absolute difference between an executed action and the expert's.
@@ -43,7 +46,7 @@ class Demonstrations:
     """
 
     env_id: str
-    obs: dict[str, Tensor]
+    obs: dict[str, Tensor | LazyImages]
     actions: Tensor
     episode_ends: Tensor
     disturbance: Tensor
@@ -59,71 +62,51 @@ class Demonstrations:
         absolute: bool = False,
         obs_keys: Sequence[str] = (),
         clip_actions: bool = False,
+        action_key: str | None = None,
+        env_id: str | None = None,
     ) -> Demonstrations:
-        """Read the first `episodes` of a store or of a robomimic HDF5 file; None reads all.
+        """Read the first `episodes` of a dataset in any of `asd_policy.data.formats.FORMATS`; None reads all.
 
         Args:
-            filter_key: the mask of an HDF5 file that selects demonstrations.
-            absolute: read the target poses that an HDF5 file holds beside its delta actions.
-            obs_keys: the observations to read, in this order. By default all of a store; of an HDF5 file the vectors
-                that robomimic's policies use.
-            clip_actions: clip delta actions outside [-1, 1], with a note. Without it they are an error.
+            path: a file, a folder, or a repository of the hub.
+            filter_key, absolute, obs_keys, clip_actions, action_key, env_id: see `asd_policy.data.dataset.Choice`.
 
         Raises:
-            UnknownNameError: on an observation that the file lacks.
-            ConfigError: if `clip_actions` is set and actions are target poses.
-            DataError: if there are fewer episodes than asked for, or the file cannot be used.
+            UnknownNameError: on an observation or action that the dataset lacks.
+            ConfigError: if `clip_actions` is set and actions have no range, or a package is not installed.
+            DataError: if there are fewer episodes than asked for, or the dataset cannot be used.
+            HubError: if the repository cannot be downloaded.
         """
-        if Path(path).is_file():
-            with RobomimicFile.open(path, filter_key, absolute, obs_keys, clip_actions) as file:
-                return cls._read_hdf5(file, episodes)
-        if filter_key is not None or absolute:
-            raise DataError(
-                f"{path} is not an HDF5 file: expected neither filter_key ({filter_key!r}) nor absolute ({absolute})."
-            )
-        return cls._read_store(EpisodeStore.open(path), episodes, obs_keys, clip_actions)
+        choice = Choice(tuple(obs_keys), action_key, env_id, filter_key, absolute, clip_actions)
+        return cls._from(open_dataset(path, choice), episodes)
 
     @classmethod
-    def _read_store(
-        cls, store: EpisodeStore, episodes: int | None, obs_keys: Sequence[str], clip_actions: bool
-    ) -> Demonstrations:
-        available = store.num_episodes
-        episodes = available if episodes is None else episodes
-        if not 1 <= episodes <= available:
-            raise DataError(f"{store.path} holds {available} episodes; {episodes} are asked for.")
-        env_id = store.attrs.get("env_id")
-        if not isinstance(env_id, str):
-            raise DataError(f"{store.path}: its attribute env_id is {env_id!r}; expected the name of an environment.")
-        ends = torch.from_numpy(np.array(store.episode_ends[:episodes]))
-        steps = int(ends[-1])
-        unknown = [key for key in obs_keys if key not in store.obs_keys]
-        if unknown:
-            raise UnknownNameError(f"observation of {store.path}", unknown[0], store.obs_keys)
-        obs = {key: torch.from_numpy(store.obs(key)[:steps].copy()) for key in obs_keys or store.obs_keys}
-        labels, note = store.labels(clip_actions)
-        said = store.attrs.get("notes")
-        notes = (*map(str, said if isinstance(said, list) else ()), *([note] if note else ()))
-        actions = torch.from_numpy(labels[:steps].copy())
-        disturbance = (torch.from_numpy(store.actions(executed=True)[:steps]) - actions).abs().amax(dim=1)
-        return cls._of(env_id, store.action_kind, obs, actions, ends, disturbance, notes)
-
-    @classmethod
-    def _read_hdf5(cls, file: RobomimicFile, episodes: int | None) -> Demonstrations:
-        wanted = len(file.demos) if episodes is None else episodes
-        if not 1 <= wanted <= len(file.demos):
-            raise DataError(f"{file.path} holds {len(file.demos)} episodes; {wanted} are asked for.")
-        read = [file.episode(name) for name in file.demos[:wanted]]
-        obs = {key: torch.from_numpy(np.concatenate([one.obs[key] for one in read])) for key in file.obs_shapes}
-        actions = torch.from_numpy(np.concatenate([one.action for one in read]))
-        ends = torch.tensor([len(one.action) for one in read]).cumsum(dim=0)
-        return cls._of(file.env_id, file.action_kind, obs, actions, ends, torch.zeros(len(actions)), file.notes)
+    def _from(cls, dataset: Dataset, episodes: int | None) -> Demonstrations:
+        available = len(dataset.names)
+        wanted = available if episodes is None else episodes
+        if not 1 <= wanted <= available:
+            dataset.close()
+            raise DataError(f"{dataset.path} holds {available} episodes; {wanted} are asked for.")
+        try:
+            rows = dataset.read(wanted)
+            obs = _in_memory(rows.obs)
+        except BaseException:
+            dataset.close()
+            raise
+        if not any(isinstance(values, LazyImages) for values in obs.values()):
+            dataset.close()
+        actions, ends = torch.from_numpy(rows.action.copy()), torch.from_numpy(rows.ends.copy())
+        disturbance = torch.zeros(len(actions))
+        if rows.executed_action is not rows.action:
+            disturbance = (torch.from_numpy(rows.executed_action) - actions).abs().amax(dim=1)
+        return cls._of(dataset.env_id, dataset.action_kind, obs, actions, ends, disturbance, dataset.notes)
 
     @classmethod
     def _of(
         cls,
         env: str,
         action_kind: str,
-        obs: dict[str, Tensor],
+        obs: dict[str, Tensor | LazyImages],
         actions: Tensor,
         ends: Tensor,
         disturbance: Tensor,
@@ -156,8 +139,9 @@ class Demonstrations:
             ConfigError: if the observations have no such entries, or do not fit the network.
         """
         self._check_entries(quaternions)
+        vectors = self._vectors
         steady = tuple(
-            Quaternion.mean_of(key, first, self.obs[key]) for key, firsts in quaternions.items() for first in firsts
+            Quaternion.mean_of(key, first, vectors[key]) for key, firsts in quaternions.items() for first in firsts
         )
         dim = self.actions.shape[1]
         shapes = self.obs_shapes
@@ -193,7 +177,7 @@ class Demonstrations:
 
     def as_seen_by(self, config: PolicyConfig) -> Demonstrations:
         """The demonstrations with quaternion signs normalised as the policy normalises them."""
-        return replace(self, obs=with_steady_signs(self.obs, config.quaternions))
+        return replace(self, obs={**self.obs, **with_steady_signs(self._vectors, config.quaternions)})
 
     def check_fit(self, config: PolicyConfig) -> None:
         """Raise ConfigError unless a policy with this configuration can be trained on these demonstrations."""
@@ -206,9 +190,27 @@ class Demonstrations:
                 "in different frames. Take demonstrations with the policy's kind of actions."
             )
 
+    def observations(self, count: int) -> list[dict[str, NDArray[Any]]]:
+        """`count` observations, evenly spaced over all steps, as an environment would return them.
+
+        Raises:
+            ConfigError: if there are fewer steps.
+        """
+        total = len(self.actions)
+        if not 1 <= count <= total:
+            raise ConfigError(f"{count} observations are asked for; the demonstrations have {total} steps.")
+        steps = torch.arange(count) * total // count
+        chosen = {key: values[steps].numpy() for key, values in self.obs.items()}
+        return [{key: values[index] for key, values in chosen.items()} for index in range(count)]
+
     def fingerprint(self) -> str:
         """A hash of observations, actions and episode ends."""
         return fingerprint({**self.obs, "action": self.actions, "ends": self.episode_ends})
+
+    @property
+    def _vectors(self) -> dict[str, Tensor]:
+        """The observations in memory."""
+        return {key: values for key, values in self.obs.items() if isinstance(values, Tensor)}
 
     @property
     def obs_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -221,11 +223,13 @@ class Demonstrations:
         `ignored` lists entries of observations to hide from the policy, such as a quaternion of random sign.
         """
         self._check_entries(ignored)
-        fields = {**self.obs, "action": self.actions}
-        normalizer = LinearNormalizer({name: values.shape[-1] for name, values in fields.items()})
-        for name, values in fields.items():
-            pixels = torch.tensor([[0.0], [255.0]]).expand(-1, values.shape[-1])
-            normalizer.fit(name, pixels if values.ndim == 4 else values, ignored.get(name, ()))
+        normalizer = LinearNormalizer(
+            {key: shape[-1] for key, shape in self.obs_shapes.items()} | {"action": self.actions.shape[1]}
+        )
+        for key, values in {**self.obs, "action": self.actions}.items():
+            if isinstance(values, LazyImages) or values.ndim == 4:
+                values = torch.tensor([[0.0], [255.0]]).expand(-1, values.shape[-1])
+            normalizer.fit(key, values, ignored.get(key, ()))
         return normalizer
 
     def _check_entries(self, wanted: Mapping[str, Sequence[int]]) -> None:
@@ -248,13 +252,37 @@ class Demonstrations:
         return windows if foreseeable is None else windows.foreseeable(self.disturbance > foreseeable)
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of the names, shapes and values of tensors on the CPU."""
+def fingerprint(arrays: Mapping[str, Tensor | LazyImages]) -> str:
+    """A hash of the names, shapes and values of arrays on the CPU.
+
+    Images that are read when they are used count as if they were in memory. Those that are compressed one by one or as
+    a video are not decoded: their files count.
+    """
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().numpy().data)
+    for name, values in arrays.items():
+        dtype = torch.uint8 if isinstance(values, LazyImages) else values.dtype
+        digest.update(f"{name} {tuple(values.shape)} {dtype}\n".encode())
+        if isinstance(values, Tensor):
+            digest.update(values.contiguous().numpy().data)
+        elif (files := values.reader.fingerprint()) is not None:
+            digest.update(files.encode())
+        else:
+            for block in values.blocks():
+                digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()[:16]
+
+
+def _in_memory(obs: Mapping[str, NDArray[Any] | LazyImages]) -> dict[str, Tensor | LazyImages]:
+    """Vectors as tensors, and images too unless they are compressed, or together take over half of the memory."""
+    size = sum(values.nbytes for values in obs.values() if isinstance(values, LazyImages))
+    fits = size <= half_of_memory()
+    read: dict[str, Tensor | LazyImages] = {}
+    for key, values in obs.items():
+        if isinstance(values, LazyImages):
+            read[key] = values.in_memory() if fits and not values.reader.compressed else values
+        else:
+            read[key] = torch.from_numpy(values.copy())
+    return read
 
 
 def _image_key(key: str, shape: tuple[int, ...]) -> ImageKey:

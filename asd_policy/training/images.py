@@ -18,6 +18,7 @@ from asd_policy.core import Schedule
 from asd_policy.errors import CheckpointError
 from asd_policy.records import read_record_file
 from asd_policy.training.loop import Trainer
+from asd_policy.training.processes import Processes
 from asd_policy.training.settings import TrainSettings
 
 
@@ -50,7 +51,8 @@ class ImageRun:
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        values = asdict(self) | {"settings": self.settings.to_dict()}
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ImageRun:
@@ -86,6 +88,8 @@ def image_trainer(
     label_dropout: float = 0.1,
     compile_net: bool = False,
     on_snapshot: Callable[[DDPMPipeline, Path], object] = lambda pipe, folder: None,
+    processes: Processes | None = None,
+    accumulate: int = 1,
 ) -> Trainer:
     """The trainer of an image DDPM.
 
@@ -96,6 +100,7 @@ def image_trainer(
         label_dropout: share of labels replaced by "no class", for guidance.
         compile_net: run the U-Net through torch.compile.
         on_snapshot: called with the averaged pipeline and its folder after each snapshot.
+        processes, accumulate: see `Trainer`.
     """
     no_class = unet.config.num_class_embeds - 1
     if unet.device.type == "cpu":
@@ -103,11 +108,11 @@ def image_trainer(
     if compile_net:
         unet.compile()
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: torch.Generator, part: slice) -> tuple[Tensor, Tensor]:
         shape = (settings.batch_size,)
         indices = torch.randint(len(images), shape, generator=generator, device=images.device)
         dropped = torch.rand(shape, generator=generator, device=images.device) < label_dropout
-        return labels[indices].masked_fill(dropped, no_class), images[indices]
+        return labels[indices[part]].masked_fill(dropped[part], no_class), images[indices[part]]
 
     def forward(net: UNet2DModel, x: Tensor, timestep: Tensor, classes: Tensor) -> Tensor:
         predicted: Tensor = net(x, timestep, class_labels=classes, return_dict=False)[0]
@@ -120,7 +125,10 @@ def image_trainer(
         on_snapshot(pipe, path)
 
     schedule, predicted = Schedule.from_diffusers(scheduler), scheduler.config.prediction_type
-    return Trainer(unet.train(), settings, draw, schedule, write, forward, predicted)
+    unet.train()
+    return Trainer(
+        unet, settings, draw, schedule, write, forward, predicted, processes=processes, accumulate=accumulate
+    )
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:

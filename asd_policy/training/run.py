@@ -7,6 +7,7 @@ The run's directory:
     normalizer.safetensors    the normalisation of observations and actions
     last.pt                   state to resume from
     ema_<step>.safetensors    averaged weights; with config.json they are a policy
+    guess.safetensors         the first guess of the last averaged weights
     log.jsonl, loss.png       the loss so far (`asd_policy.training.log`)
 """
 
@@ -23,15 +24,16 @@ import torch
 from safetensors import SafetensorError
 
 from asd_policy.checks import is_count
-from asd_policy.errors import CheckpointError, ConfigError, DataError
+from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.records import read_record_file
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.settings import TrainSettings
+from asd_policy.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and threads to train on. They change the speed, not the result."""
+    """Where and how to train, and where to show the losses. It changes the speed, and the result up to rounding."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train, such as cpu or cuda."""
@@ -39,6 +41,10 @@ class Machine:
     """CPU threads; all cores unless given."""
     compile: bool = False
     """Run the network through torch.compile."""
+    accumulate: int = 1
+    """Parts in which each process computes its share of a batch, one after another, to save memory."""
+    track: tuple[str, ...] = ()
+    """Where to show the losses besides log.jsonl: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         try:
@@ -49,6 +55,11 @@ class Machine:
             raise ConfigError(f"device is {self.device!r}, but torch finds no CUDA device here. Take cpu.")
         if self.threads is not None and not is_count(self.threads):
             raise ConfigError(f"threads is {self.threads}; expected at least 1.")
+        if not is_count(self.accumulate):
+            raise ConfigError(f"accumulate is {self.accumulate}; expected at least 1.")
+        for name in self.track:
+            if name not in TRACKERS:
+                raise UnknownNameError("tracker", name, TRACKERS)
 
     def set_threads(self) -> None:
         """Limit torch's CPU threads, if `threads` is given."""
@@ -61,7 +72,7 @@ class RunInfo:
     """`train.json`. With the code, the data and `config.json` it determines the weights.
 
     Attributes:
-        data: path of the demonstrations.
+        data: path of the demonstrations, or their repository on the hub and its commit.
         episodes: number of episodes to read, from the first on; None reads all.
         ignored: entries of observations to hide from the policy: a key and its indices.
         init: path of the checkpoint that the run starts from.
@@ -72,6 +83,8 @@ class RunInfo:
         held_out: number of last episodes reserved for validation.
         foreseeable: leave out windows with a larger disturbance after the policy's last observation.
         clip_actions: clip delta actions outside [-1, 1].
+        action_key: the array of actions; None for the format's own.
+        env_id: the environment; None for the data's own.
         fingerprint: hash of the demonstrations, so that a run is not resumed on other data. Older runs lack it.
     """
 
@@ -86,6 +99,8 @@ class RunInfo:
     held_out: int = 0
     foreseeable: float | None = None
     clip_actions: bool = False
+    action_key: str | None = None
+    env_id: str | None = None
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +109,10 @@ class RunInfo:
 
     def save(self, path: Path) -> None:
         """Write `train.json`."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        later = ("action_key", "env_id")  # earlier versions do not know them
+        values = asdict(self) | {"settings": self.settings.to_dict()}
+        values = {name: value for name, value in values.items() if value is not None or name not in later}
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
     def read(self) -> Demonstrations:
         """The run's demonstrations.
@@ -103,7 +121,14 @@ class RunInfo:
             DataError: if they are missing or have changed since the run began.
         """
         demonstrations = Demonstrations.read(
-            self.data, self.episodes, self.filter_key, self.absolute, self.obs_keys, self.clip_actions
+            self.data,
+            self.episodes,
+            self.filter_key,
+            self.absolute,
+            self.obs_keys,
+            self.clip_actions,
+            self.action_key,
+            self.env_id,
         )
         check_same_data(self.data, self.fingerprint, demonstrations.fingerprint())
         return demonstrations

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 
 from asd_policy.checks import expect, is_count
 
@@ -20,6 +23,7 @@ class TrainSettings:
         warmup_steps: number of updates with a linearly rising learning rate.
         max_grad_norm: gradients are clipped to this norm.
         bfloat16: compute the network in bfloat16 (weights, optimizer and EMA stay float32).
+        float16: compute the network in float16, with a scaled loss. For GPUs that have no bfloat16.
         snapshot_every: updates between snapshots of the EMA.
         log_every: updates between lines of log.jsonl.
         seed: the seed of the initial weights, the batches and the noise.
@@ -32,6 +36,7 @@ class TrainSettings:
     warmup_steps: int = 500
     max_grad_norm: float = 1.0
     bfloat16: bool = False
+    float16: bool = False
     snapshot_every: int = 5000
     log_every: int = 100
     seed: int = 0
@@ -45,6 +50,16 @@ class TrainSettings:
             value = getattr(self, name)
             expect(math.isfinite(value) and value >= 0, name, value, "a number, 0 or more")
         expect(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
+        expect(not (self.bfloat16 and self.float16), "float16", True, "one of bfloat16 and float16")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values. `float16` is left out if it is false, because earlier versions do not know it."""
+        return {name: value for name, value in asdict(self).items() if value or name != "float16"}
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type that the network is computed in."""
+        return torch.bfloat16 if self.bfloat16 else torch.float16 if self.float16 else torch.float32
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.demonstrations import Demonstrations
+from asd_policy.training.first_guess import keep_first_guess
 from asd_policy.training.loop import Trainer, policy_trainer
+from asd_policy.training.processes import Processes
 from asd_policy.training.run import Machine, RunInfo, check_new, make_run
 
 NORMALIZER = "normalizer.safetensors"
@@ -33,6 +36,7 @@ class Prepared(NamedTuple):
     info: RunInfo
     windows: int  # number of training windows
     notes: tuple[str, ...]  # warnings about the data
+    keep_first_guess: Callable[[Path], Path]  # fits the first guess, after the last step; see `keep_first_guess`
 
 
 class Networks(NamedTuple):
@@ -50,8 +54,9 @@ def begin(
     network: Architecture,
     quaternions: Mapping[str, Sequence[int]],
     octaves: int = 0,
+    processes: Processes | None = None,
 ) -> Prepared:
-    """Make a new run's directory and its trainer.
+    """Make a new run's directory and its trainer. Of several processes the first one makes the directory.
 
     Args:
         out: the directory; it must not exist.
@@ -63,6 +68,7 @@ def begin(
         quaternions: quaternions in the observations whose sign is normalised: a key and the index of each one's first
             entry.
         octaves: number of sines and cosines of each observed value in the condition.
+        processes: the processes that train together.
 
     Raises:
         ConfigError: if the directory exists, or data, network and checkpoint do not fit together.
@@ -84,18 +90,22 @@ def begin(
     learned, _ = demonstrations.split(info.held_out)
     normalizer = learned.fit_normalizer(info.ignored) if start is None else start.normalizer
     info = replace(info, episodes=len(demonstrations.episode_ends), fingerprint=raw.fingerprint())
-    prepared = _prepared(info, config, normalizer, demonstrations, machine, networks)
-    make_run(out, lambda folder: write_run(folder, info, config, normalizer))
+    processes = Processes() if processes is None else processes
+    prepared = _prepared(info, config, normalizer, demonstrations, machine, networks, processes)
+    processes.wait()  # every process has seen that the directory does not exist
+    if processes.is_first:
+        make_run(out, lambda folder: write_run(folder, info, config, normalizer))
     return prepared
 
 
-def resume(out: Path, machine: Machine, load_policy: LoadPolicy) -> Prepared:
+def resume(out: Path, machine: Machine, load_policy: LoadPolicy, processes: Processes | None = None) -> Prepared:
     """The trainer of a run, at its last saved state, or at its beginning if it has saved none.
 
     Args:
         out: the run's directory.
         machine: where to train.
         load_policy: loads the checkpoint that the run started from, if the run has saved no state.
+        processes: the processes that train together.
 
     Raises:
         CheckpointError: if a file of the run is missing or damaged.
@@ -110,7 +120,8 @@ def resume(out: Path, machine: Machine, load_policy: LoadPolicy) -> Prepared:
         if start.config.octaves != config.octaves:
             add_octaves(start, config.octaves)
         networks = Networks(start.network, start.encoders)
-    prepared = _prepared(info, config, normalizer, demonstrations, machine, networks)
+    processes = Processes() if processes is None else processes
+    prepared = _prepared(info, config, normalizer, demonstrations, machine, networks, processes)
     if last.exists():
         prepared.trainer.load(last)
     return prepared
@@ -159,11 +170,22 @@ def _prepared(
     demonstrations: Demonstrations,
     machine: Machine,
     networks: Networks,
+    processes: Processes,
 ) -> Prepared:
     learned, unseen = demonstrations.split(info.held_out)
     windows = learned.windows(config, normalizer, info.foreseeable).to(machine.device)
     held_out = unseen.windows(config, normalizer, info.foreseeable).to(machine.device) if unseen else None
     trainer = policy_trainer(
-        config, info.settings, windows, normalizer, machine.compile, networks.network, networks.encoders, held_out
+        config,
+        info.settings,
+        windows,
+        normalizer,
+        machine.compile,
+        networks.network,
+        networks.encoders,
+        held_out,
+        processes,
+        machine.accumulate,
     )
-    return Prepared(trainer, info, len(windows), demonstrations.notes)
+    keep = partial(keep_first_guess, trainer, config, windows, normalizer)
+    return Prepared(trainer, info, len(windows), demonstrations.notes, keep)

@@ -20,12 +20,12 @@ MOST = 12
 
 def kernels(draft: str, window: int, batch: int) -> int:
     sampler = AsdSampler(lambda x, t, cond: x, SCHEDULE, event_shape=(16, 7), draft=draft, window=window)
-    chain = sampler.chain(batch, None, torch.Generator().manual_seed(0))
-    state, rule = begin(chain, sampler.draft), make_draft(draft)
-    ahead = look_ahead(chain, rule, state.memory, state.frontier, window)
+    chains = sampler.batch(batch, None, torch.Generator().manual_seed(0))
+    state, rule = begin(chains, sampler.draft), make_draft(draft)
+    ahead = look_ahead(chains, rule, state.memory, state.frontier, window)
     y, mhat = roll_out(state.x, ahead, 1.0)
     speculated = Speculated(ahead, y, mhat, state.memory)
-    tensors = chain._replace(denoiser=None, context=None)
+    tensors = chains._replace(denoiser=None, context=None)
     before = count_cuda_kernels(
         lambda chain, memory, frontier: tuple(look_ahead(chain, rule, memory, frontier, window)),
         tensors, state.memory, state.frontier,

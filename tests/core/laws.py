@@ -6,34 +6,56 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asd_policy.core import AsdSampler, EpsilonDenoiser, Schedule, sample_ddpm
+from asd_policy.core import AsdSampler, Chain, EpsilonDenoiser, Schedule, sample_chain
 
 ACCEPT = 1e-4  # smallest p-value that a correct sampler may show at the fixed seeds
 REJECT = 1e-8  # largest p-value that a wrong sampler may show
 
 
-class GaussianMixture(nn.Module):
-    """Denoiser of a 2-D Gaussian mixture, in closed form: E[x* | x_t]."""
+class Mixture(nn.Module):
+    """Denoiser of a 2-D Gaussian mixture at x_t = alpha(t) x* + sigma(t) eps, in closed form: E[x* | x_t].
+
+    `levels` maps t (N,) to alpha and sigma (N,); subclasses may define it instead.
+    """
 
     event_shape = (2,)
 
-    def __init__(self, num_steps: int = 30):
+    def __init__(self, levels: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None):
         super().__init__()
+        if levels is not None:
+            self.levels = levels
         self.register_buffer("weights", torch.tensor([0.5, 0.3, 0.2]))
         self.register_buffer("means", torch.tensor([[0.9, 0.1], [-0.7, 0.6], [-0.1, -0.9]]))
         self.register_buffer("variances", torch.tensor([0.01, 0.03, 0.005]))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        alpha, sigma = (level.view(-1, 1, 1) for level in self.levels(t))
+        spread = alpha**2 * self.variances.view(1, -1, 1) + sigma**2  # (N, components, 1)
+        offset = x.unsqueeze(1) - alpha * self.means
+        log_p = self.weights.log().view(1, -1, 1) - spread.log() - (offset**2).sum(-1, keepdim=True) / (2 * spread)
+        posterior = self.means + alpha * self.variances.view(1, -1, 1) / spread * offset
+        return (log_p.softmax(dim=1) * posterior).sum(dim=1)
+
+    def samples(self, n: int, generator: torch.Generator) -> Tensor:
+        """`n` draws of the mixture itself (n, 2)."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, 2, generator=generator)
+        return self.means[which] + self.variances[which].sqrt().unsqueeze(1) * noise
+
+
+class GaussianMixture(Mixture):
+    """The mixture at the integer timesteps of a Schedule."""
+
+    def __init__(self, num_steps: int = 30):
+        super().__init__()
         self.schedule = Schedule.from_diffusers(
             {"num_train_timesteps": num_steps, "beta_schedule": "squaredcos_cap_v2"}
         )
         self.register_buffer("abar", self.schedule.alphas_cumprod.float())
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        abar = self.abar[t].view(-1, 1, 1)
-        spread = abar * self.variances.view(1, -1, 1) + 1 - abar  # (N, components, 1)
-        offset = x.unsqueeze(1) - abar.sqrt() * self.means
-        log_p = self.weights.log().view(1, -1, 1) - spread.log() - (offset**2).sum(-1, keepdim=True) / (2 * spread)
-        posterior = self.means + abar.sqrt() * self.variances.view(1, -1, 1) / spread * offset
-        return (log_p.softmax(dim=1) * posterior).sum(dim=1)
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma (N,) of t (N,) int64."""
+        return self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
 
 
 class ChunkNet(nn.Module):
@@ -75,9 +97,9 @@ def learned_chunks(steps: int = 400, num_steps: int = 20) -> tuple[EpsilonDenois
     return EpsilonDenoiser(net, schedule, clip=1.0), schedule
 
 
-def reference(denoiser: Callable, schedule: Schedule, event_shape: tuple, n: int, cond: Tensor | None = None) -> Tensor:
+def reference(denoiser: Callable, schedule: Chain, event_shape: tuple, n: int, cond: Tensor | None = None) -> Tensor:
     """`n` samples of the plain sampler, at a key of its own."""
-    return sample_ddpm(denoiser, schedule, event_shape, n, cond, torch.Generator().manual_seed(1))
+    return sample_chain(denoiser, schedule, event_shape, n, cond, torch.Generator().manual_seed(1))
 
 
 def speculated(sampler: AsdSampler, n: int, cond: Tensor | None = None, seed: int = 2) -> Tensor:

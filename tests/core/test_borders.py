@@ -235,9 +235,9 @@ def test_nothing_is_float64_on_the_device(draft):
     denoiser = EpsilonDenoiser(network, SCHEDULE).to("meta")
     sampler = AsdSampler(denoiser, SCHEDULE, (3,), draft=draft, window=4)
     with NoFloat64():
-        chain = sampler.chain(2, None, None)
+        batch = sampler.batch(2, None, None)
         state = speculative_round(
-            chain, sampler.draft, begin(chain, sampler.draft, torch.zeros(2, 12, 3, device="meta")), 4
+            batch, sampler.draft, begin(batch, sampler.draft, torch.zeros(2, 12, 3, device="meta")), 4
         )
     assert state.x.dtype == torch.float32
     with pytest.raises(AssertionError), NoFloat64():

@@ -9,8 +9,10 @@ from torch import Tensor
 from asd_policy.core import DRAFTS, AsdSampler, speculative
 from asd_policy.core.capture import CAPTURES
 from asd_policy.core.denoiser import Context
-from asd_policy.core.drafts.protocol import Denoise, Guess
+from asd_policy.core.drafts import make_draft, path
+from asd_policy.core.drafts.protocol import Denoise, Draft, Guess
 from asd_policy.core.drafts.reuse import ReuseDraft
+from asd_policy.core.drafts.secant import pooled_gain, secant_evidence
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.verify import gaussian_rejection
 from tests.core import laws
@@ -148,11 +150,10 @@ class Recorder:
         return guess
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_guess_never_depends_on_its_own_row_or_later(draft):
-    """Chain j has rows j and later of the tape replaced: its guesses of step j must be those of the untouched chain."""
-    denoiser = laws.GaussianMixture(num_steps=12)
-    K = 12
+def guesses_where_rows_differ(draft: Draft) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of guesses of a step k: of a chain whose tape has rows k and later replaced, and of the untouched chain."""
+    K = 30
+    denoiser = laws.GaussianMixture(num_steps=K)
     base = NoiseTape.draw(1, K, (2,), torch.Generator().manual_seed(6))
     other = NoiseTape.draw(1, K, (2,), torch.Generator().manual_seed(7))
     later = torch.arange(K) >= torch.arange(K + 1).unsqueeze(1)  # (K + 1, K); the last chain is untouched
@@ -161,17 +162,70 @@ def test_guess_never_depends_on_its_own_row_or_later(draft):
         xi=torch.where(later.unsqueeze(-1), other.xi, base.xi),
         u=torch.where(later, other.u, base.u),
     )
-    sampler = AsdSampler(denoiser, denoiser.schedule, (2,), draft=draft, window=None)
-    recorder = Recorder(sampler.draft)
+    recorder = Recorder(draft)
     coefficients = (c.float() for c in (denoiser.schedule.a, denoiser.schedule.b, denoiser.schedule.s))
-    chain = speculative.Chain(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
-    state = speculative.begin(chain, recorder)
+    batch = speculative.Batch(denoiser, Context(denoiser.schedule.timesteps, None), tape, *coefficients)
+    state = speculative.begin(batch, recorder)
     while int(state.frontier.min()) < K:
-        state = speculative.speculative_round(chain, recorder, state, K)
+        state = speculative.speculative_round(batch, recorder, state, K)
     guesses = {(key, chain): guess for key, chain, guess in recorder.log}
-    compared = 0
-    for ((round_, k), chain_), guess in guesses.items():
-        if chain_ == k:
-            torch.testing.assert_close(guess, guesses[(round_, k), K], rtol=0, atol=1e-6)
-            compared += 1
-    assert compared >= K
+    return [(guess, guesses[key, K]) for (key, chain), guess in guesses.items() if chain == key[1]]
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_guess_never_depends_on_its_own_row_or_later(draft):
+    """Chain j has rows j and later of the tape replaced: its guesses of step j must be those of the untouched chain."""
+    pairs = guesses_where_rows_differ(make_draft(draft))
+    for guess, untouched in pairs:
+        torch.testing.assert_close(guess, untouched, rtol=0, atol=1e-6)
+    assert len(pairs) >= 30
+
+
+def test_control_gains_that_are_pooled_over_later_steps_too(monkeypatch):
+    """Breaks the rule: a later step's evidence was measured at states that contain this step's noise."""
+
+    def both_ways(numerator: Tensor, denominator: Tensor, step: Tensor) -> Tensor:
+        last = numerator.shape[1] - 1
+        forth = pooled_gain(numerator, denominator, step)
+        back = pooled_gain(numerator.flip(1), denominator.flip(1), last - step)  # steps k and later
+        return (forth + back) / 2
+
+    monkeypatch.setattr(path, "pooled_gain", both_ways)
+    pairs = guesses_where_rows_differ(make_draft("path"))
+    assert max(float((guess - untouched).abs().max()) for guess, untouched in pairs) > 1e-2
+
+
+def test_a_gain_pools_the_evidence_of_the_steps_up_to_its_own():
+    """Where the prediction is linear in the state, gains approach its slopes; later steps' evidence changes nothing."""
+    generator = torch.Generator().manual_seed(0)
+    dy = torch.randn(2, 50, 4, 3, generator=generator)
+    slope = torch.rand(4, 3, generator=generator)
+    evidence = secant_evidence(slope * dy, dy)
+    step = torch.arange(50).expand(2, 50)
+    gain = pooled_gain(*evidence, step)
+    prior = pooled_gain(*(torch.zeros_like(value) for value in evidence), step)
+    torch.testing.assert_close(prior[0, :, 0, 0], 0.3 * (torch.arange(50) / 50) ** 2)
+
+    def error(gain: Tensor) -> float:
+        return float((gain - slope)[:, 25:].abs().mean())
+
+    assert error(gain) < 0.5 * error(prior)
+    alone = (torch.where(torch.arange(50)[:, None, None] % 7 == 0, value, 0) for value in evidence)
+    assert error(gain) < 0.7 * error(pooled_gain(*alone, step))  # more steps tell more
+
+    for k in range(50):
+        later = torch.arange(50) > k
+        changed = (torch.where(later[:, None, None], 7.0, value) for value in evidence)
+        torch.testing.assert_close(pooled_gain(*changed, step)[:, : k + 1], gain[:, : k + 1])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1e18, 3e19, float("inf"), float("nan")])
+def test_a_displacement_that_tells_nothing_leaves_gains_finite(size):
+    dy = torch.full((1, 3, 2), size)
+    dy[:, 0] = 1.0
+    for value in (1.0, -1e19):
+        dx0 = torch.full((1, 3, 2), value)
+        dx0[:, 0] = 0.5
+        gain = pooled_gain(*secant_evidence(dx0, dy), torch.arange(3).unsqueeze(0))
+        assert ((gain >= 0) & (gain <= 1.5)).all()
+        torch.testing.assert_close(gain[:, 0], torch.full((1, 2), 0.5 / 2.5))  # one pair against the prior

@@ -177,8 +177,8 @@ def test_a_memory_that_aliases_gives_what_the_eager_loop_gives(draft, capture: C
 
 
 def test_no_tensor_of_the_first_state_shares_its_storage():
-    chain = sampler().chain(3, None, TAPE)
-    memory = begin(chain, Averaging()).memory
+    batch = sampler().batch(3, None, TAPE)
+    memory = begin(batch, Averaging()).memory
     pointers = {tensor.untyped_storage().data_ptr() for tensor in (*memory, TAPE.start)}
     assert len(pointers) == 3
     assert torch.equal(memory.last, TAPE.start)

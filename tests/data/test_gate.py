@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from asd_policy.cli import import_data
+from asd_policy.data.dataset import Choice, copy_to_store
 from asd_policy.data.gate import Demonstration, Gate
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
@@ -215,8 +216,8 @@ def test_one_number_a_step_is_a_vector_of_one(file):
 @pytest.mark.parametrize("key", ["observation.state", "group/state", "a/b/c", "größe"])
 def test_dots_and_slashes_in_keys(file, tmp_path, key):
     edited(file, put(f"obs/{key}", lambda steps: np.ones((steps, 2))))
-    with RobomimicFile.open(file, obs_keys=("object", key)) as opened:
-        opened.to_store(tmp_path / "store").close()
+    with RobomimicFile.open(file, Choice(obs_keys=("object", key))) as opened:
+        copy_to_store(opened, tmp_path / "store").close()
     read = Demonstrations.read(tmp_path / "store")
     assert read.obs_shapes == {"object": (14,), key: (2,)}
     assert (read.obs[key] == 1).all()
@@ -243,7 +244,6 @@ def test_env_args_as_text_or_bytes(file, as_text):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "attribute of 'data' is missing"),
         (3.0, "is float64; expected JSON"),
         (np.bytes_(b"\xff\xfe"), "cannot be understood"),
         ("", "cannot be understood"),
@@ -252,14 +252,23 @@ def test_env_args_as_text_or_bytes(file, as_text):
 )
 def test_env_args_that_cannot_be_read(file, value, message):
     def edit(f: h5py.File) -> None:
-        del f["data"].attrs["env_args"]
-        if value is not None:
-            f["data"].attrs["env_args"] = value
+        f["data"].attrs["env_args"] = value
 
     if isinstance(value, str) and len(value) > 60_000:
         value = value[:50_000]  # the most that HDF5 takes
     with pytest.raises(DataError, match=message):
         Demonstrations.read(edited(file, edit))
+
+
+def test_without_env_args_actions_are_taken_as_they_are(file):
+    edited(file, lambda f: f["data"].attrs.__delitem__("env_args"))
+    read = Demonstrations.read(file)
+    assert (read.env_id, read.action_kind) == ("unknown", "other")
+    assert any("has no env_args" in note for note in read.notes)
+    with pytest.raises(ConfigError, match="neither deltas nor poses"):
+        Demonstrations.read(file, clip_actions=True)
+    with pytest.raises(DataError, match="absolute is for the actions of robosuite's recordings"):
+        Demonstrations.read(file, absolute=True)
 
 
 @pytest.mark.parametrize("as_mask", [lambda names: np.array(names, "S"), lambda names: names])
@@ -423,9 +432,9 @@ def test_a_refused_demonstration_leaves_no_store_behind(file, tmp_path, capsys):
 def test_target_poses_have_no_range_to_clip_to(tmp_path):
     path = write_file(tmp_path / "a.hdf5", env_args("1.5.1", input_type="absolute"))
     with pytest.raises(ConfigError, match="its actions are target poses"):
-        RobomimicFile.open(path, clip_actions=True)
+        RobomimicFile.open(path, Choice(clip_actions=True))
     with RobomimicFile.open(path) as file:
-        file.to_store(tmp_path / "poses.zarr").close()
+        copy_to_store(file, tmp_path / "poses.zarr").close()
     with pytest.raises(ConfigError, match="its actions are target poses"):
         Demonstrations.read(tmp_path / "poses.zarr", clip_actions=True)
 
@@ -437,7 +446,7 @@ def test_target_poses_of_an_environment_unknown_here_are_poses(tmp_path):
         for demo in file["data"].values():
             demo["actions"][...] *= 3.0
     with RobomimicFile.open(path) as file:
-        file.to_store(tmp_path / "poses.zarr").close()
+        copy_to_store(file, tmp_path / "poses.zarr").close()
     for source in (path, tmp_path / "poses.zarr"):
         read = Demonstrations.read(source)
         assert (read.env_id, read.action_kind, read.actions.shape[1]) == ("PickPlaceCan", "pose", 10)
@@ -451,7 +460,7 @@ def test_joints_are_kept_as_they_are(tmp_path, dim):
             steps = len(demo.pop("actions"))
             demo["actions"] = np.full((steps, dim), 2.5)
     with RobomimicFile.open(path) as file:
-        file.to_store(tmp_path / "joints.zarr").close()
+        copy_to_store(file, tmp_path / "joints.zarr").close()
     for source in (path, tmp_path / "joints.zarr"):
         read = Demonstrations.read(source)
         assert (read.env_id, read.action_kind) == ("NutAssemblySquare", "other")

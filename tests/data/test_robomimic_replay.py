@@ -14,6 +14,7 @@ import robosuite
 
 from asd_policy.collection.demonstration import Demonstrator
 from asd_policy.collection.settings import Collection
+from asd_policy.data.dataset import Choice
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import Demonstration
 from envs.tasks import TASKS, Exploration
@@ -75,16 +76,16 @@ def test_through_robomimics_tools(tmp_path: Path) -> None:
     dataset_states_to_obs(Namespace(**options))
 
     check_deltas(tmp_path / "low_dim.hdf5", demos, env)
-    with RobomimicFile.open(tmp_path / "low_dim.hdf5", obs_keys=("agentview_image",)) as file:
-        for name, demo in zip(file.demos, demos, strict=True):
+    with RobomimicFile.open(tmp_path / "low_dim.hdf5", Choice(obs_keys=("agentview_image",))) as file:
+        for name, demo in zip(file.names, demos, strict=True):
             seen = file.episode(name).obs["agentview_image"]
             assert seen.shape == (len(demo.action), 84, 84, 3)
             assert np.abs(seen[0].astype(int) - first_picture(demo.seed, tmp_path / "picture.npy")).mean() < 0.5
     add_absolute_actions_to_dataset(tmp_path / "low_dim.hdf5", num_workers=1)
     poses = gymnasium.make("envs:asd/SquareBasePose-v0", terminate_on_success=False)
-    with RobomimicFile.open(tmp_path / "low_dim.hdf5", absolute=True) as file:
+    with RobomimicFile.open(tmp_path / "low_dim.hdf5", Choice(absolute=True)) as file:
         assert file.env_id == "asd/SquareBasePose-v0"
-        for name, demo in zip(file.demos, demos, strict=True):
+        for name, demo in zip(file.names, demos, strict=True):
             assert replay(poses, demo.seed, file.episode(name).action)
 
 
@@ -106,7 +107,7 @@ def check_deltas(path: Path, demos: list[Demonstration], env: gymnasium.Env) -> 
     with RobomimicFile.open(path) as file:
         assert file.recording.env_id == "asd/Square-v0"
         assert not file.recording.absolute
-        for name, demo in zip(file.demos, demos, strict=True):
+        for name, demo in zip(file.names, demos, strict=True):
             episode = file.episode(name)
             np.testing.assert_array_equal(episode.action, demo.executed_action)
             # The first row's relative poses are those of another episode: robosuite computes them from the sample

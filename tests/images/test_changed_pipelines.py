@@ -13,7 +13,6 @@ from diffusers import (
     DDPMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 from safetensors.torch import load_file, save_file
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from asd_policy.errors import AsdPolicyError, CheckpointError, ConfigError, NumericalError
 from asd_policy.images import AsdImagePipeline, AsdStableDiffusion, accelerate_pipeline
 from asd_policy.images.scheduler import Thresholded
-from tests.images.tiny_models import BLOCKS, SCHEDULE, pixel_pipeline, pixel_unet, quiet, seeded, stable_diffusion
+from tests.images.tiny_models import SCHEDULE, pixel_pipeline, pixel_unet, quiet, stable_diffusion, text_unet
 
 WITHOUT_SPECULATION = {"draft": "frozen", "window": 1}
 CALL = {"num_inference_steps": 7, "guidance_scale": 5.0, "negative_prompt": "z", "output_type": "np"}
@@ -34,11 +33,6 @@ def pipe(tmp_path):
 
 def generators(n: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(n)]
-
-
-def text_unet(**config) -> UNet2DConditionModel:
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",), **BLOCKS}
-    return seeded(UNet2DConditionModel, **{"sample_size": 2, "cross_attention_dim": 8, **blocks, **config})
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Any scheduler stands for a DDPM: the images are those of diffusers' DDPMScheduler made from its configuration."""
+"""Schedulers that are not kept stand for a DDPM: the images are those of diffusers' DDPMScheduler of their betas."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,10 @@ from tests.images.tiny_models import SCHEDULE, pixel_pipeline, pixel_unet, quiet
 
 WITHOUT_SPECULATION = {"draft": "frozen", "window": 1}
 REFUSED = {"EDMEulerScheduler", "DPMSolverSDEScheduler"}  # no betas; needs torchsde
-COMPATIBLE = sorted((c for c in DDPMScheduler().compatibles if c.__name__ not in REFUSED), key=lambda c: c.__name__)
+KEPT = {"EulerAncestralDiscreteScheduler"}  # see test_kept_schedulers.py
+COMPATIBLE = sorted(
+    (c for c in DDPMScheduler().compatibles if c.__name__ not in REFUSED | KEPT), key=lambda c: c.__name__
+)
 
 
 @pytest.fixture

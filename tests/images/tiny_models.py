@@ -9,10 +9,11 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 EVENT = (1, 4, 4)
 LATENT = (4, 2, 2)
@@ -46,26 +47,20 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(folder / "vocab.json", folder / "merges.txt", model_max_length=6)
 
 
-def text_encoder(vocabulary: int) -> CLIPTextModel:
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+def text_encoder(vocabulary: int, kind=CLIPTextModel, layers: int = 1):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=6, **sizes, **special)
-    return seeded(CLIPTextModel, config=config)
+    config = CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=6, projection_dim=4, **sizes, **special)
+    return seeded(kind, config=config)
 
 
-def stable_diffusion(folder: Path, **scheduler) -> StableDiffusionPipeline:
-    """Saved as a folder and loaded back from it, as a user would."""
-    folder.mkdir(exist_ok=True)
-    words = tokenizer(folder)
-    unet = seeded(
-        UNet2DConditionModel,
-        sample_size=LATENT[1],
-        cross_attention_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        **BLOCKS,
-    )
-    vae = seeded(
+def text_unet(**config) -> UNet2DConditionModel:
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",), **BLOCKS}
+    return seeded(UNet2DConditionModel, **{"sample_size": LATENT[1], "cross_attention_dim": 8, **blocks, **config})
+
+
+def autoencoder() -> AutoencoderKL:
+    return seeded(
         AutoencoderKL,
         block_out_channels=(4, 4, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -75,18 +70,50 @@ def stable_diffusion(folder: Path, **scheduler) -> StableDiffusionPipeline:
         latent_channels=4,
         sample_size=8,
     )
+
+
+def latent_scheduler(**scheduler) -> DDPMScheduler:
+    return DDPMScheduler(**{**SCHEDULE, "clip_sample": False, "steps_offset": 1, **scheduler})
+
+
+def stable_diffusion(folder: Path, **scheduler) -> StableDiffusionPipeline:
+    """Saved as a folder and loaded back from it, as a user would."""
+    folder.mkdir(exist_ok=True)
+    words = tokenizer(folder)
     pipe = StableDiffusionPipeline(
-        vae=vae,
+        vae=autoencoder(),
         text_encoder=text_encoder(len(words)),
         tokenizer=words,
-        unet=unet,
-        scheduler=DDPMScheduler(**{**SCHEDULE, "clip_sample": False, "steps_offset": 1, **scheduler}),
+        unet=text_unet(),
+        scheduler=latent_scheduler(**scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
     return quiet(StableDiffusionPipeline.from_pretrained(folder))
+
+
+def stable_diffusion_xl(folder: Path, **scheduler) -> StableDiffusionXLPipeline:
+    """As `stable_diffusion`: two text encoders of width 8, pooled embeddings of width 4."""
+    folder.mkdir(exist_ok=True)
+    words = tokenizer(folder)
+    sizes = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 2,
+        "projection_class_embeddings_input_dim": 6 * 2 + 4,
+    }
+    pipe = StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=text_encoder(len(words), layers=2),
+        text_encoder_2=text_encoder(len(words), CLIPTextModelWithProjection, layers=3),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=text_unet(cross_attention_dim=16, **sizes),
+        scheduler=latent_scheduler(**scheduler),
+    )
+    pipe.save_pretrained(folder)
+    return quiet(StableDiffusionXLPipeline.from_pretrained(folder))
 
 
 def quiet(pipe):

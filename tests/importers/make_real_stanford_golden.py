@@ -9,11 +9,17 @@ For each low-dimensional architecture there is the `.ckpt` that its `BaseWorkspa
 configuration files, and a `.safetensors` with an observation, the noise of one DDPM chain, the network's input and
 output, and the actions (still with 6-D rotations: real-stanford's environment runner, not its policy, undoes them).
 
-The hybrid image policy has two ResNets, too big to keep: `hybrid.json` holds its configuration and the names and shapes
-of its tensors. The weights come from `recipe.py`; `hybrid.safetensors` keeps the tensors that are none.
+The image policies have ResNets, too big to keep: `hybrid.json` holds the configuration and the names and shapes of the
+tensors. The weights come from `recipe.py`; `hybrid.safetensors` keeps the tensors that are none. `hybrid` is
+DiffusionUnetHybridImagePolicy. `multi_image` and `shared` are DiffusionUnetImagePolicy: a ResNet-18 with group norm for
+each camera on a crop, and one ResNet-18 with batch norm for both cameras on a resized image. torchvision 0.13, of
+real-stanford's environment, resizes tensors without antialiasing; newer versions are told to.
+
+To remake some of them: `... make_real_stanford_golden.py diffusion_policy multi_image shared`.
 """
 
 import copy
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -26,6 +32,7 @@ import dill
 import hydra
 import numpy as np
 import torch
+import torchvision
 from diffusion_policy.common import normalize_util
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
@@ -47,7 +54,25 @@ OVERRIDES = {
         "n_action_steps=8",
     ],
 }
-HYBRID = ["policy.down_dims=[8,16]", "policy.diffusion_step_embed_dim=8", "policy.kernel_size=3"]
+SMALL = ["policy.down_dims=[8,16]", "policy.diffusion_step_embed_dim=8", "policy.kernel_size=3"]
+TINY = [f"task.shape_meta.obs.{key}_image.shape=[3,24,28]" for key in ("agentview", "robot0_eye_in_hand")]
+IMAGES = {
+    "hybrid": ("train_diffusion_unet_hybrid_workspace", SMALL),
+    "multi_image": ("train_diffusion_unet_image_workspace", [*SMALL, *TINY, "policy.obs_encoder.crop_shape=[20,23]"]),
+    "shared": (
+        "train_diffusion_unet_real_pretrained_workspace",
+        [
+            *SMALL,
+            *TINY,
+            "policy.obs_encoder.rgb_model.weights=null",
+            "policy.obs_encoder.resize_shape=[30,20]",
+            "policy.noise_scheduler._target_=diffusers.DDPMScheduler",
+            "~policy.noise_scheduler.set_alpha_to_one",
+            "~policy.noise_scheduler.steps_offset",
+        ],
+    ),
+}
+"""Name -> the workspace of an image policy, and its overrides."""
 
 
 class Workspace(BaseWorkspace):
@@ -63,13 +88,17 @@ class Workspace(BaseWorkspace):
         self.global_step, self.epoch = 7, 3
 
 
-def main(repository: Path) -> None:
+def main(repository: Path, names: list[str]) -> None:
     OmegaConf.register_new_resolver("eval", eval, replace=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with hydra.initialize_config_dir(str(repository.resolve() / "diffusion_policy" / "config"), version_base=None):
         for name, overrides in OVERRIDES.items():
-            make(name, composed(f"train_diffusion_{name}_lowdim_workspace", "square_lowdim_abs", overrides))
-        make_hybrid(composed("train_diffusion_unet_hybrid_workspace", "square_image_abs", HYBRID))
+            if name in names:
+                make(name, composed(f"train_diffusion_{name}_lowdim_workspace", "square_lowdim_abs", overrides))
+        for name, (workspace, overrides) in IMAGES.items():
+            if name in names:
+                with resizing_as_before():
+                    make_image_policy(name, composed(workspace, "square_image_abs", overrides))
 
 
 def composed(workspace: str, task: str, overrides: list[str]) -> Any:
@@ -120,17 +149,25 @@ def drawing(start: Tensor, xi: Tensor) -> Iterator[None]:
         yield
 
 
-def make_hybrid(cfg: Any) -> None:
+@contextmanager
+def resizing_as_before() -> Iterator[None]:
+    """torchvision's Resize with the default of version 0.13 for tensors."""
+    without = functools.partial(torchvision.transforms.Resize, antialias=False)
+    with mock.patch("torchvision.transforms.Resize", without):
+        yield
+
+
+def make_image_policy(name: str, cfg: Any) -> None:
     torch.manual_seed(0)
     policy = hydra.utils.instantiate(cfg.policy).eval()
     policy.set_normalizer(normalizer_of(cfg.shape_meta))
     state = policy.state_dict()
     shapes, aliases = shapes_of(state), aliases_of(state)
-    kept = {name: value for name, value in state.items() if name.startswith("normalizer.") or name.endswith(CONSTANTS)}
-    kept = {name: value.clone() for name, value in kept.items() if name not in aliases}
+    kept = {at: value for at, value in state.items() if at.startswith("normalizer.") or at.endswith(CONSTANTS)}
+    kept = {at: value.clone() for at, value in kept.items() if at not in aliases}
     policy.load_state_dict(restored(shapes, kept, aliases))
     described = {"cfg": OmegaConf.to_container(cfg), "shapes": shapes, "aliases": aliases}
-    (FOLDER / "hybrid.json").write_text(json.dumps(described) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(described) + "\n")
 
     obs = {key: observed(entry) for key, entry in cfg.shape_meta.obs.items()}
     batch = {key: for_policy(value).expand(1, cfg.n_obs_steps, *for_policy(value).shape) for key, value in obs.items()}
@@ -144,14 +181,15 @@ def make_hybrid(cfg: Any) -> None:
     with torch.no_grad(), drawing(start, xi):
         actions = policy.predict_action(batch)["action"]
     hook.remove()
-    sample, timestep = torch.randn(3, cfg.horizon, action_dim), torch.tensor([0, 7, NUM_STEPS - 1])
-    cond = torch.randn(3, conditions[0].shape[1])
+    count = 3 if name == "hybrid" else 1  # the features of the others are many
+    sample, timestep = torch.randn(count, cfg.horizon, action_dim), torch.tensor([7, 0, NUM_STEPS - 1])[:count]
+    cond = torch.randn(count, conditions[0].shape[1])
     with torch.no_grad():
         output = policy.model(sample, timestep, global_cond=cond)
     golden = {f"obs.{key}": value for key, value in obs.items()} | {"start": start, "xi": xi, "actions": actions[0]}
     golden |= {"sample": sample, "timestep": timestep, "cond": cond, "output": output, "global_cond": conditions[0]}
-    golden |= {KEPT + name: value for name, value in kept.items()}
-    save_file({key: value.contiguous() for key, value in golden.items()}, FOLDER / "hybrid.safetensors")
+    golden |= {KEPT + at: value for at, value in kept.items()}
+    save_file({key: value.contiguous() for key, value in golden.items()}, FOLDER / f"{name}.safetensors")
 
 
 def normalizer_of(shape_meta: Any) -> LinearNormalizer:
@@ -186,4 +224,4 @@ def for_policy(value: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or [*OVERRIDES, *IMAGES])

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.importers.real_stanford import hybrid_checkpoint, save_checkpoint
+from tests.importers.real_stanford import image_policy_checkpoint, save_checkpoint
 from tests.importers.recipe import kept_in, restored
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -210,10 +210,10 @@ def real_stanford_original(architecture: str) -> Original:
     return _of_real_stanford(GOLDEN_STANFORD / f"{architecture}.ckpt", golden)
 
 
-def real_stanford_hybrid_original(path: Path) -> Original:
-    """Made by real-stanford's code, but for its weights, which are made here again."""
-    hybrid_checkpoint(path)
-    return _of_real_stanford(path, load_file(GOLDEN_STANFORD / "hybrid.safetensors"))
+def real_stanford_image_original(path: Path, name: str = "hybrid") -> Original:
+    """Made by real-stanford's code, but for its weights, which are made here again; also `multi_image`, `shared`."""
+    image_policy_checkpoint(path, name)
+    return _of_real_stanford(path, load_file(GOLDEN_STANFORD / f"{name}.safetensors"))
 
 
 def _of_real_stanford(path: Path, golden: dict[str, Tensor]) -> Original:

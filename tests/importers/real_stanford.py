@@ -108,14 +108,14 @@ def save_checkpoint(
     save_payload(path, payload(cfg, policy_state(network, scales, offsets)))
 
 
-def hybrid_state() -> dict[str, Tensor]:
-    """The state dict of the image policy of `make_real_stanford_golden.py`: its weights are made here again."""
-    made = json.loads((GOLDEN / "hybrid.json").read_text())
-    return restored(made["shapes"], kept_in(load_file(GOLDEN / "hybrid.safetensors")), made["aliases"])
+def image_policy_state(name: str) -> dict[str, Tensor]:
+    """The state dict of an image policy of `make_real_stanford_golden.py`: its weights are made here again."""
+    made = json.loads((GOLDEN / f"{name}.json").read_text())
+    return restored(made["shapes"], kept_in(load_file(GOLDEN / f"{name}.safetensors")), made["aliases"])
 
 
-def hybrid_checkpoint(path: Path) -> None:
+def image_policy_checkpoint(path: Path, name: str) -> None:
     """Write that policy's file. The last weights are zeros that take no room, each of the average is stored once."""
-    state = hybrid_state()
-    last = {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
-    save_payload(path, payload(json.loads((GOLDEN / "hybrid.json").read_text())["cfg"], state, last))
+    state = image_policy_state(name)
+    last = {at: torch.zeros(()).expand(value.shape) for at, value in state.items()}
+    save_payload(path, payload(json.loads((GOLDEN / f"{name}.json").read_text())["cfg"], state, last))

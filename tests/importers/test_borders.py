@@ -166,7 +166,7 @@ def test_a_bound_of_its_own_stays(tmp_path):
 
 
 def through_robomimic(checkpoint, path):
-    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+    with mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", checkpoint.config.network):
         robomimic.write(checkpoint, path)
     return read_checkpoint(path)
 

@@ -35,7 +35,7 @@ OBS_KEYS = {"object": 5, "robot0_eef_pos": 3}
 def tiny(tmp_path_factory) -> Iterator[Checkpoint]:
     """A small native checkpoint. robomimic's writer accepts its network meanwhile."""
     checkpoint = read_checkpoint(tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "native", OBS_KEYS, action_dim=7))
-    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+    with mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", checkpoint.config.network):
         yield checkpoint
 
 

@@ -50,7 +50,8 @@ def write(square: Checkpoint, name: str, path: Path) -> None:
     if name == "diffusion_policy":
         write_real_stanford(square, path)
         return
-    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", square.config.network):  # our layout, not robomimic's size
+    # our layout, not robomimic's size
+    with mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", square.config.network):
         FORMATS.writable()[name](square, path)
 
 
@@ -97,7 +98,7 @@ def test_robomimic_reads_what_we_write(all_originals, tmp_path):
     original = all_originals["robomimic"]
     checkpoint = read_checkpoint(original.path)
     path = tmp_path / "model.pth"
-    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", checkpoint.config.network):
+    with mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", checkpoint.config.network):
         robomimic.write(checkpoint, path)
     with originals.small_robomimic_unet():
         rollout, _ = policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
@@ -129,7 +130,7 @@ def test_what_robomimic_cannot_express(square, tmp_path):
         robomimic.write(square, tmp_path / "model.pth")
     reordered = square.with_obs_keys(dict(reversed(square.config.obs_keys.items())))
     with (
-        mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", square.config.network),
+        mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", square.config.network),
         pytest.raises(ConfigError, match="cannot express the order of observations"),
     ):
         robomimic.write(reordered, tmp_path / "model.pth")
@@ -178,3 +179,12 @@ def test_a_policy_in_memory_can_be_saved(square, tmp_path):
     saved = read_checkpoint(tmp_path)
     assert saved.config == square.config
     assert all(torch.equal(saved.tensors[name], value) for name, value in square.tensors.items())
+
+
+def test_lerobot_has_no_encoders_that_average(all_originals, tmp_path):
+    checkpoint = read_checkpoint(all_originals["lerobot image"].path)
+    images = tuple(replace(image, pool="average") for image in checkpoint.config.images)
+    averaged = replace(checkpoint, config=replace(checkpoint.config, images=images))
+    with pytest.raises(ConfigError, match=r"cannot express images with the pooling average; it can express keypoints"):
+        lerobot.write(averaged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers import load_policy, read_checkpoint
+from asd_policy.policies.image_keys import ImageKey
 from tests.importers import real_stanford
 from tests.importers.originals import GOLDEN_LEROBOT, GOLDEN_STANFORD
 
@@ -120,24 +121,68 @@ def test_robomimic_images_of_another_kind(all_originals, tmp_path, change, messa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("name", "key", "value", "message"),
     [
-        ("eval_fixed_crop", False, "crops images at random even when it acts"),
-        ("shape_meta.obs.agentview_image.type", "depth", "of type depth; expected low_dim or rgb"),
-        ("crop_shape", "${crop}", "unresolved '.*never evaluated"),
+        ("hybrid", "eval_fixed_crop", False, "crops images at random even when it acts"),
+        ("hybrid", "shape_meta.obs.agentview_image.type", "depth", "of type depth; expected low_dim or rgb"),
+        ("hybrid", "crop_shape", "${crop}", "unresolved '.*never evaluated"),
+        (
+            "hybrid",
+            "_target_",
+            "d.DiffusionTransformerHybridImagePolicy",
+            "is not supported: its transformer takes images",
+        ),
+        (
+            "multi_image",
+            "_target_",
+            "d.DiffusionUnetTimmPolicy",
+            "TimmPolicy, which is not supported: its images are cropped",
+        ),
+        (
+            "multi_image",
+            "obs_encoder._target_",
+            "a.TimmObsEncoder",
+            "encoded by TimmObsEncoder; expected MultiImageObsEnc",
+        ),
+        ("multi_image", "obs_encoder.extra", 1, "MultiImageObsEncoder with extra; expected"),
+        ("multi_image", "obs_encoder.rgb_model.name", "resnet17", "backbone is 'resnet17'; expected one of"),
+        ("multi_image", "obs_encoder.rgb_model.name", "resnet34", "(?i)missing"),
+        ("multi_image", "obs_encoder.rgb_model._target_", "a.get_vit", "rgb_model is .*expected get_resnet"),
+        (
+            "multi_image",
+            "obs_encoder.rgb_model.replace_stride_with_dilation",
+            [1],
+            "rgb_model is .*expected get_resnet",
+        ),
+        ("multi_image", "obs_encoder.share_rgb_model", True, "has no layer4; expected a ResNet"),
+        ("shared", "obs_encoder.share_rgb_model", False, "has no layer4; expected a ResNet"),
+        ("multi_image", "obs_encoder.crop_shape", [99, 99], "crop is"),
+        ("multi_image", "obs_encoder.crop_shape", {"agentview_image": [20, 23]}, "lacks 'robot0_eye_in_hand_image'"),
+        ("multi_image", "obs_encoder.imagenet_norm", "${norm}", "unresolved '.*never evaluated"),
+        ("multi_image", "obs_as_global_cond", False, "obs_as_global_cond.*not supported"),
     ],
 )
-def test_real_stanford_images_of_another_kind(tmp_path, key, value, message):
-    made = json.loads((GOLDEN_STANFORD / "hybrid.json").read_text())
+def test_real_stanford_images_of_another_kind(tmp_path, name, key, value, message):
+    made = json.loads((GOLDEN_STANFORD / f"{name}.json").read_text())
     *parents, last = f"policy.{key}".split(".")
     target = made["cfg"]
     for parent in parents:
         target = target[parent]
     target[last] = value
-    state = real_stanford.hybrid_state()
+    state = real_stanford.image_policy_state(name)
     real_stanford.save_payload(tmp_path / "a.ckpt", real_stanford.payload(made["cfg"], state))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         load_policy(tmp_path / "a.ckpt")
+
+
+def test_real_stanfords_center_crop_that_is_forgotten_is_forgotten_here(tmp_path):
+    """With `random_crop: False` MultiImageObsEncoder overwrites its CenterCrop, so it does not crop at all."""
+    made = json.loads((GOLDEN_STANFORD / "multi_image.json").read_text())
+    made["cfg"]["policy"]["obs_encoder"]["random_crop"] = False
+    state = real_stanford.image_policy_state("multi_image")
+    real_stanford.save_payload(tmp_path / "a.ckpt", real_stanford.payload(made["cfg"], state))
+    images = read_checkpoint(tmp_path / "a.ckpt").config.images
+    assert [(image.crop, image.resize, image.pool) for image in images] == [((), (), "average")] * 2
 
 
 @pytest.mark.parametrize(
@@ -235,3 +280,17 @@ def test_huge_json_is_refused_unread(tmp_path):
 def test_numbers_of_numpy_are_no_threat(all_originals):
     payload = torch.load(all_originals["robomimic"].path, weights_only=False)
     assert isinstance(payload["variable_state"]["best_success_rate"]["NutAssemblySquare"], np.float64)
+
+
+def test_an_average_has_as_many_features_as_the_resnet_has_channels():
+    from asd_policy.nets.vision import ImageEncoder
+
+    encoder = ImageEncoder(3, 512, pool="average")
+    features = encoder(torch.rand(2, 5, 40, 40, 3))
+    assert features.shape == (2, 5, 512)
+    maps = encoder.backbone(torch.rand(1, 3, 40, 40))
+    torch.testing.assert_close(encoder.pool(maps), maps.mean(dim=(2, 3)))
+    with pytest.raises(ConfigError, match=r"The average of resnet18's channels is 512 features; expected 64\."):
+        ImageEncoder(3, 64, pool="average")
+    with pytest.raises(ConfigError, match="pool is 'max'; expected keypoints or average"):
+        ImageKey("camera", (84, 84, 3), pool="max")

@@ -313,7 +313,7 @@ def test_an_action_that_never_moves_survives_robomimics_format(all_originals, tm
         payload["action_normalization_stats"]["action_dict/gripper"] = {"scale": [[0.0]], "offset": [[0.04]]}
 
     original = read_checkpoint(changed_robomimic(all_originals["robomimic"].path, tmp_path / "a.pth", edit))
-    with mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", original.config.network):
+    with mock.patch.object(robomimic.writing, "ROBOMIMIC_NETWORK", original.config.network):
         robomimic.write(original, tmp_path / "b.pth")
     assert first_action(read_checkpoint(tmp_path / "b.pth").policy("ddpm"))[6] == np.float32(0.04)
 

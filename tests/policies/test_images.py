@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from asd_policy import load_policy
 from asd_policy.cli.train import New, Resume, main
+from asd_policy.data.dataset import Choice, copy_to_store
 from asd_policy.data.robomimic_hdf5 import RobomimicFile
 from asd_policy.data.store import EpisodeStore
 from asd_policy.errors import ConfigError, DataError, ObservationError, UnknownNameError
@@ -58,9 +59,9 @@ def observation(seed: int) -> dict[str, np.ndarray]:
 
 
 def test_files_and_stores_hold_the_same(file: Path, tmp_path: Path) -> None:
-    with RobomimicFile.open(file, obs_keys=KEYS) as opened:
+    with RobomimicFile.open(file, Choice(obs_keys=KEYS)) as opened:
         assert opened.obs_shapes == {KEYS[0]: (3,), KEYS[1]: SIZE, KEYS[2]: (2,)}
-        opened.to_store(tmp_path / "human.zarr")
+        copy_to_store(opened, tmp_path / "human.zarr")
     there, here = Demonstrations.read(file, obs_keys=KEYS), Demonstrations.read(tmp_path / "human.zarr")
     assert list(here.obs) == list(there.obs) == list(KEYS)
     assert here.obs["agentview_image"].dtype == torch.uint8
@@ -71,12 +72,12 @@ def test_files_and_stores_hold_the_same(file: Path, tmp_path: Path) -> None:
         with pytest.raises(UnknownNameError, match="'wrist_image'"):
             Demonstrations.read(path, obs_keys=("wrist_image",))
     with pytest.raises(DataError, match="agentview_depth"):
-        RobomimicFile.open(file, obs_keys=("agentview_depth",))
+        RobomimicFile.open(file, Choice(obs_keys=("agentview_depth",)))
 
 
 def test_missing_pictures_are_noticed(file: Path, tmp_path: Path) -> None:
-    with RobomimicFile.open(file, obs_keys=KEYS) as opened:
-        opened.to_store(tmp_path / "human.zarr")
+    with RobomimicFile.open(file, Choice(obs_keys=KEYS)) as opened:
+        copy_to_store(opened, tmp_path / "human.zarr")
     for chunk in (tmp_path / "human.zarr" / "data" / "obs" / "agentview_image" / "c").rglob("0"):
         if chunk.is_file():
             chunk.unlink()
@@ -144,8 +145,7 @@ def test_robomimic_cannot_hold_it(run: Path, tmp_path: Path) -> None:
 
 def test_random_corners_reach_every_place(run: Path) -> None:
     config = PolicyConfig.load(run / "config.json")
-    obs = {"agentview_image": torch.zeros(200, 2, *SIZE, dtype=torch.uint8)}
-    corners = random_corners(config, obs, torch.Generator().manual_seed(0))["agentview_image"]
+    corners = random_corners(config, 200, torch.Generator().manual_seed(0))["agentview_image"]
     assert corners.shape == (200, 2, 2)
     assert corners.amin(dim=(0, 1)).tolist() == [0, 0]
     assert corners.amax(dim=(0, 1)).tolist() == [4, 5]

@@ -78,6 +78,21 @@ def test_a_grid(model, tmp_path, capsys):
         images_draw.main(images_draw.Arguments(str(tmp_path), path))
 
 
+@pytest.mark.parametrize(("scheduler", "eta"), [("euler_ancestral", 0.0), ("ddim", 0.5)])
+def test_a_grid_of_another_chain(model, tmp_path, capsys, scheduler, eta):
+    options = {"labels": (3,), "steps": 4, "scheduler": scheduler, "eta": eta}
+    grids = []
+    for sampler in ("ddpm", "asd:frozen:1"):
+        path = tmp_path / "grid.png"
+        images_draw.main(images_draw.Arguments(str(model), path, count=2, sampler=sampler, **options))
+        grids.append(np.asarray(Image.open(path)).astype(int))
+    images_draw.main(images_draw.Arguments(str(model), path, count=2, labels=(3,), steps=4, sampler="ddpm"))
+    own = np.asarray(Image.open(path)).astype(int)
+    assert np.abs(grids[0] - grids[1]).max() <= 1
+    assert np.abs(grids[0] - own).max() > 1
+    assert "calls of an image: 4.0" in " ".join(capsys.readouterr().out.split())
+
+
 def arguments(model: Path, features: Path, out: Path, images: int = 6) -> images_bench.Arguments:
     choice = {"drafts": ("path",), "windows": ("4", "all"), "quality": ("ddpm", "paradigms:4:0.1", "ddim:3")}
     return images_bench.Arguments(model, features, out, **choice, seeds=2, images=images, repeats=2, batch_size=3)
@@ -126,6 +141,10 @@ def test_samplers_that_do_not_exist_are_refused_first(model, features, tmp_path)
         ({"seed": -1}, "seed is -1"),
         ({"out": Path("grid.txt")}, "ending of --out '.txt'"),
         ({"device": "gpu"}, "gpu"),
+        ({"scheduler": "pndm"}, "Unknown scheduler 'pndm'"),
+        ({"scheduler": "ddim"}, "ddim needs one above 0"),
+        ({"eta": 0.5}, "ddim needs one above 0"),
+        ({"scheduler": "ddim", "eta": 2.0}, "eta is 2.0"),
         ({"sampler": "asd:path:auto"}, "window is 'auto'"),
         ({"labels": (11,)}, "from 0 to 10"),
     ],

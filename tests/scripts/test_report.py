@@ -4,19 +4,24 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
 from asd_policy import load_policy
-from asd_policy.cli.report import Arguments, main
+from asd_policy.cli.report import Arguments, find_checkpoints, main
+from asd_policy.cli.tasks import TaskLoader
 from asd_policy.errors import AsdPolicyError, ConfigError
 from asd_policy.evaluation.filming import choose
 from asd_policy.evaluation.results import Record
 from asd_policy.evaluation.rollout import rollout
 from asd_policy.evaluation.seeds import noise_seed
 from asd_policy.importers.checkpoint import fingerprint
+from asd_policy.policies.guess import fit_guess
+from asd_policy.policies.guess_file import save_guess
 from envs.tasks import TASKS
 from tests.evaluation.records import SETTINGS, episode, sweep
 from tests.tiny import tiny_checkpoint
@@ -51,6 +56,21 @@ def test_report_of_an_old_file_stays_the_same(tmp_path):
     done = run(golden / "transport.jsonl", "--baseline", "ddpm:compile", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.md").read_text() == (golden / "report.md").read_text()
+
+
+def test_episodes_recorded_without_a_first_guess_are_filmed_without_it(tmp_path):
+    task = TASKS["square"]
+    checkpoint = tiny_checkpoint(tmp_path / "tiny", task.obs_dims, task.action_dim)
+    plain, policy = fingerprint(checkpoint), load_policy(checkpoint)
+    cond = torch.randn(80, policy.config.global_cond_dim, generator=torch.Generator().manual_seed(0))
+    save_guess(checkpoint / "guess.safetensors", fit_guess(cond, torch.zeros(80, 16, 7)), policy.network, 80)
+    for digest, guess in ((plain, False), (fingerprint(checkpoint), True)):
+        record = replace(episode(policy.config.env_id, "asd:path:16", 7, 0, True), checkpoint_sha256=digest)
+        found = find_checkpoints([record], [checkpoint])[digest]
+        assert found == (checkpoint, False, guess)
+        checkpoints = {record.task: (found.path, digest)}
+        loaded = TaskLoader(checkpoints, found.windows, SETTINGS, guess=found.guess)(record.task)
+        assert (loaded.make_policy("asd:path:16").guess is not None) == guess
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from asd_policy.training.loop import (
     Trainer,
     TrainSettings,
     learning_rate,
-    noise_prediction_loss,
     policy_trainer,
     step_generator,
     train,
 )
+from asd_policy.training.loss import noise_prediction_loss
 
 CONFIG = PolicyConfig(
     env_id="asd/Square-v0",

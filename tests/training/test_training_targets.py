@@ -20,13 +20,12 @@ from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.files import write_checkpoint
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
 from asd_policy.training.loop import (
-    TARGETS,
     Trainer,
     TrainSettings,
-    noise_prediction_loss,
     policy_trainer,
     train,
 )
+from asd_policy.training.loss import TARGETS, noise_prediction_loss
 
 KINDS = ("epsilon", "sample", "v_prediction")
 SMALL = NetworkConfig(down_dims=(16, 32), diffusion_step_embed_dim=16, kernel_size=3)
@@ -204,7 +203,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     trainer = Trainer(
         Doubling(),
         settings,
-        lambda generator: (None, torch.ones(2, 1)),
+        lambda generator, part: (None, torch.ones(2, 1)[part]),
         Schedule.from_diffusers({"num_train_timesteps": 10}),
         lambda net, path: written.append(path),
         lambda net, x, timestep, condition: net(x),

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft, Memory
 from asd_policy.core.roll_out import Ahead, roll_out
-from asd_policy.core.speculative import PLAIN, Chain, Parts, Speculated, State, look_ahead, settle
+from asd_policy.core.speculative import PLAIN, Batch, Parts, Speculated, State, look_ahead, settle
 from asd_policy.errors import ConfigError
 
 P = ParamSpec("P")
@@ -75,9 +75,9 @@ def settle_into(draft: Draft, state: State, speculated: Speculated, x0: Tensor) 
     return state
 
 
-def compiled_look_ahead(chain: Chain, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
+def compiled_look_ahead(batch: Batch, draft: Draft, memory: Memory, frontier: Tensor, window: int) -> Ahead:
     """`look_ahead`, compiled."""
-    return _run(look_ahead, chain, draft, memory, frontier, window)
+    return _run(look_ahead, batch, draft, memory, frontier, window)
 
 
 def compiled_settle(draft: Draft, state: State, speculated: Speculated, x0: Tensor) -> State:

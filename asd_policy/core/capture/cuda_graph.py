@@ -25,7 +25,7 @@ from asd_policy.core.denoiser import Context, Denoiser, denoise
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
-from asd_policy.core.speculative import Chain, Parts, State, speculative_round
+from asd_policy.core.speculative import Batch, Parts, State, speculative_round
 from asd_policy.core.window import WindowTable, stages
 from asd_policy.errors import ConfigError
 
@@ -85,16 +85,16 @@ class CudaGraph:
         return CudaGraph(ChangedParts(self._parts_on, change))
 
     def run_rounds(
-        self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
+        self, batch: Batch, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
         """As `Capture.run_rounds`."""
 
         def capture() -> Callable[..., State]:
-            check_capturable(lambda chain, state: speculative_round(chain, draft, state, windows[0]), chain, state)
+            check_capturable(lambda batch, state: speculative_round(batch, draft, state, windows[0]), batch, state)
             loop = _WhileNodes if has_while_nodes() else _Replays
-            return loop(chain, draft, state, windows, self._parts_on(state.x.device))
+            return loop(batch, draft, state, windows, self._parts_on(state.x.device))
 
-        return self._run(capture, (id(draft), windows), chain.denoiser, (chain, state), on_round)
+        return self._run(capture, (id(draft), windows), batch.denoiser, (batch, state), on_round)
 
     def run_steps(
         self, steps: Steps, denoiser: Denoiser, context: Context, tape: NoiseTape, on_round: OnRound | None = None
@@ -173,17 +173,17 @@ class _Steps:
 class _Rounds:
     """The buffers of a speculative loop, and one round that updates them in place."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, parts: Parts):
-        self._chain, self.state, self._draft = _cloned(chain), _cloned(state), draft
+    def __init__(self, batch: Batch, draft: Draft, state: State, parts: Parts):
+        self._batch, self.state, self._draft = _cloned(batch), _cloned(state), draft
         self._parts = parts
 
-    def load(self, chain: Chain, state: State) -> None:
+    def load(self, batch: Batch, state: State) -> None:
         """Copy a batch into the buffers."""
-        _copy_into((self._chain, self.state), (chain, state))
+        _copy_into((self._batch, self.state), (batch, state))
 
     def run(self, window: int) -> None:
         """Run one round."""
-        speculative_round(self._chain, self._draft, self.state, window, self._parts)
+        speculative_round(self._batch, self._draft, self.state, window, self._parts)
 
     def unfinished(self, until: int) -> Tensor:
         """() bool, whether the frontier of any chain is before `until`."""
@@ -193,8 +193,8 @@ class _Rounds:
 class _WhileNodes:
     """The whole speculative loop as one graph."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
-        self._rounds = rounds = _Rounds(chain, draft, state, parts)
+    def __init__(self, batch: Batch, draft: Draft, state: State, windows: WindowTable, parts: Parts):
+        self._rounds = rounds = _Rounds(batch, draft, state, parts)
         for _, window in stages(windows):
             warm_up(partial(rounds.run, window))
         self._graph = graph = torch.cuda.CUDAGraph()
@@ -205,8 +205,8 @@ class _WhileNodes:
                 graph.set_conditional_handle_for_current_node(rounds.unfinished(until))
                 graph.end_capture_to_conditional_node()
 
-    def __call__(self, chain: Chain, state: State) -> State:
-        self._rounds.load(chain, state)
+    def __call__(self, batch: Batch, state: State) -> State:
+        self._rounds.load(batch, state)
         self._graph.replay()
         return self._rounds.state
 
@@ -214,8 +214,8 @@ class _WhileNodes:
 class _Replays:
     """One graph for a round of each stage. Each ends by copying the slowest frontier's flag to the host."""
 
-    def __init__(self, chain: Chain, draft: Draft, state: State, windows: WindowTable, parts: Parts):
-        self._rounds = _Rounds(chain, draft, state, parts)
+    def __init__(self, batch: Batch, draft: Draft, state: State, windows: WindowTable, parts: Parts):
+        self._rounds = _Rounds(batch, draft, state, parts)
         self._slowest = torch.zeros((), dtype=torch.int64, pin_memory=True)
         self._stages = [(until, self._captured(window)) for until, window in stages(windows)]
 
@@ -227,8 +227,8 @@ class _Replays:
             self._slowest.copy_(self._rounds.state.frontier.min(), non_blocking=True)
         return graph
 
-    def __call__(self, chain: Chain, state: State) -> State:
-        self._rounds.load(chain, state)
+    def __call__(self, batch: Batch, state: State) -> State:
+        self._rounds.load(batch, state)
         slowest = 0
         for until, graph in self._stages:
             while slowest < until:

@@ -13,7 +13,7 @@ from asd_policy.core.denoiser import Context, Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
-from asd_policy.core.speculative import Chain, Parts, State
+from asd_policy.core.speculative import Batch, Parts, State
 from asd_policy.core.window import WindowTable
 
 PartsOn = Callable[[torch.device], Parts]
@@ -54,7 +54,7 @@ class Capture(Protocol):
         ...
 
     def run_rounds(
-        self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
+        self, batch: Batch, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
         """Run rounds until every chain of the batch is finished. All chains share the window of the slowest one.
 

@@ -16,7 +16,7 @@ from asd_policy.core.denoiser import Context, Denoiser
 from asd_policy.core.drafts.protocol import Draft
 from asd_policy.core.noise import NoiseTape
 from asd_policy.core.sequential import OnRound, Steps
-from asd_policy.core.speculative import PLAIN, Chain, Parts, State, speculative_round
+from asd_policy.core.speculative import PLAIN, Batch, Parts, State, speculative_round
 from asd_policy.core.window import WindowTable
 
 
@@ -52,13 +52,13 @@ class PythonLoop:
         return replace(self, parts_on=ChangedParts(self.parts_on, change))
 
     def run_rounds(
-        self, chain: Chain, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
+        self, batch: Batch, draft: Draft, state: State, windows: WindowTable, on_round: OnRound | None = None
     ) -> State:
         """As `Capture.run_rounds`."""
         parts, slowest = self.parts_on(state.x.device), 0
         while slowest < len(windows):
             with self.around():
-                state = speculative_round(chain, draft, state, windows[slowest], parts)
+                state = speculative_round(batch, draft, state, windows[slowest], parts)
             slowest = int(state.frontier.min())
             if on_round is not None:
                 on_round(state.frontier.clone(), state.x.clone())  # a compiled round updates them in place

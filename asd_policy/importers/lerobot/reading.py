@@ -19,6 +19,7 @@ from asd_policy.errors import CheckpointError
 from asd_policy.importers.checkpoint import CONFIG, WEIGHTS, Checkpoint, affine_field
 from asd_policy.importers.files import TensorPool, check_count, entry, read_json, read_safetensors
 from asd_policy.importers.network_sizes import check_claims, unet_sizes
+from asd_policy.importers.runs import AVERAGED
 from asd_policy.importers.schedulers import read_scheduler
 from asd_policy.importers.statistics import Statistics, check_finite, check_spread, numbers, reciprocal
 from asd_policy.importers.vision import encoder_tensors, image_field, image_key, rgb_encoder
@@ -34,6 +35,9 @@ SIDECAR = "asd_policy.json"
 KEYS = {"observation.state": "state", "observation.environment_state": "environment_state"}
 """lerobot's feature -> our observation key, in the order of the condition. Images come between the two."""
 
+TYPES = ("diffusion", "asd_diffusion")
+"""lerobot's name of its diffusion policy, and of the plug-in's with the same weights."""
+
 IMAGES = "observation.image"
 """The prefix of image features in lerobot. Our observation keys are their last parts."""
 
@@ -43,9 +47,6 @@ RENAMES = (
 )
 BOUNDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 DEFAULT_EPS = 1e-8
-AVERAGED = "pretrained_model_ema"
-"""The folder with EMA weights, in the folder of the plain weights or beside it."""
-
 CLAIMS = {
     "down_dims": "down_dims",
     "kernel_size": "kernel_size",
@@ -109,7 +110,7 @@ def read(path: Path) -> Checkpoint:
     """
     where = str(path)
     config = read_json(path / CONFIG)
-    if config.get("type", "diffusion") != "diffusion":
+    if config.get("type", "diffusion") not in TYPES:
         raise CheckpointError(f"{where} holds a lerobot policy of type {config['type']!r}; expected 'diffusion'.")
     features = {**entry(config, "input_features", where), **entry(config, "output_features", where)}
     check_count(features, where)

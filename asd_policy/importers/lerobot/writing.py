@@ -71,6 +71,8 @@ def _split(checkpoint: Checkpoint) -> tuple[list[str], list[ImageKey], list[str]
     order = len(seen) == len(images) and len(state) > 0
     require(order, "the order of observations", keys, "vectors, then images, then vectors; two keys at least")
     looks = {(image.shape, image.crop, image.backbone, image.norm, image.num_keypoints) for image in seen}
+    pools = {image.pool for image in seen} - {"keypoints"}
+    require(not pools, "images", f"with the pooling {', '.join(pools)}", "keypoints")
     require(len(looks) < 2, "images", seen, "images that are alike")
     for image in seen:
         central = not image.crop or image.crop == central_crop(image.shape[:2], image.crop[2:], round)
