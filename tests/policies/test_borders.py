@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from asd_policy import load_policy
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.policies.diffusion import make_policy
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.windows import WindowsFile
 from tests.tiny import tiny_checkpoint

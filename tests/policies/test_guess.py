@@ -17,11 +17,11 @@ from asd_policy.errors import CheckpointError, ConfigError, NumericalError
 from asd_policy.importers.checkpoint import Checkpoint, fingerprint
 from asd_policy.policies import guess_file
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
-from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.guess import MIN_CONDITIONS, ChunkGuess, fit_guess, guessed_start
 from asd_policy.policies.guess_file import load_guess, save_guess
 from asd_policy.policies.guess_targets import drawn_chunks
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from tests.tiny import tiny_checkpoint
