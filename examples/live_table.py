@@ -1,4 +1,4 @@
-"""Time and sequential network calls of live policies before and after `accelerate`: one line of the table in docs/live.md.
+"""Time and sequential calls of live policies before and after `accelerate`: the first table of docs/live.md.
 
     python examples/live_table.py robomimic                    # the shipped Square policy as robomimic's object
     python examples/live_table.py real-stanford                # its weights in DiffusionUnetLowdimPolicy

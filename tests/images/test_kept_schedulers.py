@@ -347,11 +347,12 @@ def test_graphs_are_kept_for_one_chain_alone():
 
 
 @pytest.mark.slow
-def test_compiled(sd):
-    for kind, settings, eta in (EULER, DDIM):
-        sd.scheduler = kind(**SCHEDULE, **settings)
-        captured, eager = (accelerate_pipeline(sd, draft="reuse", window=8, capture=c) for c in ("compile", "eager"))
-        arguments = {"num_images_per_prompt": 4, "num_inference_steps": 7, "output_type": "latent", "eta": eta}
-        got, expected = (f("a", generator=generators(4), **arguments).images for f in (captured, eager))
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-        assert torch.equal(captured.stats.rounds, eager.stats.rounds)
+@pytest.mark.parametrize("name", LAWS)
+def test_compiled(sd, name):
+    kind, settings, eta = LAWS[name]
+    sd.scheduler = kind(**SCHEDULE, **settings)
+    captured, eager = (accelerate_pipeline(sd, draft="reuse", window=8, capture=c) for c in ("compile", "eager"))
+    arguments = {"num_images_per_prompt": 4, "num_inference_steps": 7, "output_type": "latent", "eta": eta}
+    got, expected = (f("a", generator=generators(4), **arguments).images for f in (captured, eager))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(captured.stats.rounds, eager.stats.rounds)
