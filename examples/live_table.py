@@ -93,7 +93,7 @@ def lerobot(folder: Path | None) -> tuple[Any, Chunk]:
             seen = prepare(names)
             for name in names:
                 policy._queues[name].append(seen[name])
-        actions: Tensor = policy.predict_action_chunk(seen)
+        actions: Tensor = policy.predict_action_chunk({name: seen[name] for name in names})
         return actions
 
     return policy.eval(), chunk
