@@ -356,3 +356,26 @@ def test_compiled(sd, name):
     got, expected = (f("a", generator=generators(4), **arguments).images for f in (captured, eager))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert torch.equal(captured.stats.rounds, eager.stats.rounds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eta": 0.5},
+        {"eta": 0.5, "num_steps": 5},
+        {"use_clipped_model_output": False},
+        {"set_alpha_to_one": False},
+    ],
+    ids=str,
+)
+def test_a_law_in_the_options_of_asd_is_refused(options):
+    for scheduler in (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler):
+        pipe = pixel_pipeline()
+        pipe.scheduler = scheduler(**SCHEDULE)
+        with pytest.raises(ConfigError, match=f"got {next(iter(options))}=.*a pipeline's law is that of its scheduler"):
+            AsdImagePipeline(pipe, "asd", **options)
+
+
+def test_steps_of_a_call_that_ddim_would_ignore_are_refused():
+    with pytest.raises(ConfigError, match=r"num_inference_steps is 7; with sampler 'ddim'.*num_steps"):
+        AsdImagePipeline(pixel_pipeline(), "ddim", num_steps=5)(num_inference_steps=7)
