@@ -1,4 +1,4 @@
-"""Time and sequential network calls of live policies before and after `accelerate`: one line of the table in docs/live.md.
+"""Time and sequential calls of live policies before and after `accelerate`: the first table of docs/live.md.
 
     python examples/live_table.py robomimic                    # the shipped Square policy as robomimic's object
     python examples/live_table.py real-stanford                # its weights in DiffusionUnetLowdimPolicy
@@ -93,7 +93,7 @@ def lerobot(folder: Path | None) -> tuple[Any, Chunk]:
             seen = prepare(names)
             for name in names:
                 policy._queues[name].append(seen[name])
-        actions: Tensor = policy.predict_action_chunk(seen)
+        actions: Tensor = policy.predict_action_chunk({name: seen[name] for name in names})
         return actions
 
     return policy.eval(), chunk

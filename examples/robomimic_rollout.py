@@ -29,7 +29,8 @@ from robomimic.utils.train_utils import run_rollout
 from robosuite import load_composite_controller_config
 
 import asd_policy
-from asd_policy.importers import read_checkpoint, robomimic
+from asd_policy.importers import read_checkpoint
+from asd_policy.importers.robomimic import writing
 
 HORIZON = 400
 
@@ -57,11 +58,11 @@ def square_policy() -> RolloutPolicy:
     )
     with (
         TemporaryDirectory() as folder,
-        mock.patch.object(robomimic, "ROBOMIMIC_NETWORK", sizes),
+        mock.patch.object(writing, "ROBOMIMIC_NETWORK", sizes),
         mock.patch.object(diffusion_policy_nets, "ConditionalUnet1D", small),
     ):
         path = Path(folder) / "square.pth"
-        robomimic.write(checkpoint, path)
+        writing.write(checkpoint, path)
         policy, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
     return policy
 

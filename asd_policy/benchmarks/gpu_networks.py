@@ -18,7 +18,8 @@ from asd_policy.benchmarks.gpu_results import outcome
 from asd_policy.benchmarks.gpu_table import GpuRow
 from asd_policy.benchmarks.memory import PeakMemory
 from asd_policy.policies.config import NetworkConfig
-from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
+from asd_policy.policies.diffusion import DiffusionPolicy
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_network
 
 PRECISIONS = (

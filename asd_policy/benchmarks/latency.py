@@ -53,7 +53,7 @@ def loop_draw(loop: DiffusersLoop) -> Draw:
 
 def sampler_draw(policy: DiffusionPolicy) -> Draw:
     """A policy's own sampler, from the learned first guess if it has one, without an earlier chunk."""
-    return lambda cond, generator: policy.sampler.draw(1, cond, [generator], policy.first_guess(cond)).stats
+    return lambda cond, generator: policy.sampler.draw(1, cond, [generator], policy.chunks.first_guess(cond)).stats
 
 
 def time_in_turn(draws: Mapping[str, Draw], conds: Sequence[Tensor], done: Callable[[], object]) -> list[Timing]:

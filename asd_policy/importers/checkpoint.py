@@ -19,9 +19,10 @@ from asd_policy.errors import CheckpointError, ConfigError
 from asd_policy.importers.robots import action_bound
 from asd_policy.policies.actions import POSE_ARM
 from asd_policy.policies.config import MAX_KEYS, PolicyConfig
-from asd_policy.policies.diffusion import DiffusionPolicy, make_policy
+from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.guess_file import load_guess
 from asd_policy.policies.keyed import module_name
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.quaternions import SIZE, Quaternion

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -14,8 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asd_policy.core import (
-    Asd,
-    AsdSampler,
     Calibration,
     Noise,
     Sampler,
@@ -28,15 +25,16 @@ from asd_policy.core import (
 from asd_policy.core.capture import make_capture
 from asd_policy.core.checks import as_count, is_integer
 from asd_policy.errors import ConfigError, ObservationError
-from asd_policy.policies.chunk import Chunk, ChunkStats, check_warm, warm_start
+from asd_policy.policies.chunk import Chunk, ChunkStats, check_warm
+from asd_policy.policies.chunk_sampler import ChunkSampler
 from asd_policy.policies.config import PolicyConfig
-from asd_policy.policies.episodes import Episodes, History, as_seeds, filled_up, with_rows
-from asd_policy.policies.guess import ChunkGuess, guessed_start
+from asd_policy.policies.episodes import Episodes, History, as_seeds, with_rows
+from asd_policy.policies.guess import ChunkGuess
 from asd_policy.policies.model import PolicyModel
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import Observation, batch_size_of, check_image_format
 from asd_policy.policies.sampling import build_sampler
-from asd_policy.policies.windows import Calibrated, WindowsFile, hash_of, plug_in_name
+from asd_policy.policies.windows import WindowsFile
 
 
 class DiffusionPolicy:
@@ -57,7 +55,7 @@ class DiffusionPolicy:
         guess: a learned first guess for sampler="asd", on the model's device; None starts without one.
 
     Attributes:
-        sampler: may be replaced by another sampler of chunks of the same shape.
+        chunks: samples the chunks, without episodes.
     """
 
     def __init__(
@@ -68,62 +66,67 @@ class DiffusionPolicy:
         windows: WindowsFile,
         guess: ChunkGuess | None = None,
     ):
-        self.sampler = sampler
-        self._model, self._spec, self._windows, self._guess = model, spec, windows, guess
-        if self._automatic:
-            windows.read()  # raises CheckpointError now if the file cannot be read
+        self.chunks = ChunkSampler(model, sampler, spec, windows, guess)
         self._stats: ChunkStats | None = None
-        self._windows_for: int | None = None  # the batch size whose windows were looked up
         self._begin([], batched=False)
 
     @property
     def model(self) -> PolicyModel:
         """The networks and their configuration, on a device."""
-        return self._model
+        return self.chunks.model
+
+    @property
+    def sampler(self) -> Sampler:
+        """Draws chunks. It may be replaced by another sampler of chunks of the same shape."""
+        return self.chunks.sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        self.chunks.sampler = sampler
 
     @property
     def spec(self) -> SamplerSpec:
         """The sampler's spec."""
-        return self._spec
+        return self.chunks.spec
 
     @property
     def config(self) -> PolicyConfig:
         """The configuration that the weights were trained with."""
-        return self._model.config
+        return self.model.config
 
     @property
     def network(self) -> nn.Module:
         """The noise predictor. Its weights may be changed; another network needs another policy."""
-        return self._model.network
+        return self.model.network
 
     @property
     def normalizer(self) -> LinearNormalizer:
         """The normalizer of observations and actions. It may be replaced by another one of the same sizes."""
-        return self._model.normalizer
+        return self.model.normalizer
 
     @normalizer.setter
     def normalizer(self, normalizer: LinearNormalizer) -> None:
-        self._model.normalizer = normalizer
+        self.model.normalizer = normalizer
 
     @property
     def encoders(self) -> nn.ModuleDict:
         """The image encoders, by observation key."""
-        return self._model.encoders
+        return self.model.encoders
 
     @property
     def guess(self) -> ChunkGuess | None:
         """The learned first guess; None if there is none."""
-        return self._guess
+        return self.chunks.guess
 
     @property
     def schedule(self) -> Schedule:
         """The schedule that the network was trained with."""
-        return self._model.schedule
+        return self.model.schedule
 
     @property
     def device(self) -> torch.device:
         """The device that chunks are sampled on."""
-        return self._model.device
+        return self.model.device
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -138,7 +141,7 @@ class DiffusionPolicy:
     @property
     def needs_warm_up(self) -> bool:
         """Whether the first chunk compiles or captures, unless `warm_up` is called first."""
-        return make_capture(self._spec.capture).compiles(self.device)
+        return make_capture(self.chunks.spec.capture).compiles(self.device)
 
     def with_sampler(self, sampler: str | SamplerSpec, **options: Unpack[SamplerOptions]) -> DiffusionPolicy:
         """A new policy with the same weights and another sampler. The two share the weights.
@@ -150,10 +153,10 @@ class DiffusionPolicy:
         Raises:
             ConfigError: on an unknown sampler, draft, capture or option. The message lists the known ones.
         """
-        model, spec = self._model, as_spec(sampler, **options)
+        model, spec = self.chunks.model, as_spec(sampler, **options)
         again = PolicyModel(model.network, model.normalizer, model.config, model.device, model.dtype, model.encoders)
-        windows = WindowsFile(self._windows.path)
-        return DiffusionPolicy(again, build_sampler(again, spec), spec, windows, self._guess)
+        windows = WindowsFile(self.chunks.windows.path)
+        return DiffusionPolicy(again, build_sampler(again, spec), spec, windows, self.chunks.guess)
 
     def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:
         """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.
@@ -171,22 +174,16 @@ class DiffusionPolicy:
             ObservationError: as `act`.
             CheckpointError: if the windows cannot be saved beside the checkpoint. The policy uses them all the same.
         """
-        sampler, spec = self.sampler, self._spec
-        if not isinstance(sampler, AsdSampler) or not isinstance(spec, Asd):
-            raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
         observations, batch_size = list(observations), as_count(batch_size, "batch_size")
         if batch_size > len(observations):
             raise ConfigError(
                 f"batch_size is {batch_size} for {len(observations)} observations; expected 1 or more each."
             )
         conds = torch.cat([self.condition([obs]) for obs in observations])
-        with self._model.evaluating():
-            calibration = sampler.calibrate(conds, batch_size)
         try:
-            self._windows.keep(self._calibrated(spec, batch_size), calibration)
+            return self.chunks.calibrate(conds, batch_size)
         finally:
-            self._use_calibrated_windows(len(self._episodes) or batch_size)
-        return calibration
+            self.chunks.use_calibrated_windows(len(self._episodes) or batch_size)
 
     def reset(
         self, seed: int | None = None, seeds: Sequence[int] | None = None, mask: Sequence[bool] | None = None
@@ -214,7 +211,7 @@ class DiffusionPolicy:
             self._episodes.begin_rows(mask, seed, seeds)
             return
         self._begin([seeded_generator(value) for value in (seeds if seeds is not None else [seed])], seeds is not None)
-        self._use_calibrated_windows(len(self._episodes))
+        self.chunks.use_calibrated_windows(len(self._episodes))
 
     def _begin(self, generators: list[torch.Generator], batched: bool) -> None:
         """Forget everything and begin with one environment for each generator."""
@@ -242,7 +239,7 @@ class DiffusionPolicy:
         if not len(episodes):
             raise ConfigError("act() was called before reset(). Call reset(seed=...) at the start of each episode.")
         started = time.perf_counter()
-        history = episodes.history.followed_by(self._model.tensors(obs, episodes.batch_shape))
+        history = episodes.history.followed_by(self.model.tensors(obs, episodes.batch_shape))
         due = episodes.plan.due
         if len(due):
             self._sample(history, due, started)
@@ -294,10 +291,10 @@ class DiffusionPolicy:
                 "observations, oldest first."
             )
         batch_size = batch_size_of(history[0], next(iter(self.config.obs_keys)))
-        steps = self._model.history(history, (batch_size,), images)
-        self._check_calibrated(batch_size)
-        check_warm(warm, (batch_size, self.sampler.num_steps, *self._model.event_shape))
-        chunk = self._draw(steps, generator, warm, executed, whole_horizon)
+        steps = self.model.history(history, (batch_size,), images)
+        self.chunks.check_calibrated(batch_size)
+        check_warm(warm, (batch_size, self.sampler.num_steps, *self.model.event_shape))
+        chunk = self.chunks.draw(steps, generator, warm, executed, whole_horizon)
         return chunk._replace(stats=replace(chunk.stats, latency=time.perf_counter() - started))
 
     def warm_up(self, batch_size: int = 1) -> None:
@@ -313,33 +310,11 @@ class DiffusionPolicy:
         Raises:
             ConfigError: as `act`.
         """
-        batch_size = as_count(batch_size, "batch_size")
-        cond, warm = self._model.condition([self._model.blank(batch_size)] * self.config.n_obs_steps), None
-        for seed in range(2):  # cold and warm
-            generators = [seeded_generator(seed) for _ in range(batch_size)]
-            with self._model.evaluating():
-                warm = self.sampler.draw(batch_size, cond, generators, warm).predictions
+        self.chunks.warm_up(as_count(batch_size, "batch_size"))
 
     def condition(self, history: Sequence[Observation]) -> Tensor:
         """The network's condition for one environment, (1, global_cond_dim); see `PolicyModel.condition_of`."""
-        return self._model.condition_of(history)
-
-    @torch.no_grad()
-    def first_guess(self, cond: Tensor, left: Tensor | None = None, executed: int | None = None) -> Tensor | None:
-        """The guess of each denoising step that a chunk starts from; None if there is none.
-
-        Args:
-            cond: (B, global_cond_dim) conditions, from `condition`.
-            left: the predictions that an earlier chunk left, as `predict_chunk`'s `warm`.
-            executed: as `predict_chunk`.
-
-        Returns:
-            (B, K, H, A), to pass to `sampler.draw` as `warm`.
-        """
-        executed = self.config.n_action_steps if executed is None else executed
-        if self._guess is None or not isinstance(self._spec, Asd):
-            return warm_start(left, executed)
-        return guessed_start(self._guess(cond), left, executed, self.sampler.num_steps)
+        return self.model.condition_of(history)
 
     def _sample(self, history: History, rows: NDArray[np.intp], started: float) -> None:
         """Sample a chunk for the environments `rows` (N,) and plan its executed part.
@@ -347,13 +322,13 @@ class DiffusionPolicy:
         The policy changes only after everything that can fail has succeeded.
         """
         episodes, batch_size = self._episodes, len(self._episodes)
-        self._check_calibrated(batch_size)
+        self.chunks.check_calibrated(batch_size)
         index = slice(None) if len(rows) == batch_size else torch.from_numpy(rows).to(self.device)
         left = None if episodes.predictions is None else episodes.predictions[index]
         generators = [episodes.generators[row].clone_state() for row in rows]
         padding = self.sampler.rows(len(rows), batch_size) - len(rows)
         generators += [generators[0].clone_state() for _ in range(padding)]
-        actions, predictions, cost = self._draw(history.of(rows), generators, left, padding=padding)
+        actions, predictions, cost = self.chunks.draw(history.of(rows), generators, left, padding=padding)
         if predictions is not None:
             none = predictions.new_full((batch_size, *predictions.shape[1:]), torch.nan)
             before = none if episodes.predictions is None else episodes.predictions
@@ -364,94 +339,3 @@ class DiffusionPolicy:
         rounds, evaluations = torch.zeros(2, batch_size, dtype=torch.int64, device="cpu")
         rounds[rows], evaluations[rows] = cost.rounds, cost.evaluations
         self._stats = ChunkStats(time.perf_counter() - started, rounds, evaluations, cost.acceptance)
-
-    def _draw(
-        self,
-        history: Sequence[Mapping[str, Tensor]],
-        noise: Noise,
-        left: Tensor | None,
-        executed: int | None = None,
-        whole_horizon: bool = False,
-        padding: int = 0,
-    ) -> Chunk:
-        """Sample chunks for B histories, as `predict_chunk` describes them.
-
-        Args:
-            noise: of B + `padding` samples.
-            left: the earlier chunk's predictions, `predict_chunk`'s `warm`.
-            padding: draw so many more samples and drop them: a smaller batch would be captured anew.
-        """
-        model, started = self._model, time.perf_counter()
-        cond = model.condition(history)
-        batch_size = len(cond)
-        warm = self.first_guess(cond, left, executed)
-        if padding:
-            cond, warm = filled_up(cond, padding), None if warm is None else filled_up(warm, padding)
-        with model.evaluating():
-            drawn = self.sampler.launch(len(cond), cond, noise, warm)
-            (_, cost, predictions), [actions] = drawn.read(model.actions(drawn.x[:batch_size], whole_horizon))
-        stats = ChunkStats(
-            time.perf_counter() - started, cost.rounds[:batch_size], cost.evaluations[:batch_size], cost.acceptance
-        )
-        return Chunk(model.env_actions(actions), None if predictions is None else predictions[:batch_size], stats)
-
-    @property
-    def _automatic(self) -> bool:
-        """Whether the windows are "auto", to be calibrated."""
-        return isinstance(self._spec, Asd) and self._spec.is_automatic
-
-    def _check_calibrated(self, batch_size: int) -> None:
-        """Raise ConfigError if the windows are "auto" and those in use were not measured for this batch size."""
-        sampler = self.sampler
-        if not self._automatic or not isinstance(sampler, AsdSampler):
-            return
-        if sampler.windows is None or self._windows_for != batch_size:
-            raise ConfigError(
-                f"window='auto' has no windows for batches of {batch_size} with these weights, on this device: call "
-                f"calibrate(observations, batch_size={batch_size}) or choose a window."
-            )
-
-    def _calibrated(self, spec: Asd, batch_size: int) -> Calibrated:
-        """The settings for which windows measured now are valid."""
-        model, weights = self._model, hash_of(self._model.modules)
-        draft, capture = plug_in_name(spec.draft) + spec.ddim_word, plug_in_name(spec.capture)
-        return Calibrated(weights, batch_size, model.device, model.dtype, draft, capture)
-
-    def _use_calibrated_windows(self, batch_size: int) -> None:
-        """Look up the windows of `window="auto"` for the present weights and a batch size."""
-        sampler, spec = self.sampler, self._spec
-        if self._automatic and isinstance(sampler, AsdSampler) and isinstance(spec, Asd):
-            found = self._windows.find(self._calibrated(spec, batch_size), sampler.num_steps)
-            self.sampler, self._windows_for = sampler.with_windows("auto" if found is None else found), batch_size
-
-
-def make_policy(
-    network: nn.Module,
-    normalizer: LinearNormalizer,
-    config: PolicyConfig,
-    sampler: str | SamplerSpec = "asd",
-    device: torch.device | str = "cpu",
-    windows_file: Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    encoders: nn.ModuleDict | None = None,
-    guess: ChunkGuess | None = None,
-    **options: Unpack[SamplerOptions],
-) -> DiffusionPolicy:
-    """Make a policy from networks in memory.
-
-    Args:
-        network, normalizer, config, device, dtype, encoders: as `PolicyModel`.
-        sampler: a name ("asd", "ddpm", "ddim"), command-line text ("asd:path:16"), or a spec.
-        windows_file: the file of calibrated windows, written by `calibrate` and read for `window="auto"`; None keeps
-            them in memory.
-        guess: a learned first guess for sampler="asd", from `fit_guess` or `load_guess`; None starts without one.
-        options: sampler options. asd: `draft`, `window`, `capture`; ddpm: `capture`; ddim: `num_steps`, `eta`,
-            `capture`, and `use_clipped_model_output` and `set_alpha_to_one` to override the config's. asd takes
-            them too, to draw exactly from the law of DDIM with an `eta` above 0.
-
-    Raises:
-        ConfigError: on an unknown sampler or option, or a device that this machine lacks.
-    """
-    model, spec = PolicyModel(network, normalizer, config, device, dtype, encoders), as_spec(sampler, **options)
-    guess = None if guess is None else guess.to(model.device)
-    return DiffusionPolicy(model, build_sampler(model, spec), spec, WindowsFile(windows_file), guess)

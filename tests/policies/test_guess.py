@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import ks_2samp
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from asd_policy import load_policy
@@ -17,11 +18,11 @@ from asd_policy.errors import CheckpointError, ConfigError, NumericalError
 from asd_policy.importers.checkpoint import Checkpoint, fingerprint
 from asd_policy.policies import guess_file
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
-from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.guess import MIN_CONDITIONS, ChunkGuess, fit_guess, guessed_start
 from asd_policy.policies.guess_file import load_guess, save_guess
 from asd_policy.policies.guess_targets import drawn_chunks
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from tests.tiny import tiny_checkpoint
@@ -288,18 +289,25 @@ def test_a_guess_that_fails_costs_rounds_alone(checkpoint, bad):
         assert np.array_equal(actions[:8], episode(load_policy(checkpoint, "asd:path:all"))[:8])
 
 
-def test_a_good_guess_saves_rounds(checkpoint):
-    """The mean of the policy's own chunks under one condition."""
-    policy = load_policy(checkpoint, "asd:path:all")
-    cond = policy.condition([{"a": np.zeros(3, np.float32)}])
-    mean = drawn_chunks(policy, cond.expand(512, -1), 0, lambda done: None).mean(dim=0)
-    guess = a_guess()
-    guess.last.weight.zero_()
-    guess.last.bias.copy_(mean.flatten())
-    better = make_policy(policy.network, policy.normalizer, policy.config, "asd:path:all", guess=guess)
-    history = [{"a": np.zeros((500, 3), np.float32)}]
-    rounds = [p.predict_chunk(history, seeded_generator(0)).stats.rounds.float().mean() for p in (better, policy)]
-    assert rounds[0] < rounds[1] - 0.1
+class Constant(nn.Module):
+    """Predicts the same clean chunk under every condition."""
+
+    def forward(self, sample, timestep, global_cond):
+        return torch.full_like(sample, 0.5)
+
+
+def test_a_right_guess_takes_one_round(checkpoint):
+    policy = load_policy(checkpoint)
+    config = replace(policy.config, scheduler=replace(policy.config.scheduler, prediction_type="sample"))
+    right, wrong = a_guess(), a_guess()
+    for guess, chunk in ((right, 0.5), (wrong, -0.5)):
+        guess.last.weight.zero_()
+        guess.last.bias.fill_(chunk)
+    history, rounds = [{"a": np.zeros((50, 3), np.float32)}], []
+    for guess in (right, None, wrong):
+        own = make_policy(Constant(), policy.normalizer, config, "asd:path:all", guess=guess)
+        rounds.append(own.predict_chunk(history, seeded_generator(0)).stats.rounds.float().mean().item())
+    assert rounds[0] == 1 < rounds[1] < rounds[2]
 
 
 def test_drawn_chunks_follow_their_seed(checkpoint):
@@ -348,6 +356,20 @@ def test_the_fingerprint_includes_the_guess(guessed):
     assert with_it != without
     (guessed / "guess.safetensors").unlink()
     assert fingerprint(guessed) == fingerprint(guessed, guess=False) == without
+
+
+@pytest.mark.parametrize(
+    ("guess", "told"),
+    [
+        (ChunkGuess(5, EVENT), r"conditions of 5 and chunks \(16, 2\); the policy has 6 and \(16, 2\)"),
+        (ChunkGuess(D, (8, 2)), r"chunks \(8, 2\); the policy has 6"),
+        (lambda cond: cond, "guess is a function; expected a ChunkGuess"),
+    ],
+)
+def test_a_guess_in_memory_that_does_not_fit_is_refused(checkpoint, guess, told):
+    policy = load_policy(checkpoint)
+    with pytest.raises(ConfigError, match=told):
+        make_policy(policy.network, policy.normalizer, policy.config, guess=guess)
 
 
 def test_a_guess_of_another_size_is_refused(guessed):

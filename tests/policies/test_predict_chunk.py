@@ -10,8 +10,8 @@ from asd_policy.errors import AsdPolicyError, ConfigError, ObservationError, Unk
 from asd_policy.nets import ConditionalUnet1D
 from asd_policy.policies.chunk import warm_start
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
-from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_encoders, build_network
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.policies.observations import IMAGES

@@ -18,7 +18,7 @@ from asd_policy.data.store import Demonstration, EpisodeStore
 from asd_policy.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from asd_policy.policies.actions import to_env_actions
 from asd_policy.policies.config import NetworkConfig, PolicyConfig
-from asd_policy.policies.diffusion import make_policy
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.network import build_network
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.log import LossLog

@@ -14,8 +14,8 @@ from asd_policy.core.denoiser import DENOISERS
 from asd_policy.data.windows import TrainingWindows, make_windows
 from asd_policy.errors import CheckpointError, ConfigError, NumericalError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig, PolicyConfig, SchedulerConfig
-from asd_policy.policies.diffusion import make_policy
 from asd_policy.policies.image_keys import ImageKey
+from asd_policy.policies.making import make_policy
 from asd_policy.policies.normalizer import LinearNormalizer
 from asd_policy.training.files import write_checkpoint
 from asd_policy.training.images import UnetSizes, build_unet, image_trainer
