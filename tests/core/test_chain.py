@@ -152,7 +152,6 @@ def test_samples_are_float32_whatever_torchs_default_type(draft):
         ({"start_std": "1"}, "start_std is"),
         ({"start_std": True}, "start_std is"),
     ],
-    ids=str,
 )
 def test_what_is_no_chain_is_refused(changes, message):
     chain = {"a": [0.5, 0.0], "b": [0.5, 1.0], "s": [1.0, 0.0], "timesteps": [1, 0]}
