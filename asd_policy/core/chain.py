@@ -81,6 +81,5 @@ def _vector(name: str, value: Any) -> Tensor:
         raise ConfigError(f"{name} is {found}; expected a vector of real numbers.")
     if not bool(vector.float().isfinite().all()):
         raise ConfigError(f"{name} is {vector.tolist()!s:.80}; expected numbers that are finite in float32.")
-    if name != "timesteps":
-        return vector.double()
-    return vector.float() if vector.is_floating_point() else vector.long()
+    kind = torch.float64 if name != "timesteps" else torch.float32 if vector.is_floating_point() else torch.int64
+    return vector.to(kind, copy=True)  # the caller may change the argument afterwards

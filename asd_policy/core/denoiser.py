@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -186,9 +186,16 @@ def can_prepare(net: Network) -> bool:
     return forward is not None and predict is not None and issubclass(predict, forward)
 
 
+def is_plain_call(denoiser: Denoiser) -> TypeGuard[NetworkDenoiser]:
+    """Whether a call of the denoiser is that of `NetworkDenoiser`: no `forward` of its own, and no hooks."""
+    if not isinstance(denoiser, NetworkDenoiser) or type(denoiser).forward is not NetworkDenoiser.forward:
+        return False
+    return not ("forward" in vars(denoiser) or denoiser._forward_hooks or denoiser._forward_pre_hooks)
+
+
 def prepare(denoiser: Denoiser, timesteps: Tensor, cond: Tensor | None) -> Context:
     """The context of a batch: timesteps (K,), cond (B, ...) or None. Precomputes what the steps share."""
-    if cond is not None and isinstance(denoiser, NetworkDenoiser) and can_prepare(denoiser.net):
+    if cond is not None and is_plain_call(denoiser) and can_prepare(denoiser.net):
         assert isinstance(denoiser.net, PreparedNetwork)
         return Context(timesteps, cond, denoiser.net.prepare(denoiser.network_time(timesteps), cond))
     return Context(timesteps, cond)

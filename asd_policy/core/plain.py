@@ -12,7 +12,7 @@ from torch import Tensor
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.chain import Chain, as_chain
-from asd_policy.core.chains.ddim import as_schedule, check_eta, without_clip
+from asd_policy.core.chains.ddim import as_schedule, check_eta, check_switches, without_clip
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
 from asd_policy.core.denoiser import Denoiser, check_timesteps, device_of, prepare
 from asd_policy.core.draws import Drawn, Draws
@@ -180,6 +180,7 @@ class Ddim:
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        check_switches(self.use_clipped_model_output, self.set_alpha_to_one)
         make_capture(self.capture)  # raises ConfigError if it cannot be made
 
     @property

@@ -14,7 +14,7 @@ from asd_policy.core.calibration import Calibration, calibrate
 from asd_policy.core.capture import make_capture
 from asd_policy.core.capture.protocol import Capture
 from asd_policy.core.chain import Chain, as_chain
-from asd_policy.core.chains.ddim import as_schedule, check_noisy, ddim_chain, unclipped_ddim
+from asd_policy.core.chains.ddim import as_schedule, check_noisy, check_switches, ddim_chain, unclipped_ddim
 from asd_policy.core.checks import as_device, as_event_shape, check_condition
 from asd_policy.core.denoiser import Denoiser, check_timesteps, device_of, prepare
 from asd_policy.core.drafts import make_draft
@@ -228,6 +228,7 @@ class Asd:
     def __post_init__(self) -> None:
         make_draft(self.draft)  # both raise ConfigError if they cannot be made
         make_capture(self.capture)
+        check_switches(self.use_clipped_model_output, self.set_alpha_to_one)
         if self.eta is not None:
             check_noisy(self.eta)
         elif self.num_steps is not None:

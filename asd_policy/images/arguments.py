@@ -20,6 +20,8 @@ from asd_policy.errors import AsdPolicyError, ConfigError, UnknownNameError
 from asd_policy.images.conditions import is_text_unet, pooled_width, text_width
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+SCHEDULERS_OPTIONS = ("eta", "num_steps", "use_clipped_model_output", "set_alpha_to_one")
+"""Options of `Asd` that a pipeline takes from its scheduler and its calls."""
 
 
 @contextmanager
@@ -69,8 +71,17 @@ def checked_window(window: Any) -> Window:
 
 
 def without_calibration(spec: SamplerSpec) -> SamplerSpec:
-    """The spec with a checked window. Raises ConfigError on window="auto"."""
-    return replace(spec, window=checked_window(spec.window)) if isinstance(spec, Asd) else spec
+    """The spec with a checked window. Raises ConfigError on window="auto", or options of DDIM with sampler "asd"."""
+    if not isinstance(spec, Asd):
+        return spec
+    options = {name: getattr(spec, name) for name in SCHEDULERS_OPTIONS if getattr(spec, name) is not None}
+    if options:
+        raise ConfigError(
+            f"Sampler 'asd' got {', '.join(f'{name}={value!r}' for name, value in options.items())}; a pipeline's law "
+            "is that of its scheduler. Expected a DDIMScheduler with these settings, and eta and num_inference_steps "
+            "in the call."
+        )
+    return replace(spec, window=checked_window(spec.window))
 
 
 def check_name(kind: str, value: Any, available: Collection[str]) -> None:

@@ -146,7 +146,7 @@ class AsdImagePipeline:
             generator: one for the batch or one per image. The plain sampler ("ddpm") draws the same images from it as
                 DDPMPipeline.
             num_inference_steps: K, strided from the training timesteps; None takes all of them. For a scheduler that is
-                kept (see `eta`) None is 50.
+                kept (see `eta`) None is 50. Sampler "ddim" has its own `num_steps`.
             output_type: "pil", "np", "pt" for a tensor (B, C, H, W) in [0, 1], or "latent" for the tensor as drawn.
             on_round: called after each round with the frontier and the images. capture="cuda_graph" cannot call it.
             return_dict: False returns a tuple with the images.
@@ -175,11 +175,16 @@ class AsdImagePipeline:
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _law(self, asked: StepsAsked) -> Law:
-        """The law of a call. Raises ConfigError as `law_of`, or on an `eta` that has no effect."""
+        """The law of a call. Raises ConfigError as `law_of`, or on an `eta` or steps that have no effect."""
         scheduler = self.pipe.scheduler
         if isinstance(self._spec, Ddim):
             if asked.eta != 0:
                 raise ConfigError(f"eta is {asked.eta!r}; with sampler 'ddim' it is an option of the sampler.")
+            if asked.num_inference_steps is not None:
+                raise ConfigError(
+                    f"num_inference_steps is {asked.num_inference_steps!r}; with sampler 'ddim' the steps are an "
+                    "option of the sampler, num_steps."
+                )
             return BETAS.law(scheduler, asked)  # DDIM strides the timesteps of a DDPM
         if asked.eta != 0 and not isinstance(scheduler, DDIMScheduler):
             name = type(scheduler).__name__

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from asd_policy.core import seeded_generator
+from asd_policy.core.checks import as_seed
 from asd_policy.errors import ConfigError, NumericalError
 
 WIDTH = 128
@@ -44,8 +46,8 @@ class ChunkGuess(nn.Module):
     def __init__(self, cond_dim: int, event_shape: tuple[int, int], width: int = WIDTH):
         super().__init__()
         self.event_shape = event_shape
-        self.register_buffer("center", torch.zeros(cond_dim, device="cpu"))
-        self.register_buffer("scale", torch.ones(cond_dim, device="cpu"))
+        self.register_buffer("center", torch.zeros(cond_dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("scale", torch.ones(cond_dim, dtype=torch.float32, device="cpu"))
         self.first = _zero_layer(cond_dim, width)
         self.second = _zero_layer(width, width)
         self.last = _zero_layer(width, math.prod(event_shape))
@@ -77,7 +79,7 @@ def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer of zeros, made without torch's global generator."""
     layer = nn.Linear(inputs, outputs, device="meta")
     for name, empty in list(layer.named_parameters()):
-        setattr(layer, name, nn.Parameter(torch.zeros(empty.shape, device="cpu")))
+        setattr(layer, name, nn.Parameter(torch.zeros(empty.shape, dtype=torch.float32, device="cpu")))
     return layer
 
 
@@ -91,12 +93,12 @@ def fit_guess(cond: Tensor, chunks: Tensor, seed: int = 0) -> ChunkGuess:
 
     Raises:
         ConfigError: if there are fewer than `MIN_CONDITIONS` conditions, the shapes do not fit, or a number is not
-            finite.
+            finite, or the seed is not an integer of at least 0.
         NumericalError: if the fit overflows, because of huge numbers.
     """
     cond, chunks = cond.detach().float().cpu(), chunks.detach().float().cpu()
     _check_data(cond, chunks)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = seeded_generator(as_seed(seed))
     guess = ChunkGuess(cond.shape[1], (chunks.shape[1], chunks.shape[2]))
     deviation = cond.std(dim=0)
     guess.center.copy_(cond.mean(dim=0))
@@ -141,7 +143,7 @@ def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Gen
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = torch.randint(len(cond), (BATCH,), generator=generator)
-        noise = jitter * torch.randn(BATCH, cond.shape[1], generator=generator)
+        noise = jitter * torch.randn(BATCH, cond.shape[1], generator=generator, dtype=cond.dtype)
         loss = nn.functional.mse_loss(guess(cond[chosen] + noise), chunks[chosen])
         optimizer.zero_grad()
         loss.backward()

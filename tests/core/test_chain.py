@@ -7,20 +7,29 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from asd_policy.core import (
     DRAFTS,
     SIGMA_DENOISERS,
+    Asd,
     AsdSampler,
     Ddim,
     Ddpm,
     EpsilonDenoiser,
+    FlowPath,
     GaussianChain,
     NoiseTape,
     Schedule,
+    VePath,
+    VpPath,
     chain_sampler,
+    ddim_chain,
     sample_chain,
+    sample_ddim,
     sample_ddpm,
+    sde_chain,
+    unclipped_ddim,
 )
 from asd_policy.errors import ConfigError
 from tests.core import laws
@@ -63,6 +72,62 @@ def test_arrays_and_lists_are_vectors_too():
         assert replace(other, a=[0.5, 0.0]) == other
 
 
+def test_changing_the_arguments_afterwards_changes_no_chain():
+    vectors = [torch.rand(3, dtype=torch.float64) for _ in range(3)] + [torch.rand(3)]
+    chain = GaussianChain(*vectors)
+    expected = replace(chain)
+    for vector in vectors:
+        vector.mul_(2)
+    assert chain == expected
+
+
+@pytest.mark.parametrize("path", [VpPath(), VePath(), FlowPath()], ids=["vp", "ve", "flow"])
+def test_an_sde_that_begins_later_starts_with_less_noise(path):
+    assert sde_chain(path, torch.linspace(1, 0.1, 5)).start_std == path.start_std
+    late = sde_chain(path, torch.linspace(0.5, 0.1, 5))
+    sigma = path.levels(torch.tensor([0.5, 1.0], dtype=torch.float64)).sigma
+    assert late.start_std == pytest.approx(float(path.start_std * sigma[0] / sigma[1]))
+
+
+def test_a_denoisers_own_forward_is_called_where_its_network_precomputes_terms():
+    class Network(nn.Module):
+        def forward(self, x, t, cond):
+            return torch.zeros_like(x)
+
+        def prepare(self, timesteps, cond):
+            return cond
+
+        def predict(self, x, step, row, prepared):
+            return torch.zeros_like(x)
+
+    class Guided(EpsilonDenoiser):
+        def forward(self, x, t, cond=None):
+            return super().forward(x, t, cond) + 0.5
+
+    plain = EpsilonDenoiser(Network(), SCHEDULE)
+    replaced, hooked = EpsilonDenoiser(Network(), SCHEDULE), EpsilonDenoiser(Network(), SCHEDULE)
+    replaced.forward = lambda x, t, cond=None: plain(x, t, cond) + 0.5
+    hooked.register_forward_hook(lambda module, inputs, output: output + 0.5)
+    guided, tape, cond = Guided(Network(), SCHEDULE), tape_of(SCHEDULE), torch.zeros(3, 1)
+    expected = sample_chain(lambda x, t, cond: plain(x, t, cond) + 0.5, SCHEDULE, (2,), 3, cond, tape)
+    for own in (guided, replaced, hooked):
+        torch.testing.assert_close(sample_chain(own, SCHEDULE, (2,), 3, cond, tape), expected)
+        with pytest.raises(ConfigError, match="predictions before they are clipped"):
+            unclipped_ddim(own, SCHEDULE, 5)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_samples_are_float32_whatever_torchs_default_type(draft):
+    sampler, default = AsdSampler(denoiser, CHAIN, (2,), draft=draft), torch.get_default_dtype()
+    expected = sampler(3, generator=tape_of(CHAIN))[0]
+    try:
+        torch.set_default_dtype(torch.float64)
+        got = sampler(3, generator=tape_of(CHAIN))[0]
+    finally:
+        torch.set_default_dtype(default)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -101,6 +166,21 @@ def test_what_is_neither_schedule_nor_chain_is_refused(wrong):
             make(denoiser, wrong, (2,))
 
 
+def test_an_eta_with_more_noise_than_ddim_has_room_for_is_refused():
+    for make in (lambda eta: ddim_chain(SCHEDULE, 5, eta), lambda eta: sample_ddim(denoiser, SCHEDULE, (2,), eta=eta)):
+        make(1.0)
+        with pytest.raises(ConfigError, match=r"eta is 3\.0: with \d+ steps.*0 to 1 fits every schedule"):
+            make(3.0)
+
+
+@pytest.mark.parametrize("name", ["use_clipped_model_output", "set_alpha_to_one"])
+@pytest.mark.parametrize("value", [0, np.False_, "no"], ids=repr)
+@pytest.mark.parametrize("spec", [Asd, Ddim])
+def test_switches_of_ddim_are_bools(spec, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is .*; expected True, False or None"):
+        spec(eta=0.5, **{name: value})
+
+
 def test_ddim_strides_schedules_alone():
     assert Ddpm().build(denoiser, CHAIN, (2,)).num_steps == 6
     with pytest.raises(ConfigError, match="strides the timesteps of a Schedule; got a GaussianChain"):
@@ -123,16 +203,32 @@ def test_a_schedules_denoiser_refuses_times_that_it_does_not_know(make):
         make(table, longer, (2,))
 
 
-def test_samples_of_a_ddpm_are_what_they_were():
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        (
+            "reuse",
+            [
+                [0.32598069310188293, -0.6318158507347107, -0.45704546570777893],
+                [0.57407146692276, 1.0, 0.7975040674209595],
+                [0.19695760309696198, -1.0, -0.06811533868312836],
+            ],
+        ),
+        (
+            "frozen",
+            [
+                [-0.734024167060852, -0.9132193326950073, -0.13599075376987457],
+                [0.8033173680305481, 1.0, 0.7907004952430725],
+                [-0.4736507534980774, -1.0, -0.18168091773986816],
+            ],
+        ),
+    ],
+)
+def test_samples_of_a_ddpm_are_what_they_were(draft, expected):
     """Recorded before GaussianChain existed; the same bits on one machine, to rounding on others."""
     schedule = Schedule.from_betas(torch.linspace(0.01, 0.2, 10), "fixed_large")
     ours = EpsilonDenoiser(lambda x, t, cond: 0.3 * x, schedule)
-    x, _ = AsdSampler(ours, schedule, (3,), window=4)(8, None, torch.Generator().manual_seed(0))
-    expected = [
-        [0.4258749485015869, -0.5885478854179382, -0.3070540726184845],
-        [0.10163959115743637, 1.0, 0.7975040674209595],
-        [0.19695760309696198, -1.0, -0.06811533868312836],
-    ]
+    x, _ = AsdSampler(ours, schedule, (3,), draft=draft, window=4)(8, None, torch.Generator().manual_seed(0))
     torch.testing.assert_close(x[:3], torch.tensor(expected), rtol=1e-6, atol=1e-6)
 
 

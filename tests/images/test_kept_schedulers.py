@@ -112,12 +112,12 @@ def test_the_pipelines_scheduler_is_not_changed(pipe, kept):
     def watch(given, step, timestep, tensors):
         told.append((step, timestep))
 
-    latents(fast, eta=eta, callback_on_step_end=watch)
+    latents(fast, 20, eta=eta, callback_on_step_end=watch)
     assert all(vars(pipe.scheduler)[name] is value for name, value in before.items())
-    pipe.scheduler.set_timesteps(7)
+    pipe.scheduler.set_timesteps(20)
     assert told == [(step, float(pipe.scheduler.timesteps[step])) for step, _ in told]
-    assert told[-1][0] == 6
-    assert fast.stats.rounds.max() < 7
+    assert told[-1][0] == 19
+    assert fast.stats.rounds.max() < 20
 
 
 def test_fifty_steps_if_none_are_named(pipe):
@@ -356,3 +356,26 @@ def test_compiled(sd, name):
     got, expected = (f("a", generator=generators(4), **arguments).images for f in (captured, eager))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert torch.equal(captured.stats.rounds, eager.stats.rounds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eta": 0.5},
+        {"eta": 0.5, "num_steps": 5},
+        {"use_clipped_model_output": False},
+        {"set_alpha_to_one": False},
+    ],
+    ids=str,
+)
+def test_a_law_in_the_options_of_asd_is_refused(options):
+    for scheduler in (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler):
+        pipe = pixel_pipeline()
+        pipe.scheduler = scheduler(**SCHEDULE)
+        with pytest.raises(ConfigError, match=f"got {next(iter(options))}=.*a pipeline's law is that of its scheduler"):
+            AsdImagePipeline(pipe, "asd", **options)
+
+
+def test_steps_of_a_call_that_ddim_would_ignore_are_refused():
+    with pytest.raises(ConfigError, match=r"num_inference_steps is 7; with sampler 'ddim'.*num_steps"):
+        AsdImagePipeline(pixel_pipeline(), "ddim", num_steps=5)(num_inference_steps=7)

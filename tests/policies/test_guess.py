@@ -377,3 +377,22 @@ def test_a_guess_of_another_size_is_refused(guessed):
     config = replace(policy.config, horizon=8, n_action_steps=4)
     with pytest.raises(CheckpointError, match=r"chunks \(8, 2\)"):
         load_guess(guessed / "guess.safetensors", policy.network, config.global_cond_dim, (config.horizon, 2))
+
+
+def test_a_guess_is_read_and_fitted_whatever_torchs_default_type(guessed):
+    expected, cond, examples = a_guess(), data(5)[0], data(80)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        read = load_policy(guessed).guess
+        fitted = fit_guess(*examples)
+    finally:
+        torch.set_default_dtype(default)
+    for guess in (read, fitted):
+        assert torch.equal(guess(cond), expected(cond))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(ConfigError, match="The seed is"):
+        fit_guess(*data(80), seed)

@@ -10,12 +10,22 @@ from torch import Tensor
 
 from asd_policy.core.chain import Chain, GaussianChain
 from asd_policy.core.checks import is_real
-from asd_policy.core.denoiser import AffineDenoiser, Denoiser, NetworkDenoiser, clipped, device_of, per_sample
+from asd_policy.core.denoiser import (
+    AffineDenoiser,
+    Denoiser,
+    NetworkDenoiser,
+    clipped,
+    device_of,
+    is_plain_call,
+    per_sample,
+)
 from asd_policy.core.schedule import Schedule
 from asd_policy.errors import ConfigError
 
 SMALLEST_B = 1e-8
 """Where DDIM leaves a state as it is, b = 0. This b is lost in float32, and still carries what clipping changes."""
+ROUNDING = 1e-9
+"""Variance below zero that float64's rounding explains."""
 
 
 def ddim_chain(
@@ -28,7 +38,7 @@ def ddim_chain(
     same, on the denoiser that `unclipped_ddim` makes.
 
     Raises:
-        ConfigError: unless `eta` is a positive number, or as `Schedule.with_num_steps`.
+        ConfigError: unless `eta` is a positive number, or as `ddim_coefficients`.
     """
     check_noisy(eta)
     ddim = ddim_coefficients(schedule, num_steps, eta, set_alpha_to_one)
@@ -100,11 +110,21 @@ class DdimCoefficients(NamedTuple):
 
 
 def ddim_coefficients(schedule: Schedule, num_steps: int, eta: float, set_alpha_to_one: bool) -> DdimCoefficients:
-    """The coefficients of DDIM; arguments as in `sample_ddim`. Raises ConfigError as `Schedule.with_num_steps`."""
+    """The coefficients of DDIM; arguments as in `sample_ddim`.
+
+    Raises:
+        ConfigError: as `Schedule.with_num_steps`, or on an `eta` with which a step would add more noise than is left.
+    """
     strided = schedule.with_num_steps(num_steps)
     abar, abar_next = strided.abar, _abar_next(strided, set_alpha_to_one)
     sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
-    direction = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
+    left = 1 - abar_next - sigma**2  # the variance that is left to the noise direction
+    if bool((left < -ROUNDING).any()):
+        raise ConfigError(
+            f"eta is {eta!r}: with {strided.num_steps} steps, the noise of a step would exceed the level that it "
+            "leads to. Expected a smaller eta; 0 to 1 fits every schedule."
+        )
+    direction = left.clamp(min=0).sqrt()
     return DdimCoefficients(strided.timesteps, abar.sqrt(), (1 - abar).sqrt(), abar_next.sqrt(), direction, sigma)
 
 
@@ -129,6 +149,14 @@ def check_eta(eta: float) -> None:
         raise ConfigError(f"eta is {eta!r}; expected a number of at least 0.")
 
 
+def check_switches(use_clipped_model_output: bool | None, set_alpha_to_one: bool | None) -> None:
+    """Raise ConfigError unless both of DDIM's switches are True, False or None."""
+    switches = {"use_clipped_model_output": use_clipped_model_output, "set_alpha_to_one": set_alpha_to_one}
+    for name, value in switches.items():
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; expected True, False or None.")
+
+
 def check_noisy(eta: float) -> None:
     """Raise ConfigError unless DDIM with this `eta` has noise."""
     check_eta(eta)
@@ -144,7 +172,7 @@ def without_clip(denoiser: Denoiser) -> tuple[Denoiser, float | None]:
     clip = getattr(denoiser, "clip", None)
     if clip is None:
         return denoiser, None
-    if not isinstance(denoiser, AffineDenoiser):
+    if not isinstance(denoiser, AffineDenoiser) or not is_plain_call(denoiser):
         raise ConfigError(
             f"use_clipped_model_output=False needs predictions before they are clipped, which a "
             f"{type(denoiser).__name__} does not tell; take an EpsilonDenoiser, VDenoiser or SampleDenoiser."

@@ -29,6 +29,9 @@ def sde_chain(path: GaussianPath, times: Tensor | Sequence[float]) -> GaussianCh
     The last step adds no noise. If it ends at clean samples (sigma = 0), it is the ODE's Euler step, with w = 0.
     Otherwise it is the mean of the SDE's step.
 
+    The path's `start_std` is the standard deviation of x_0 at t = 1. A chain that begins later starts with less noise:
+    `start_std` times sigma / sigma(1).
+
     Args:
         path: a VpPath, VePath, FlowPath, or another GaussianPath.
         times: (K + 1,) descending within 1 to 0, such as `torch.linspace(1, 1e-3, 51)` for a VpPath, or
@@ -50,4 +53,5 @@ def sde_chain(path: GaussianPath, times: Tensor | Sequence[float]) -> GaussianCh
         w = torch.cat([w[:-1], w.new_zeros(1)])
     a = 1 - h * sigma_rate / sigma - h * w / (2 * sigma**2)
     b = h * (alpha * sigma_rate / sigma - alpha_rate) + h * w * alpha / (2 * sigma**2)
-    return GaussianChain(a, b, s, t, path.start_std)
+    start_std = path.start_std * float(sigma[0] / path.levels(torch.ones_like(t[:1])).sigma)
+    return GaussianChain(a, b, s, t, start_std)

@@ -47,8 +47,8 @@ def pooled_gain(numerator: Tensor, denominator: Tensor, step: Tensor) -> Tensor:
     tap = torch.arange(TAPS, device=step.device)
     back = tap * (tap + 1)
     source = step.unsqueeze(2) - back  # (B, W, TAPS)
-    weight = torch.where(source >= 0, torch.exp(-((back / WIDTH) ** 2) / 2), 0)[per_event]
+    weight = torch.where(source >= 0, torch.exp(-((back / WIDTH) ** 2) / 2), 0)[per_event].to(numerator.dtype)
     at = torch.arange(len(step), device=step.device).view(-1, 1, 1), source.clamp(min=0)
     above, below = ((weight * evidence[at]).sum(dim=2) for evidence in (numerator, denominator))
-    prior = PRIOR_GAIN * (step / numerator.shape[1]).square()[per_event]
+    prior = PRIOR_GAIN * (step / numerator.shape[1]).square()[per_event].to(numerator.dtype)
     return ((PRIOR_WEIGHT * prior + above) / (PRIOR_WEIGHT + below)).clamp(0, MAX_GAIN)
