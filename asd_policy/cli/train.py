@@ -33,6 +33,7 @@ from asd_policy.training.processes import Processes
 from asd_policy.training.run import Machine, RunInfo
 from asd_policy.training.settings import TrainSettings
 from asd_policy.training.start import Prepared, begin, resume
+from asd_policy.training.trackers import check_installed
 
 NETWORK_NAME = "--network.name"
 
@@ -111,6 +112,7 @@ def main(arguments: Arguments) -> int:
     """Run the command. Returns 0 if the run is complete, 1 if it was stopped."""
     check_threads(arguments.machine.threads or 1)
     arguments.machine.set_threads()
+    check_installed(arguments.machine.track)
     processes = Processes.join(arguments.machine.device)
     console = Console(quiet=not processes.is_first)
     with processes.watched():

@@ -9,8 +9,8 @@ from asd_policy.data.lerobot.reading import LEROBOT
 from asd_policy.data.replay_buffer import REPLAY_BUFFER
 from asd_policy.data.robomimic_hdf5 import HDF5
 from asd_policy.data.stored import STORE
-from asd_policy.errors import ConfigError, DataError
-from asd_policy.hub import HubId, open_snapshot
+from asd_policy.errors import ConfigError, DataError, HubError
+from asd_policy.hub import HubId, Snapshot, open_snapshot
 
 FORMATS = DatasetFormats({item.name: item for item in (STORE, LEROBOT, REPLAY_BUFFER, HDF5)})
 """Dataset formats by name."""
@@ -47,7 +47,7 @@ def located(data: str | Path) -> Path:
     """The path of a dataset, after a download if it is a repository of the hub. Raises HubError if that fails."""
     path = Path(data)
     hub_id = None if path.exists() else HubId.parse(data)
-    return path if hub_id is None else open_snapshot(hub_id, "dataset").download(HUB_FILES)
+    return path if hub_id is None else _snapshot(hub_id, path).download(HUB_FILES)
 
 
 def pinned(data: str | Path) -> str:
@@ -57,7 +57,15 @@ def pinned(data: str | Path) -> str:
         HubError: if the repository cannot be found.
     """
     hub_id = None if Path(data).exists() else HubId.parse(data)
-    return str(data) if hub_id is None else str(HubId(hub_id.repo, open_snapshot(hub_id, "dataset").commit))
+    return str(data) if hub_id is None else str(HubId(hub_id.repo, _snapshot(hub_id, Path(data)).commit))
+
+
+def _snapshot(hub_id: HubId, path: Path) -> Snapshot:
+    """The repository of the hub, in place of the path, which does not exist. Raises HubError if it cannot be found."""
+    try:
+        return open_snapshot(hub_id, "dataset")
+    except HubError as error:
+        raise HubError(f"There is no file or folder {path}, nor such a repository: {error}") from error
 
 
 def _unrecognised(path: Path) -> str:

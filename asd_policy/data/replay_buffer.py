@@ -24,7 +24,7 @@ from asd_policy.errors import DataError, UnknownNameError
 ACTION = "action"
 ENDS = "meta/episode_ends"
 NO_OBSERVATIONS = ("timestamp", "stage", "reward", "done", "n_contacts", "episode_ends")
-"""Arrays that are no observations unless they are named."""
+"""Arrays that are no observations unless they are named. Nor are others whose name begins with `action`."""
 
 
 class ReplayBuffer:
@@ -141,7 +141,8 @@ class ReplayBuffer:
                 raise UnknownNameError(f"observation of {self._source}", key, shapes)
         if wanted:
             return {key: shapes[key] for key in wanted}, []
-        plain = [key for key in shapes if key not in NO_OBSERVATIONS and len(self._arrays[key].shape) in (2, 4)]
+        usual = [key for key in shapes if key not in NO_OBSERVATIONS and not key.startswith(ACTION)]
+        plain = [key for key in usual if len(self._arrays[key].shape) in (2, 4)]
         return {key: shapes[key] for key in plain}, [key for key in shapes if key not in plain]
 
     def _vector(self, key: str) -> Zarr2Array:
@@ -194,9 +195,13 @@ class _ZarrImages:
 
 
 def _step_shape(array: Zarr2Array) -> tuple[int, ...]:
-    """(H, W, C) of images. All other arrays are vectors, flattened if they have more axes."""
+    """(H, W, C) of images. All other arrays are vectors, flattened if they have more axes.
+
+    (C, H, W) of images whose channels come first stays, for `Gate` to refuse: as a vector it would be learned silently.
+    """
     shape = array.shape[1:]
-    return shape if len(shape) == 3 and shape[2] in CHANNELS else (int(np.prod(shape)),)
+    image = len(shape) == 3 and (shape[2] in CHANNELS or shape[0] in CHANNELS)
+    return shape if image else (int(np.prod(shape)),)
 
 
 def _is_replay_buffer(path: Path) -> bool:

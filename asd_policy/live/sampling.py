@@ -118,7 +118,7 @@ class LiveSampler:
         return self._made
 
     def _build(self, chain: Chain, network: nn.Module, event_shape: tuple[int, ...]) -> Sampler:
-        """The spec's sampler. Raises ConfigError unless it takes the steps of the chain and keeps its law."""
+        """The spec's sampler. Raises ConfigError unless it takes the steps of the chain, and is no DDIM."""
         denoiser = chain.denoiser(network).to(device_of(network))
         sampler = self._spec.build(denoiser, chain.schedule, event_shape)
         if sampler.num_steps != chain.schedule.num_steps:
@@ -126,10 +126,10 @@ class LiveSampler:
                 f"The sampler {self._spec.label!r} takes {sampler.num_steps} steps; the policy's chain has "
                 f"{chain.schedule.num_steps}. Expected 'asd' or 'ddpm', which keep the policy's law."
             )
-        if isinstance(self._spec, Asd | Ddim) and self._spec.eta is not None:
+        if isinstance(self._spec, Ddim) or (isinstance(self._spec, Asd) and self._spec.eta is not None):
             raise ConfigError(
-                f"The sampler {self._spec.label!r} draws from DDIM's law. Expected 'asd' without eta, or "
-                "'ddpm', which keep the policy's law."
+                f"The sampler {self._spec.label!r} draws from a DDIM's law (eta is {self._spec.eta}); the policy's "
+                "chain is a DDPM. Expected 'asd' without eta, or 'ddpm', which keep the policy's law."
             )
         return sampler
 

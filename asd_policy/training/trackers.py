@@ -48,6 +48,17 @@ def _wandb(out: Path, settings: Mapping[str, Any]) -> Iterator[Show]:
 
 
 TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+"""Tracker -> the module that it needs."""
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise ConfigError if a tracker is not installed: before a run's directory is made."""
+    for name in MODULES.keys() & {*names}:
+        try:
+            import_module(MODULES[name])
+        except ImportError as error:
+            raise ConfigError(f"--track {name} needs {name} (pip install {name}): {error}.") from error
 
 
 @contextmanager
@@ -62,13 +73,9 @@ def tracking(names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> It
     Raises:
         ConfigError: if a tracker is not installed, or cannot be started.
     """
+    check_installed(names)
     with ExitStack() as stack:
-        shows = []
-        for name in names:
-            try:
-                shows.append(stack.enter_context(TRACKERS[name](out, settings)))
-            except ImportError as error:
-                raise ConfigError(f"--track {name} needs {name} (pip install {name}): {error}.") from error
+        shows = [stack.enter_context(TRACKERS[name](out, settings)) for name in names]
 
         def show(step: int, values: Mapping[str, float]) -> None:
             for one in shows:

@@ -10,10 +10,11 @@ import torch
 from asd_policy import load_policy
 from asd_policy.cli import export_data, import_data
 from asd_policy.cli.train import New, Resume, main
+from asd_policy.data import formats
 from asd_policy.data.dataset import Choice, DatasetFormat, DatasetFormats, copy_to_store
-from asd_policy.data.formats import FORMATS, open_dataset
+from asd_policy.data.formats import FORMATS, open_dataset, pinned
 from asd_policy.data.lazy_images import LazyImages
-from asd_policy.errors import ConfigError, DataError, UnknownNameError
+from asd_policy.errors import ConfigError, DataError, HubError, UnknownNameError
 from asd_policy.policies.config import NetworkConfig
 from asd_policy.training.demonstrations import Demonstrations
 from asd_policy.training.loop import TrainSettings
@@ -162,3 +163,13 @@ def test_commands(tmp_path, capsys):
     assert Demonstrations.read(out).env_id == "mine/Robot-v0"
     with pytest.raises(ConfigError, match=r"expected a number above 0. Pass it \(--fps\)"):
         export_data.main(export_data.Arguments(out, tmp_path / "exported"))
+
+
+@pytest.mark.parametrize("opened", [open_dataset, pinned])
+def test_a_missing_folder_that_could_be_a_repository(monkeypatch, opened):
+    def none(*args: object) -> None:
+        raise HubError("The hub has no dataset data/missing.")
+
+    monkeypatch.setattr(formats, "open_snapshot", none)
+    with pytest.raises(HubError, match=r"no file or folder data/missing, nor such a repository: The hub has"):
+        opened("data/missing")

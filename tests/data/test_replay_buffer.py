@@ -37,6 +37,29 @@ def test_default_observations(buffer):
     assert any("No observations: keypoint, timestamp" in note for note in read.notes)
 
 
+@pytest.mark.parametrize("action_key", ["action", "action_abs"])
+def test_other_actions_are_no_observations(buffer, action_key):
+    add(buffer, "action_abs", np.ones((77, 2), np.float32))
+    read = Demonstrations.read(buffer, action_key=action_key)
+    assert read.obs_shapes == {"img": (40, 40, 3), "state": (5,)}
+    other = {"action": "action_abs", "action_abs": "action"}[action_key]
+    assert any("No observations: " in note and other in note for note in read.notes)
+    assert Demonstrations.read(buffer, obs_keys=("action_abs",)).obs_shapes == {"action_abs": (2,)}
+
+
+@pytest.mark.parametrize("obs_keys", [(), ("chw",)])
+def test_channels_first(buffer, obs_keys):
+    add(buffer, "chw", np.ones((77, 3, 40, 40), np.uint8))
+    with pytest.raises(DataError, match=r"'chw' has steps of shape \(3, 40, 40\), an image whose channels come first"):
+        Demonstrations.read(buffer, obs_keys=obs_keys)
+
+
+def add(buffer, name, rows):
+    """Add an array to a replay buffer."""
+    root = zarr.open_group(buffer, mode="r+")
+    root.create_array(f"data/{name}", shape=rows.shape, chunks=rows.shape, dtype=rows.dtype)[:] = rows
+
+
 def test_pixels_as_floats(buffer, tmp_path):
     floats = files.replay_buffer(tmp_path / "floats.zarr", "float32")
     assert Demonstrations.read(floats).fingerprint() == Demonstrations.read(buffer).fingerprint()

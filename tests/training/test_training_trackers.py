@@ -101,3 +101,4 @@ def test_a_tracker_that_is_not_installed_is_named(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"--track wandb needs wandb \(pip install wandb\)"):
         run(store, tmp_path / "run", "wandb")
+    assert not (tmp_path / "run").exists()
