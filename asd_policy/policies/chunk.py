@@ -39,19 +39,21 @@ def check_warm(warm: Tensor | None, expected: tuple[int, ...]) -> None:
 
 
 def warm_start(predictions: Tensor | None, executed: int) -> Tensor | None:
-    """Guesses of a chunk, from the predictions that an earlier chunk left.
+    """Guesses of a chunk, from the predictions that an earlier chunk left: their mean over the K denoising steps.
+
+    Each prediction contains some of the earlier tape's noise, of which the mean has less.
 
     Args:
         predictions: (B, K, H, A) or None. Rows of NaN have no earlier chunk.
         executed: the number of steps from the earlier chunk's observation to this one's, at least 0.
 
     Returns:
-        (B, K, H, A), the predictions shifted by `executed` steps with the last action repeated; zeros for rows without
+        (B, K, H, A), for each step the mean shifted by `executed` steps with the last action repeated; zeros for rows without
         an earlier chunk. None if there are no predictions.
     """
     if predictions is None:
         return None
     executed = min(executed, predictions.shape[2])
-    last = predictions[:, :, -1:].expand(-1, -1, executed, -1)
-    guesses = torch.cat([predictions[:, :, executed:], last], dim=2)
-    return torch.where(guesses.isnan(), 0, guesses)
+    mean = predictions.mean(dim=1)
+    shifted = torch.cat([mean[:, executed:], mean[:, -1:].expand(-1, executed, -1)], dim=1)
+    return torch.where(shifted.isnan(), 0, shifted).unsqueeze(1).expand_as(predictions)

@@ -152,7 +152,7 @@ def _train(guess: ChunkGuess, cond: Tensor, chunks: Tensor, generator: torch.Gen
 
 
 def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: int) -> Tensor:
-    """The guess of each denoising step: the learned one, averaged with what the earlier chunk predicted.
+    """The guess of each denoising step: the learned one, averaged with the mean of what the earlier chunk predicted.
 
     Args:
         chunk: (B, H, A) the learned guess.
@@ -163,9 +163,8 @@ def guessed_start(chunk: Tensor, left: Tensor | None, executed: int, num_steps: 
     Returns:
         (B, K, H, A). Does not synchronise with a GPU.
     """
-    steps = chunk.unsqueeze(1).expand(-1, num_steps, -1, -1)
-    if left is None:
-        return steps
-    kept = left[:, :, executed:].to(steps.dtype)
-    head, tail = steps.split([kept.shape[2], steps.shape[2] - kept.shape[2]], dim=2)
-    return torch.cat([torch.where(kept.isnan(), head, (head + kept) / 2), tail], dim=2)
+    if left is not None:
+        kept = left[:, :, executed:].mean(dim=1).to(chunk.dtype)
+        head, tail = chunk.split([kept.shape[1], chunk.shape[1] - kept.shape[1]], dim=1)
+        chunk = torch.cat([torch.where(kept.isnan(), head, (head + kept) / 2), tail], dim=1)
+    return chunk.unsqueeze(1).expand(-1, num_steps, -1, -1)

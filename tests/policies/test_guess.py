@@ -225,12 +225,13 @@ def test_the_guess_is_averaged_with_what_the_earlier_chunk_predicted():
     chunk, left = torch.randn(2, *EVENT, generator=generator), torch.randn(2, 5, *EVENT, generator=generator)
     left[1] = torch.nan  # an episode begins
     start = guessed_start(chunk, left, 6, 5)
-    assert torch.equal(start[0, :, :10], (left[0, :, 6:] + chunk[0, :10]) / 2)
+    head = (left[0, :, 6:].mean(dim=0) + chunk[0, :10]) / 2
+    assert torch.equal(start[0, :, :10], head.expand(5, -1, -1))
     assert torch.equal(start[0, :, 10:], chunk[0, 10:].expand(5, -1, -1))
     for all_new in (start[1], guessed_start(chunk, None, 6, 5)[1], guessed_start(chunk, left, 16, 5)[1]):
         assert torch.equal(all_new, chunk[1].expand(5, -1, -1))
     assert torch.equal(guessed_start(chunk, left, 99, 5)[0], chunk[0].expand(5, -1, -1))
-    assert torch.equal(guessed_start(chunk, left, 0, 5)[0], (left[0] + chunk[0]) / 2)
+    assert torch.equal(guessed_start(chunk, left, 0, 5)[0], ((left[0].mean(dim=0) + chunk[0]) / 2).expand(5, -1, -1))
 
 
 def test_a_row_that_begins_an_episode_starts_from_the_guess(guessed):

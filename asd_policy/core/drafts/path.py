@@ -39,15 +39,13 @@ class PathDraft:
     calls = 1
 
     def begin(self, start: Tensor, num_steps: int, warm: Tensor | None) -> PathMemory:
-        guess = torch.zeros_like(start) if warm is None else warm.mean(dim=1)
-        x0 = guess.unsqueeze(1).repeat_interleave(num_steps, dim=1)
-        zeros = torch.zeros_like(x0)
+        zeros = torch.zeros_like(start).unsqueeze(1).repeat_interleave(num_steps, dim=1)
         return PathMemory(
-            x0=x0,
+            x0=zeros.clone() if warm is None else warm.clone(),
             y=zeros,
             numerator=zeros.clone(),  # a capture changes each in place
             denominator=zeros.clone(),
-            evaluated=torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device),
+            evaluated=torch.zeros(zeros.shape[:2], dtype=torch.bool, device=start.device),
         )
 
     def propose(self, memory: PathMemory, x: Tensor, frontier: Tensor, denoise: Denoise) -> PathMemory:
