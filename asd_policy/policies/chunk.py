@@ -48,8 +48,8 @@ def warm_start(predictions: Tensor | None, executed: int) -> Tensor | None:
         executed: the number of steps from the earlier chunk's observation to this one's, at least 0.
 
     Returns:
-        (B, K, H, A), for each step the mean shifted by `executed` steps with the last action repeated; zeros for rows without
-        an earlier chunk. None if there are no predictions.
+        (B, K, H, A), for each step the mean shifted by `executed` steps, with the last action repeated; zeros for rows
+        without an earlier chunk. None if there are no predictions.
     """
     if predictions is None:
         return None

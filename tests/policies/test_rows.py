@@ -100,7 +100,7 @@ def test_every_autoreset_mode_gives_the_episodes_of_single_runs(checkpoint, samp
     expected = single_runs(policy)
     seen = set()
     for row, episode, step, action in vector_run(policy, mode):
-        # Rounding differs between batches, and the untrained network amplifies it; another row's noise would differ by 1.
+        # Batches round differently, and the untrained network amplifies it. Another row's noise would differ by 1.
         np.testing.assert_allclose(action, expected[row][episode][step], atol=1e-2)
         seen.add((row, episode))
     assert len(seen) > len(LENGTHS) + 8
