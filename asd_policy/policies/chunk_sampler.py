@@ -104,6 +104,13 @@ class ChunkSampler:
             with model.evaluating():
                 warm = self.sampler.draw(batch_size, cond, generators, warm).predictions
 
+    def calibratable(self) -> tuple[AsdSampler, Asd]:
+        """The sampler and its spec. Raises ConfigError unless it has windows to calibrate."""
+        sampler, spec = self.sampler, self.spec
+        if not isinstance(sampler, AsdSampler) or not isinstance(spec, Asd):
+            raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
+        return sampler, spec
+
     def calibrate(self, conds: Tensor, batch_size: int) -> Calibration:
         """Measure the windows for chunks of these conditions (N, D), and save them.
 
@@ -111,9 +118,7 @@ class ChunkSampler:
             ConfigError: if the sampler is not "asd".
             CheckpointError: if the windows cannot be saved.
         """
-        sampler, spec = self.sampler, self.spec
-        if not isinstance(sampler, AsdSampler) or not isinstance(spec, Asd):
-            raise ConfigError("Only sampler='asd' has windows to calibrate; make the policy with it.")
+        sampler, spec = self.calibratable()
         with self.model.evaluating():
             calibration = sampler.calibrate(conds, batch_size)
         self.windows.keep(self._calibrated(spec, batch_size), calibration)

@@ -174,6 +174,7 @@ class DiffusionPolicy:
             ObservationError: as `act`.
             CheckpointError: if the windows cannot be saved beside the checkpoint. The policy uses them all the same.
         """
+        self.chunks.calibratable()
         observations, batch_size = list(observations), as_count(batch_size, "batch_size")
         if batch_size > len(observations):
             raise ConfigError(

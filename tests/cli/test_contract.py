@@ -158,7 +158,7 @@ def run_without(package: str, commands: dict[str, list[str]]) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize(
-    ("package", "doing_without"), [("tyro", {"gpu-check"}), ("rich", {"gpu-check", "data download"})]
+    ("package", "doing_without"), [("tyro", {"gpu-check"}), ("rich", {"gpu-check", "data download", "data export"})]
 )
 def test_without_the_packages_of_the_command_line(package, doing_without):
     needing = [name for name in COMMANDS if name not in doing_without]

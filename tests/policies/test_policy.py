@@ -64,7 +64,8 @@ def test_an_environment_acts_alike_alone_and_in_a_batch(checkpoint, sampler, opt
     assert together.shape == (20, 3, 2)
     for row, seed in enumerate((3, 4, 5)):
         policy.reset(seed=seed)
-        np.testing.assert_allclose(together[:, row], acts(policy, 20), atol=1e-4)
+        # Batches round differently, and the untrained network amplifies it. Another row's noise would differ by 1.
+        np.testing.assert_allclose(together[:, row], acts(policy, 20), atol=1e-2)
 
 
 def test_global_generator_is_left_alone(checkpoint):

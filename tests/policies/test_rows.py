@@ -145,9 +145,9 @@ def test_rows_that_are_not_reset_go_on(checkpoint):
                 policy.reset(mask=begins, seeds=[9])
             actions.append(policy.act(observation(step, 3)))
         streams.append(np.stack(actions))
-    np.testing.assert_allclose(streams[0][:, [0, 2]], streams[1][:, [0, 2]], atol=1e-4)
+    np.testing.assert_allclose(streams[0][:, [0, 2]], streams[1][:, [0, 2]], atol=1e-2)
     np.testing.assert_allclose(streams[0][:5], streams[1][:5], atol=1e-5)
-    assert not np.allclose(streams[0][5:, 1], streams[1][5:, 1], atol=1e-2)
+    assert not np.allclose(streams[0][5:, 1], streams[1][5:, 1], atol=1e-1)
 
 
 def test_stats_tell_which_rows_were_planned(checkpoint):

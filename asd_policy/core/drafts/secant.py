@@ -43,12 +43,12 @@ def pooled_gain(numerator: Tensor, denominator: Tensor, step: Tensor) -> Tensor:
     steps j = k, k - 2, k - 6, k - 12, k - 20, with w_kj = exp(-(k - j)^2 / (2 WIDTH^2)) and the prior gain
     g_k = PRIOR_GAIN (k / K)^2. In plain torch it takes the memory of 2 TAPS tensors (B, W, *E); compiled, of none.
     """
-    per_event = (...,) + (None,) * (numerator.ndim - 2)
+    per_event, dtype = (...,) + (None,) * (numerator.ndim - 2), numerator.dtype
     tap = torch.arange(TAPS, device=step.device)
     back = tap * (tap + 1)
     source = step.unsqueeze(2) - back  # (B, W, TAPS)
-    weight = torch.where(source >= 0, torch.exp(-((back / WIDTH) ** 2) / 2), 0)[per_event].to(numerator.dtype)
+    weight = torch.where(source >= 0, torch.exp(-((back.to(dtype) / WIDTH) ** 2) / 2), 0)[per_event]
     at = torch.arange(len(step), device=step.device).view(-1, 1, 1), source.clamp(min=0)
     above, below = ((weight * evidence[at]).sum(dim=2) for evidence in (numerator, denominator))
-    prior = PRIOR_GAIN * (step / numerator.shape[1]).square()[per_event].to(numerator.dtype)
+    prior = PRIOR_GAIN * (step.to(dtype) / numerator.shape[1]).square()[per_event]
     return ((PRIOR_WEIGHT * prior + above) / (PRIOR_WEIGHT + below)).clamp(0, MAX_GAIN)
