@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python scripts/evaluate.py --checkpoint checkpoints/$(TASK) --seeds 100000-100002 --out results/demo-$(TASK) --overwrite
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

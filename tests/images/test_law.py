@@ -60,7 +60,10 @@ def test_control_broken_verifier(pipe, expected, monkeypatch):
     assert laws.smallest_p(x, expected) < laws.REJECT
 
 
-@pytest.mark.parametrize(("thresholding", "capture"), [(False, "eager"), (True, "eager"), (False, "compile")])
+COMPILED = pytest.param(False, "compile", marks=pytest.mark.slow)  # tests of capture draw the same samples compiled
+
+
+@pytest.mark.parametrize(("thresholding", "capture"), [(False, "eager"), (True, "eager"), COMPILED])
 def test_law_of_guided_labels(thresholding, capture):
     pipe = pixel_pipeline(3, prediction_type="sample", thresholding=thresholding, sample_max_value=1.5)
     arguments = {"class_labels": [0] * N, "guidance_scale": GUIDANCE, "negative_label": 2, "output_type": "latent"}
