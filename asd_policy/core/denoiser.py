@@ -58,10 +58,10 @@ def clipped(x0: Tensor, clip: float | None) -> Tensor:
 
 
 class NetworkDenoiser(nn.Module):
-    """x0 = clip(c_skip(t) x + c_out(t) net(c_in(t) x, c_noise(t), cond)): Karras et al. 2022, eq. 7.
+    """x0 = clip(c_skip(t) x + c_out(t) net(c_in(t) x, c_noise(t), cond)).
 
-    Subclasses define `weights`, and `scale` and `network_time` unless the network takes x and t as they are.
-    (https://arxiv.org/abs/2206.00364)
+    Karras et al. 2022, eq. 7 (https://arxiv.org/abs/2206.00364). Subclasses define `weights`, and `scale` and
+    `network_time` unless the network takes x and t as they are.
     """
 
     def __init__(self, net: Network, clip: float | None):
@@ -84,7 +84,7 @@ class NetworkDenoiser(nn.Module):
         return t
 
     def check_timesteps(self, timesteps: Tensor) -> None:
-        """Raise ConfigError if the denoiser cannot be told one of the timesteps (K,), on the CPU."""
+        """Raise ConfigError if the denoiser does not take one of the timesteps (K,), on the CPU."""
         usable = torch.stack([*self.weights(timesteps), self.network_time(timesteps)]).isfinite().all(dim=0)
         if not bool(usable.all()):
             raise ConfigError(
@@ -229,7 +229,7 @@ Evaluate = Callable[[Denoiser, Tensor, Tensor, Tensor, Context], Tensor]
 
 
 def check_timesteps(denoiser: Denoiser, timesteps: Tensor) -> None:
-    """Raise ConfigError if the denoiser tells that it cannot be told one of the timesteps (K,), on the CPU."""
+    """Raise ConfigError if a `NetworkDenoiser` does not take one of the timesteps (K,), on the CPU."""
     if isinstance(denoiser, NetworkDenoiser):
         denoiser.check_timesteps(timesteps)
 

@@ -105,7 +105,7 @@ def chain_sampler(
 
 
 ddpm_sampler = chain_sampler
-"""A DDPM's, whose chain is a Schedule."""
+"""`chain_sampler` for a DDPM, whose chain is a Schedule."""
 
 
 def ddim_sampler(
@@ -251,7 +251,7 @@ def sample_chain(
 
 
 sample_ddpm = sample_chain
-"""Ancestral sampling of a Schedule (Ho et al. 2020, Algorithm 2)."""
+"""`sample_chain` for a DDPM: ancestral sampling (Ho et al. 2020, Algorithm 2)."""
 
 
 def sample_ddim(

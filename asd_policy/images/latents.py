@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from asd_policy.core import Asd, AsdSampler, Denoiser, Draft, SampleStats
@@ -61,37 +61,47 @@ class Request(NamedTuple):
     callback_on_step_end_tensor_inputs: Sequence[str]
 
 
-class LatentSampler:
-    """Samples the latents of a text-to-image pipeline as it is at each call.
+class LatentPipeline:
+    """Samples the latents of a text-to-image pipeline as it is at each call; subclasses encode texts and decode images.
 
     Args:
         pipe, draft, window, max_states, capture: as `accelerate_pipeline`.
-        kind: the kind of pipeline that is expected.
+
+    Attributes:
+        kind: the kind of pipeline that the subclass takes.
+        pipe: the pipeline, as it is at each call.
+        stats: the cost of the last images; None if they were interrupted.
 
     Raises:
         ConfigError: as `accelerate_pipeline`.
     """
 
+    kind: ClassVar[Kind]
+
     def __init__(
         self,
         pipe: Any,
-        kind: Kind,
-        draft: str | Draft,
-        window: Window,
-        max_states: int | None,
-        capture: str | Capture,
+        draft: str | Draft = "path",
+        window: Window = 24,
+        max_states: int | None = None,
+        capture: str | Capture = "eager",
     ):
-        self.pipe, self._kind = pipe, kind
+        self.pipe = pipe
         self.stats: SampleStats | None = None
-        self.betas = DdpmOfBetas(clips_by_default=False)  # DDPMScheduler's own default would clip latents at 1
+        self._betas = DdpmOfBetas(clips_by_default=False)  # DDPMScheduler's own default would clip latents at 1
         self._spec = Asd(draft, checked_window(window), capture)
         max_states = None if max_states is None else whole("max_states", max_states)
         self._samplers: PipelineSamplers[AsdSampler] = PipelineSamplers(capture, max_states)
         network = self._network(1.0)
         # Raises now what would fail at the first prompt.
-        self._build(network, law_at_construction(pipe.scheduler, self._spec.window, self.betas), (1,))
+        self._build(network, law_at_construction(pipe.scheduler, self._spec.window, self._betas), (1,))
 
-    def begin(self, request: Request, height: int | None, width: int | None) -> AsdSampler:
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
+        return self._betas.scheduler(self.pipe.scheduler)
+
+    def _begin(self, request: Request, height: int | None, width: int | None) -> AsdSampler:
         """Check the request against the present pipeline, set the attributes that diffusers sets, make the sampler.
 
         Args:
@@ -103,17 +113,19 @@ class LatentSampler:
         check_name("output_type", request.output_type, OUTPUT_TYPES)
         self._samplers.check_watcher("callback_on_step_end", request.callback_on_step_end)
         inputs = request.callback_on_step_end_tensor_inputs
-        check_callback(request.callback_on_step_end, inputs, self._kind.tensor_inputs)
+        check_callback(request.callback_on_step_end, inputs, self.kind.tensor_inputs)
         network = self._network(request.guidance_scale, request.guidance_rescale, request.cross_attention_kwargs)
         shape = self._event_shape(height, width, request.latents)
         pipe = self.pipe
-        sampler = self._build(network, law_of(pipe.scheduler, request.steps, self.betas), shape)
+        sampler = self._build(network, law_of(pipe.scheduler, request.steps, self._betas), shape)
         pipe._guidance_scale, pipe._guidance_rescale = network.guidance_scale, network.guidance_rescale
         pipe._clip_skip, pipe._cross_attention_kwargs = request.clip_skip, request.cross_attention_kwargs
         pipe._num_timesteps, pipe._interrupt = sampler.num_steps, False
         return sampler
 
-    def draw(self, sampler: AsdSampler, request: Request, cond: Tensor, tensors: Mapping[str, Tensor | None]) -> Tensor:
+    def _draw(
+        self, sampler: AsdSampler, request: Request, cond: Tensor, tensors: Mapping[str, Tensor | None]
+    ) -> Tensor:
         """Latents (B, C, H, W): finished, or in the state at which a callback stopped them.
 
         Args:
@@ -137,7 +149,7 @@ class LatentSampler:
 
     def _network(self, guidance_scale: float, rescale: float = 0.0, attention: Any = None) -> UnetNetwork:
         """The pipeline's present U-Net."""
-        pipe, kind = self.pipe, self._kind
+        pipe, kind = self.pipe, self.kind
         own = ("__call__", "prepare_latents")
         check_pipeline(pipe, kind.pipeline, ("unet", "vae", "scheduler"), own, kind.additions)
         guidance_scale, rescale = finite("guidance_scale", guidance_scale), finite("guidance_rescale", rescale)
@@ -145,6 +157,8 @@ class LatentSampler:
         latent, decoded = pipe.unet.config.in_channels, pipe.vae.config.get("latent_channels")
         if decoded not in (None, latent):
             raise ConfigError(f"The U-Net makes latents of {latent} channels; the VAE decodes {decoded}.")
+        if getattr(pipe, "safety_checker", None) is not None and pipe.feature_extractor is None:
+            raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")
         return network
 
     def _build(self, network: UnetNetwork, law: Law, event_shape: tuple[int, ...]) -> AsdSampler:

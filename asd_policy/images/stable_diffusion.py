@@ -6,25 +6,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from asd_policy.core import Draft, SampleStats
-from asd_policy.core.capture.protocol import Capture
-from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import as_config_errors, check_embeddings, check_words, refuse, whole
 from asd_policy.images.callbacks import StepEnd
-from asd_policy.images.latents import Kind, LatentSampler, Request, halves
+from asd_policy.images.latents import Kind, LatentPipeline, Request, halves
 from asd_policy.images.laws import StepsAsked, warn_of_ddim
 from asd_policy.images.noise import Generators
-
-KIND = Kind(
-    StableDiffusionPipeline,
-    additions=(None, "text"),
-    tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds"),
-)
 
 
 class _Texts(NamedTuple):
@@ -36,34 +27,14 @@ class _Texts(NamedTuple):
     negative_prompt_embeds: Tensor | None
 
 
-class AsdStableDiffusion:
+class AsdStableDiffusion(LatentPipeline):
     """Has the call of a StableDiffusionPipeline; made by `accelerate_pipeline`."""
 
-    def __init__(
-        self,
-        pipe: StableDiffusionPipeline,
-        draft: str | Draft = "path",
-        window: Window = 24,
-        max_states: int | None = None,
-        capture: str | Capture = "eager",
-    ):
-        _check_safety(pipe)
-        self._latents = LatentSampler(pipe, KIND, draft, window, max_states, capture)
-
-    @property
-    def pipe(self) -> StableDiffusionPipeline:
-        """The pipeline, as it is at each call."""
-        return self._latents.pipe
-
-    @property
-    def stats(self) -> SampleStats | None:
-        """The cost of the last images; None if they were interrupted."""
-        return self._latents.stats
-
-    @property
-    def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
-        return self._latents.betas.scheduler(self.pipe.scheduler)
+    kind = Kind(
+        StableDiffusionPipeline,
+        additions=(None, "text"),
+        tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds"),
+    )
 
     @torch.no_grad()
     def __call__(
@@ -132,13 +103,12 @@ class AsdStableDiffusion:
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        _check_safety(self.pipe)
-        sampler = self._latents.begin(request, height, width)
+        sampler = self._begin(request, height, width)
         warn_of_ddim(self.pipe.scheduler, request.steps)
         texts = _Texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         cond = self._encode(texts, whole("num_images_per_prompt", num_images_per_prompt))
         embeds = {"prompt_embeds": cond[:, -1], "negative_prompt_embeds": cond[:, 0] if cond.shape[1] > 1 else None}
-        drawn = self._latents.draw(sampler, request, cond, embeds)
+        drawn = self._draw(sampler, request, cond, embeds)
         images, flags = self._decode(drawn, output_type, cond.dtype, generator)
         self.pipe.maybe_free_model_hooks()
         return StableDiffusionPipelineOutput(images, flags) if return_dict else (images, flags)
@@ -184,9 +154,3 @@ class AsdStableDiffusion:
             image, flags = pipe.run_safety_checker(image, image.device, dtype)
         denormalize = [True] * len(image) if flags is None else [not flag for flag in flags]
         return pipe.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
-
-
-def _check_safety(pipe: Any) -> None:
-    """Raise ConfigError if the pipeline has a safety checker without the feature extractor that feeds it."""
-    if getattr(pipe, "safety_checker", None) is not None and pipe.feature_extractor is None:
-        raise ConfigError("The pipeline has a safety checker and no feature_extractor; expected both or neither.")

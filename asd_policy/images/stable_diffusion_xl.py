@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from torch import Tensor
 
-from asd_policy.core import Draft, SampleStats
-from asd_policy.core.capture.protocol import Capture
-from asd_policy.core.window import Window
 from asd_policy.errors import ConfigError
 from asd_policy.images.arguments import (
     as_config_errors,
@@ -25,18 +22,12 @@ from asd_policy.images.arguments import (
 )
 from asd_policy.images.callbacks import StepEnd
 from asd_policy.images.conditions import TextAndSizes, pooled_width
-from asd_policy.images.latents import Kind, LatentSampler, Request, halves
+from asd_policy.images.latents import Kind, LatentPipeline, Request, halves
 from asd_policy.images.laws import StepsAsked, warn_of_ddim
 from asd_policy.images.noise import Generators
 
 Pair = Sequence[float]
 """Two numbers: a height and a width, or the top and the left edge of a crop."""
-
-KIND = Kind(
-    StableDiffusionXLPipeline,
-    additions=("text_time",),
-    tensor_inputs=("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"),
-)
 
 
 class _Texts(NamedTuple):
@@ -63,33 +54,14 @@ class _Sizes(NamedTuple):
     negative_target_size: Pair | None
 
 
-class AsdStableDiffusionXL:
+class AsdStableDiffusionXL(LatentPipeline):
     """Has the call of a StableDiffusionXLPipeline; made by `accelerate_pipeline`."""
 
-    def __init__(
-        self,
-        pipe: StableDiffusionXLPipeline,
-        draft: str | Draft = "path",
-        window: Window = 24,
-        max_states: int | None = None,
-        capture: str | Capture = "eager",
-    ):
-        self._latents = LatentSampler(pipe, KIND, draft, window, max_states, capture)
-
-    @property
-    def pipe(self) -> StableDiffusionXLPipeline:
-        """The pipeline, as it is at each call."""
-        return self._latents.pipe
-
-    @property
-    def stats(self) -> SampleStats | None:
-        """The cost of the last images; None if they were interrupted."""
-        return self._latents.stats
-
-    @property
-    def scheduler(self) -> DDPMScheduler:
-        """The DDPM with the betas of the pipeline's scheduler, which is sampled unless the scheduler is kept."""
-        return self._latents.betas.scheduler(self.pipe.scheduler)
+    kind = Kind(
+        StableDiffusionXLPipeline,
+        additions=("text_time",),
+        tensor_inputs=("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"),
+    )
 
     @torch.no_grad()
     def __call__(
@@ -156,7 +128,7 @@ class AsdStableDiffusionXL:
         )
         default = _default_size(self.pipe, height, width)
         size = default if latents is None or (height, width) != (None, None) else (None, None)
-        sampler = self._latents.begin(request, *size)
+        sampler = self._begin(request, *size)
         warn_of_ddim(self.pipe.scheduler, request.steps)
         self.pipe._denoising_end = None
         texts = _Texts(
@@ -183,7 +155,7 @@ class AsdStableDiffusionXL:
             "add_text_embeds": cond.pooled[:, -1],
             "add_time_ids": cond.sizes[:, -1],
         }
-        drawn = self._latents.draw(sampler, request, cond.packed(), given)
+        drawn = self._draw(sampler, request, cond.packed(), given)
         images = self._decode(drawn, output_type)
         self.pipe.maybe_free_model_hooks()
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)

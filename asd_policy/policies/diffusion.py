@@ -47,26 +47,12 @@ class DiffusionPolicy:
     After `reset(seed=...)` there is one environment: `act` takes observations (D,) and returns an action (A,). After
     `reset(seeds=[...])` there are B: `act` takes (B, D) and returns (B, A). `batch_shape` is () or (B,).
 
-    Args:
-        model: the networks.
-        sampler: draws chunks with the networks; built from `spec`.
-        spec: the sampler's spec.
-        windows: the file of calibrated windows, written by `calibrate` and read for `window="auto"`.
-        guess: a learned first guess for sampler="asd", on the model's device; None starts without one.
-
     Attributes:
         chunks: samples the chunks, without episodes.
     """
 
-    def __init__(
-        self,
-        model: PolicyModel,
-        sampler: Sampler,
-        spec: SamplerSpec,
-        windows: WindowsFile,
-        guess: ChunkGuess | None = None,
-    ):
-        self.chunks = ChunkSampler(model, sampler, spec, windows, guess)
+    def __init__(self, chunks: ChunkSampler):
+        self.chunks = chunks
         self._stats: ChunkStats | None = None
         self._begin([], batched=False)
 
@@ -156,7 +142,7 @@ class DiffusionPolicy:
         model, spec = self.chunks.model, as_spec(sampler, **options)
         again = PolicyModel(model.network, model.normalizer, model.config, model.device, model.dtype, model.encoders)
         windows = WindowsFile(self.chunks.windows.path)
-        return DiffusionPolicy(again, build_sampler(again, spec), spec, windows, self.chunks.guess)
+        return DiffusionPolicy(ChunkSampler(again, build_sampler(again, spec), spec, windows, self.guess))
 
     def calibrate(self, observations: Sequence[Observation], batch_size: int = 1) -> Calibration:
         """Choose the windows of `window="auto"` for this network, draft, capture and device; takes seconds to minutes.

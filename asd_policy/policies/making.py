@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from asd_policy.core import SamplerOptions, SamplerSpec, as_spec
+from asd_policy.policies.chunk_sampler import ChunkSampler
 from asd_policy.policies.config import PolicyConfig
 from asd_policy.policies.diffusion import DiffusionPolicy
 from asd_policy.policies.guess import ChunkGuess, fitting
@@ -48,4 +49,4 @@ def make_policy(
     model, spec = PolicyModel(network, normalizer, config, device, dtype, encoders), as_spec(sampler, **options)
     if guess is not None:
         guess = fitting(guess, config.global_cond_dim, model.event_shape).to(model.device)
-    return DiffusionPolicy(model, build_sampler(model, spec), spec, WindowsFile(windows_file), guess)
+    return DiffusionPolicy(ChunkSampler(model, build_sampler(model, spec), spec, WindowsFile(windows_file), guess))

@@ -31,9 +31,8 @@ class PathMemory(NamedTuple):
 class PathDraft:
     """The kept prediction of each step, corrected for how its state has moved: X_k + g (y - y_k).
 
-    The gain g, one for each element of the event, is pooled over the steps up to k that were evaluated twice. A warm
-    start is averaged over the steps: an earlier draw's predictions at different steps are noisy views of one mean.
-    A chain keeps four tensors (K, *E) of float32: 0.17 MiB for K = 100 and a chunk of 16 x 7.
+    The gain g, one for each element of the event, is pooled over the steps up to k that were evaluated twice. A chain
+    keeps four tensors (K, *E) of float32: 0.17 MiB for K = 100 and a chunk of 16 x 7.
     """
 
     calls = 1
